@@ -1,0 +1,131 @@
+//! The generated contracts, and the way between their messages and the [words](crate::words).
+//!
+//! A message that came in is turned into words at once; what cannot be is answered with
+//! `INVALID_ARGUMENT` and the reason.
+
+use tonic::Status;
+
+use crate::words::{Identifier, NotAWord, Npub, Oid, RefName, RepoId};
+
+/// As the compiler makes it: nested like the packages are, so that they find each other.
+#[allow(missing_docs, clippy::all, clippy::pedantic)]
+mod generated {
+    pub mod relay {
+        pub mod v1 {
+            tonic::include_proto!("grasp.relay.v1");
+        }
+    }
+    pub mod git {
+        pub mod v1 {
+            tonic::include_proto!("grasp.git.v1");
+        }
+    }
+}
+
+/// `grasp.git.v1`, served by gitd.
+pub use generated::git::v1 as git;
+/// `grasp.relay.v1`, served by the relay.
+pub use generated::relay::v1 as relay;
+
+/// Descriptors of all contracts, for gRPC reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// One line of a push, in words: move `name` from `old` to `new`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Command {
+    /// What the pusher saw; [`Oid::ZERO`] for nothing.
+    pub old: Oid,
+    /// What it shall be; [`Oid::ZERO`] to delete it.
+    pub new: Oid,
+    /// Which ref.
+    pub name: RefName,
+}
+
+impl From<NotAWord> for Status {
+    fn from(error: NotAWord) -> Self {
+        Status::invalid_argument(error.to_string())
+    }
+}
+
+impl From<&RepoId> for relay::Repository {
+    fn from(repo: &RepoId) -> Self {
+        Self {
+            owner: repo.owner.as_bytes().to_vec(),
+            identifier: repo.identifier.to_string(),
+        }
+    }
+}
+
+impl TryFrom<relay::Repository> for RepoId {
+    type Error = NotAWord;
+
+    fn try_from(message: relay::Repository) -> Result<Self, NotAWord> {
+        Ok(Self {
+            owner: Npub::from_slice(&message.owner)?,
+            identifier: Identifier::parse(&message.identifier)?,
+        })
+    }
+}
+
+/// The repository a request must name.
+pub fn repository(message: Option<relay::Repository>) -> Result<RepoId, Status> {
+    let message = message.ok_or_else(|| Status::invalid_argument("repository is missing"))?;
+    Ok(message.try_into()?)
+}
+
+impl From<&Command> for relay::Command {
+    fn from(command: &Command) -> Self {
+        Self {
+            old: command.old.as_bytes().to_vec(),
+            new: command.new.as_bytes().to_vec(),
+            name: command.name.to_string(),
+        }
+    }
+}
+
+impl TryFrom<relay::Command> for Command {
+    type Error = NotAWord;
+
+    fn try_from(message: relay::Command) -> Result<Self, NotAWord> {
+        Ok(Self {
+            old: Oid::from_slice(&message.old)?,
+            new: Oid::from_slice(&message.new)?,
+            name: RefName::parse(&message.name)?,
+        })
+    }
+}
+
+impl git::Ref {
+    /// A ref with its value; `None` is written as an empty oid.
+    pub fn new(name: &RefName, oid: Option<Oid>) -> Self {
+        Self {
+            name: name.to_string(),
+            oid: oid.map(|oid| oid.as_bytes().to_vec()).unwrap_or_default(),
+        }
+    }
+
+    /// Name and value in words; an empty oid is `None`.
+    pub fn into_words(self) -> Result<(RefName, Option<Oid>), NotAWord> {
+        let oid = match self.oid.is_empty() {
+            true => None,
+            false => Some(Oid::from_slice(&self.oid)?),
+        };
+        Ok((RefName::parse(&self.name)?, oid))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_without_words_is_refused() {
+        let status = repository(Some(relay::Repository {
+            owner: vec![1; 31],
+            identifier: "x".into(),
+        }))
+        .unwrap_err();
+        assert_eq!(status.code(), tonic::Code::InvalidArgument);
+        assert!(repository(None).is_err());
+    }
+}

@@ -1,0 +1,13 @@
+//! What graspd's processes have in common, and nothing that only one of them needs.
+//!
+//! - [`words`]: identifiers, keys, object ids, ref names – checked once, at the border
+//! - [`contract`]: the generated gRPC contracts, and messages turned into words
+//! - [`transport`]: how a contract is reached: endpoints, credentials, deadlines, traces
+//! - [`process`]: how a process lives: settings, logging, metrics, shutdown
+//!
+//! No policy, no git, no Nostr logic.
+
+pub mod contract;
+pub mod process;
+pub mod transport;
+pub mod words;

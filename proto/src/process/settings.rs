@@ -1,0 +1,496 @@
+//! What a process is told: flag, environment variable, `.env` file, default – in this order of
+//! precedence, the same name everywhere.
+//!
+//! [`VARIABLES`] is the one list: the flags, `graspd config`, the warning about unknown names and
+//! the configuration reference in `docs/` are all made from it.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+/// One thing that can be set.
+#[derive(Debug)]
+pub struct Variable {
+    /// Its name in the environment; the flag is the same without `NGIT_`, in kebab case.
+    pub name: &'static str,
+    /// What it is when nobody sets it; `None`: unset.
+    pub default: Option<&'static str>,
+    /// What it means, for the reference.
+    pub meaning: &'static str,
+    /// Must never be printed.
+    pub secret: bool,
+    /// Not acted on by this version: setting it is warned about.
+    pub reserved: bool,
+}
+
+const fn variable(
+    name: &'static str,
+    default: Option<&'static str>,
+    meaning: &'static str,
+) -> Variable {
+    Variable {
+        name,
+        default,
+        meaning,
+        secret: false,
+        reserved: false,
+    }
+}
+
+const fn secret(name: &'static str, meaning: &'static str) -> Variable {
+    Variable {
+        secret: true,
+        ..variable(name, None, meaning)
+    }
+}
+
+const fn reserved(name: &'static str, meaning: &'static str) -> Variable {
+    Variable {
+        reserved: true,
+        ..variable(name, None, meaning)
+    }
+}
+
+/// Everything that can be set.
+#[rustfmt::skip]
+pub static VARIABLES: &[Variable] = &[
+    variable("NGIT_DOMAIN", None, "Public `host[:port]` of the service. Required, except that with a listener on loopback `localhost:<port>` is assumed."),
+    variable("NGIT_BIND_ADDRESS", Some("127.0.0.1:7334"), "The public listener."),
+    variable("NGIT_GIT_DATA_PATH", Some("./data/git"), "Where repositories lie, as `<npub>/<identifier>.git`."),
+    variable("NGIT_RELAY_DATA_PATH", Some("./data/relay"), "Where events and the purgatory journal lie."),
+    variable("NGIT_DATABASE_BACKEND", Some("lmdb"), "`lmdb`, or `memory`: events and purgatory in memory only; repositories still in `NGIT_GIT_DATA_PATH`, in a temporary directory only where that is unset."),
+    variable("NGIT_RELAY_NAME", None, "NIP-11 name; made from the domain when unset."),
+    variable("NGIT_RELAY_DESCRIPTION", None, "NIP-11 description; made from the domain when unset."),
+    secret("NGIT_RELAY_OWNER_NSEC", "Identity of the service (nsec or hex). When unset: the file `.relay-owner.nsec` in the working directory, else in the relay data path, made there at first start."),
+    variable("NGIT_RELAY_OWNER_NSEC_FILE", None, "File to read `NGIT_RELAY_OWNER_NSEC` from."),
+    variable("NGIT_OWNER_NPUB", None, "Of older deployments; ignored."),
+    variable("NGIT_TRUSTED_PROXY_CIDRS", Some(""), "Comma-separated networks of peers whose `Forwarded` and `X-Forwarded-For` are believed."),
+    variable("NGIT_MAX_CONNECTIONS", None, "Most websocket connections at once; unlimited when unset."),
+    variable("NGIT_RELAY_MAX_SUBSCRIPTIONS", Some("500"), "Most subscriptions of one connection."),
+    variable("NGIT_RELAY_FILTER_LIMIT", Some("500"), "Most stored events one filter is answered with."),
+    variable("NGIT_RELAY_MAX_EVENT_SIZE_BYTES", Some("196608"), "Largest event accepted, in bytes."),
+    variable("NGIT_RELAY_EVENTS_PER_MINUTE", Some("60"), "Most events one connection may send in a minute."),
+    variable("NGIT_METRICS_ENABLED", Some("true"), "Whether `/metrics` answers."),
+    variable("NGIT_METRICS_TOP_N_REPOS", Some("10"), "How many repositories `/metrics` names one by one."),
+    variable("NGIT_METRICS_CONNECTION_PER_IP_ABUSE_THRESHOLD", Some("10"), "Connections from one address from which on it counts as suspicious in `/metrics`."),
+    variable("NGIT_LOG_LEVEL", Some("info"), "Log filter (`info`, or `debug,hyper=warn`); `RUST_LOG` is read too."),
+    variable("NGIT_LOG_FORMAT", Some("text"), "`text` or `json`."),
+    variable("NGIT_TEST", None, "`1`: a quick clock for tests. Said loudly in the log."),
+    variable("NGIT_RELAY_GRPC_ADDRESS", None, "Where the relay's internal services listen and are found: `http://host:port` or `unix:/path`. A socket in the run directory when unset."),
+    variable("NGIT_GITD_GRPC_ADDRESS", None, "Where gitd's internal services listen and are found. As above."),
+    variable("NGIT_GITD_HTTP_ADDRESS", None, "Where gitd's smart HTTP listens and is found. As above."),
+    secret("NGIT_INTERNAL_TOKEN_RELAY", "Credential of the relay on internal calls. The three are made for the run when all processes start together."),
+    variable("NGIT_INTERNAL_TOKEN_RELAY_FILE", None, "File to read it from."),
+    secret("NGIT_INTERNAL_TOKEN_GITD", "Credential of gitd on internal calls."),
+    variable("NGIT_INTERNAL_TOKEN_GITD_FILE", None, "File to read it from."),
+    secret("NGIT_INTERNAL_TOKEN_WORKER", "Credential of syncworkers on internal calls."),
+    variable("NGIT_INTERNAL_TOKEN_WORKER_FILE", None, "File to read it from."),
+    variable("NGIT_SHUTDOWN_GRACE_SECS", Some("30"), "How long transfers may go on after SIGTERM, in seconds."),
+    variable("NGIT_GIT_MAX_PACK_BYTES", Some("17179869184"), "Largest pack taken in that a signed event wants, in bytes."),
+    variable("NGIT_GIT_MAX_STAGED_PACK_BYTES", Some("1073741824"), "Largest pack taken in that nobody has signed for yet, in bytes."),
+    reserved("NGIT_SYNC_BOOTSTRAP_RELAY_URL", "First relay to sync from."),
+    reserved("NGIT_SYNC_BASE_BACKOFF_SECS", "Relay-to-relay sync."),
+    reserved("NGIT_SYNC_MAX_BACKOFF_SECS", "Relay-to-relay sync."),
+    reserved("NGIT_SYNC_DISCONNECT_CHECK_INTERVAL_SECS", "Relay-to-relay sync."),
+    reserved("NGIT_SYNC_STARTUP_DELAY_SECS", "Relay-to-relay sync."),
+    reserved("NGIT_SYNC_STARTUP_JITTER_MS", "Relay-to-relay sync."),
+    reserved("NGIT_SYNC_BATCH_WINDOW_MS", "Relay-to-relay sync."),
+    reserved("NGIT_SYNC_DISABLE_NEGENTROPY", "Relay-to-relay sync."),
+    reserved("NGIT_SYNC_LOOP_INTERVAL_MS", "How often the hunt queue is looked at."),
+    reserved("NGIT_SYNC_MAX_CONCURRENT_PER_DOMAIN", "Domain budget of the hunt."),
+    reserved("NGIT_SYNC_MAX_PER_MINUTE_PER_DOMAIN", "Domain budget of the hunt."),
+    reserved("NGIT_SYNC_DEFAULT_DELAY_SECS", "First hunt after a user's event."),
+    reserved("NGIT_SYNC_IMMEDIATE_DELAY_MS", "First hunt after a synced event."),
+    reserved("NGIT_SYNC_ALLOW_NON_GLOBAL_TARGETS", "Whether workers may connect to addresses that are not public."),
+    reserved("NGIT_REJECTED_HOT_CACHE_DURATION_SECS", "Rejected-event index."),
+    reserved("NGIT_REJECTED_COLD_INDEX_EXPIRY_SECS", "Rejected-event index."),
+    reserved("NGIT_REPOSITORY_WHITELIST", "Curation."),
+    reserved("NGIT_REPOSITORY_BLACKLIST", "Moderation."),
+    reserved("NGIT_EVENT_BLACKLIST", "Moderation."),
+    reserved("NGIT_ARCHIVE_ALL", "GRASP-05."),
+    reserved("NGIT_ARCHIVE_WHITELIST", "GRASP-05."),
+    reserved("NGIT_ARCHIVE_GRASP_SERVICES", "GRASP-05."),
+    reserved("NGIT_ARCHIVE_READ_ONLY", "GRASP-05."),
+    reserved("NGIT_NAUGHTY_LIST_EXPIRATION_HOURS", "How long a broken server is set aside."),
+    reserved("NGIT_GRASP06_ENABLE", "GRASP-06."),
+    reserved("NGIT_INTERNAL_TLS_CERT", "Mutual TLS between the processes."),
+    reserved("NGIT_INTERNAL_TLS_KEY", "Mutual TLS between the processes."),
+    reserved("NGIT_INTERNAL_TLS_CA", "Mutual TLS between the processes."),
+    reserved("NGIT_WORKERS", "How many syncworkers are started."),
+    reserved("NGIT_SYNC_WORKER_CONCURRENCY", "Identifiers one worker hunts at once."),
+];
+
+impl Variable {
+    /// The variable of this name.
+    pub fn named(name: &str) -> Option<&'static Self> {
+        VARIABLES.iter().find(|variable| variable.name == name)
+    }
+
+    /// Its command-line flag, without the dashes.
+    pub fn flag(&self) -> String {
+        self.name
+            .trim_start_matches("NGIT_")
+            .to_lowercase()
+            .replace('_', "-")
+    }
+}
+
+/// Where a value came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// The command line.
+    Flag,
+    /// The environment.
+    Environment,
+    /// A `.env` file.
+    DotEnv(PathBuf),
+    /// Nobody set it.
+    Default,
+    /// Worked out by the process itself, for the reason given.
+    Derived(&'static str),
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Flag => f.write_str("flag"),
+            Self::Environment => f.write_str("environment"),
+            Self::DotEnv(path) => write!(f, "{}", path.display()),
+            Self::Default => f.write_str("default"),
+            Self::Derived(why) => f.write_str(why),
+        }
+    }
+}
+
+/// A value that cannot be used: which, what it is, where from, and what would be right.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{name} is {value:?} (from {origin}); it must be {expected}")]
+pub struct BadSetting {
+    /// The variable.
+    pub name: &'static str,
+    /// What it is.
+    pub value: String,
+    /// Where that came from.
+    pub origin: Source,
+    /// What would be right.
+    pub expected: String,
+}
+
+/// The effective settings of a process, each with where it came from.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    values: BTreeMap<&'static str, (String, Source)>,
+    unknown: Vec<String>,
+}
+
+impl Settings {
+    /// The environment and the `.env` file in `directory`, below what `flags` say.
+    ///
+    /// # Errors
+    /// A `.env` file that cannot be read or parsed.
+    pub fn load(
+        flags: impl IntoIterator<Item = (&'static str, String)>,
+        directory: &Path,
+    ) -> Result<Self, dotenvy::Error> {
+        let mut settings = Self::default();
+        let file = directory.join(".env");
+        if file.is_file() {
+            for pair in dotenvy::from_path_iter(&file)? {
+                let (name, value) = pair?;
+                settings.take(&name, value, Source::DotEnv(file.clone()));
+            }
+        }
+        for (name, value) in std::env::vars_os() {
+            if let (Some(name), Some(value)) = (name.to_str(), value.to_str()) {
+                settings.take(name, value.to_owned(), Source::Environment);
+            }
+        }
+        for (name, value) in flags {
+            settings.set(name, value, Source::Flag);
+        }
+        Ok(settings)
+    }
+
+    /// Settings that say just this, for tests and for starting roles in one process.
+    pub fn from_pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, String)>) -> Self {
+        let mut settings = Self::default();
+        for (name, value) in pairs {
+            settings.take(name, value, Source::Environment);
+        }
+        settings
+    }
+
+    fn take(&mut self, name: &str, value: String, source: Source) {
+        let name = match name {
+            "RUST_LOG" if !self.values.contains_key("NGIT_LOG_LEVEL") => "NGIT_LOG_LEVEL",
+            name => name,
+        };
+        match Variable::named(name) {
+            // An empty variable, as compose files leave them, is an unset one.
+            Some(variable) if !value.is_empty() => self.set(variable.name, value, source),
+            None if name.starts_with("NGIT_") => self.unknown.push(name.to_owned()),
+            _ => {}
+        }
+    }
+
+    /// Sets one value, whatever it was.
+    pub fn set(&mut self, name: &'static str, value: String, source: Source) {
+        self.values.insert(name, (value, source));
+    }
+
+    /// Says in the log which `NGIT_` variables nobody knows, and which have no effect yet.
+    pub fn warn(&self) {
+        for name in &self.unknown {
+            tracing::warn!("{name} is not a setting of graspd; it is ignored");
+        }
+        for name in self.values.keys() {
+            if Variable::named(name).is_some_and(|variable| variable.reserved) {
+                tracing::warn!("{name} is set, but this version does not act on it");
+            }
+        }
+    }
+
+    /// The value of a variable or its default; `None` if it has neither.
+    pub fn get(&self, name: &'static str) -> Option<&str> {
+        debug_assert!(Variable::named(name).is_some(), "{name} is not in the list");
+        match self.values.get(name) {
+            Some((value, _)) => Some(value),
+            None => Variable::named(name)?.default,
+        }
+    }
+
+    /// Whether somebody set it.
+    pub fn is_set(&self, name: &'static str) -> bool {
+        self.values.contains_key(name)
+    }
+
+    fn source(&self, name: &'static str) -> Source {
+        match self.values.get(name) {
+            Some((_, source)) => source.clone(),
+            None => Source::Default,
+        }
+    }
+
+    /// Says that the value of `name` cannot be used.
+    pub fn bad(&self, name: &'static str, expected: impl Into<String>) -> BadSetting {
+        let hidden = Variable::named(name).is_some_and(|variable| variable.secret);
+        let value = self.get(name).unwrap_or_default();
+        BadSetting {
+            name,
+            value: if hidden { "…" } else { value }.to_owned(),
+            origin: self.source(name),
+            expected: expected.into(),
+        }
+    }
+
+    /// A value that must be there, read by `read`, which says what would be right if it cannot.
+    pub fn parse_with<T>(
+        &self,
+        name: &'static str,
+        read: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Result<T, BadSetting> {
+        let value = self
+            .get(name)
+            .ok_or_else(|| self.bad(name, "set; it has no default"))?;
+        read(value).map_err(|expected| self.bad(name, expected))
+    }
+
+    /// A value that must be there; `expected` says what would be right.
+    pub fn parse<T: FromStr>(&self, name: &'static str, expected: &str) -> Result<T, BadSetting> {
+        self.parse_with(name, |value| value.parse().map_err(|_| expected.to_owned()))
+    }
+
+    /// A value that may be unset.
+    pub fn parse_optional<T: FromStr>(
+        &self,
+        name: &'static str,
+        expected: &str,
+    ) -> Result<Option<T>, BadSetting> {
+        self.get(name)
+            .map(|_| self.parse(name, expected))
+            .transpose()
+    }
+
+    /// A switch: `true`, `false`, `1`, `0`, `yes`, `no`, `on`, `off`; unset is off.
+    pub fn switch(&self, name: &'static str) -> Result<bool, BadSetting> {
+        match self.get(name).unwrap_or("false").to_lowercase().as_str() {
+            "true" | "1" | "yes" | "on" => Ok(true),
+            "false" | "0" | "no" | "off" => Ok(false),
+            _ => Err(self.bad(name, "true or false")),
+        }
+    }
+
+    /// A secret: the variable itself, or the content of the file that `file` names.
+    pub fn secret(
+        &self,
+        name: &'static str,
+        file: &'static str,
+    ) -> Result<Option<String>, BadSetting> {
+        if let Some(value) = self.get(name) {
+            return Ok(Some(value.to_owned()));
+        }
+        let Some(path) = self.get(file) else {
+            return Ok(None);
+        };
+        match std::fs::read_to_string(path) {
+            Ok(content) => Ok(Some(content.trim().to_owned())),
+            Err(error) => Err(self.bad(file, format!("a readable file ({error})"))),
+        }
+    }
+
+    /// The three credentials of internal calls; every one must be set.
+    pub fn tokens(&self) -> Result<crate::transport::Tokens, BadSetting> {
+        let token = |name, file| {
+            let text = self
+                .secret(name, file)?
+                .ok_or_else(|| self.bad(name, "set, when the processes start apart"))?;
+            crate::transport::Token::parse(&text)
+                .map_err(|_| self.bad(name, "at least 16 visible ASCII characters"))
+        };
+        Ok(crate::transport::Tokens {
+            relay: token(
+                "NGIT_INTERNAL_TOKEN_RELAY",
+                "NGIT_INTERNAL_TOKEN_RELAY_FILE",
+            )?,
+            gitd: token("NGIT_INTERNAL_TOKEN_GITD", "NGIT_INTERNAL_TOKEN_GITD_FILE")?,
+            worker: token(
+                "NGIT_INTERNAL_TOKEN_WORKER",
+                "NGIT_INTERNAL_TOKEN_WORKER_FILE",
+            )?,
+        })
+    }
+
+    /// An internal address, which must be set.
+    pub fn endpoint(&self, name: &'static str) -> Result<crate::transport::Endpoint, BadSetting> {
+        self.parse_with(name, str::parse)
+    }
+
+    /// Every variable with its effective value and where that came from, secrets hidden.
+    pub fn effective(&self) -> impl Iterator<Item = (&'static Variable, Option<&str>, Source)> {
+        VARIABLES
+            .iter()
+            .filter(|variable| !variable.reserved || self.is_set(variable.name))
+            .map(|variable| {
+                let value = self.get(variable.name);
+                let shown = match value {
+                    Some(_) if variable.secret => Some("(hidden)"),
+                    value => value,
+                };
+                (variable, shown, self.source(variable.name))
+            })
+    }
+}
+
+/// A command-line flag for every variable.
+pub fn flags() -> impl Iterator<Item = clap::Arg> {
+    VARIABLES.iter().map(|variable| {
+        clap::Arg::new(variable.name)
+            .long(variable.flag())
+            .value_name("VALUE")
+            .help(variable.meaning)
+            .hide(variable.reserved)
+            .global(true)
+    })
+}
+
+/// What the flags made by [`flags`] were given.
+pub fn given(matches: &clap::ArgMatches) -> Vec<(&'static str, String)> {
+    VARIABLES
+        .iter()
+        .filter_map(|variable| {
+            let value = matches.get_one::<String>(variable.name)?;
+            Some((variable.name, value.clone()))
+        })
+        .collect()
+}
+
+/// The configuration reference, as the markdown file in `docs/` has it.
+pub fn reference() -> String {
+    use fmt::Write;
+    let mut page = String::from(
+        "# Configuration\n\n\
+         Flag, environment variable, `.env` file in the working directory, default: in this order\n\
+         of precedence. `graspd config` prints what is in effect and where each value came from.\n\
+         This page is generated from the code (`graspd config --reference`).\n\n\
+         | variable | flag | default | meaning |\n|---|---|---|---|\n",
+    );
+    for variable in VARIABLES.iter().filter(|variable| !variable.reserved) {
+        let default = match variable.default {
+            Some("") => "empty".to_owned(),
+            Some(value) => format!("`{value}`"),
+            None => "unset".to_owned(),
+        };
+        let (name, flag, meaning) = (variable.name, variable.flag(), variable.meaning);
+        writeln!(page, "| `{name}` | `--{flag}` | {default} | {meaning} |")
+            .expect("writing to a string does not fail");
+    }
+    page.push_str(
+        "\nKnown, so that the environment of an existing deployment is not questioned, but not acted on\n\
+         by this version (setting one is warned about at start):\n\n",
+    );
+    for variable in VARIABLES.iter().filter(|variable| variable.reserved) {
+        writeln!(page, "- `{}`: {}", variable.name, variable.meaning)
+            .expect("writing to a string does not fail");
+    }
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn precedence_is_flag_environment_file_default() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join(".env");
+        std::fs::write(&file, "NGIT_RELAY_NAME=file\nNGIT_LOG_FORMAT=json\n").unwrap();
+        let flags = [("NGIT_RELAY_NAME", "flag".to_owned())];
+        let settings = Settings::load(flags, directory.path()).unwrap();
+        assert_eq!(settings.get("NGIT_RELAY_NAME"), Some("flag"));
+        assert_eq!(settings.source("NGIT_LOG_FORMAT"), Source::DotEnv(file));
+        assert_eq!(settings.get("NGIT_BIND_ADDRESS"), Some("127.0.0.1:7334"));
+    }
+
+    #[test]
+    fn a_bad_value_is_named_with_what_would_be_right() {
+        let pairs = [("NGIT_RELAY_FILTER_LIMIT", "many".to_owned())];
+        let settings = Settings::from_pairs(pairs);
+        let error = settings
+            .parse::<u32>("NGIT_RELAY_FILTER_LIMIT", "a number")
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "NGIT_RELAY_FILTER_LIMIT is \"many\" (from environment); it must be a number"
+        );
+    }
+
+    #[test]
+    fn secrets_are_hidden_and_strangers_named() {
+        let settings = Settings::from_pairs([
+            ("NGIT_INTERNAL_TOKEN_GITD", "short".to_owned()),
+            ("NGIT_DOMIAN", "x".to_owned()),
+        ]);
+        assert_eq!(settings.unknown, ["NGIT_DOMIAN"]);
+        assert!(
+            !settings
+                .bad("NGIT_INTERNAL_TOKEN_GITD", "longer")
+                .to_string()
+                .contains("short")
+        );
+        let shown = settings
+            .effective()
+            .find(|(v, ..)| v.secret && v.name.ends_with("GITD"));
+        assert_eq!(shown.unwrap().1, Some("(hidden)"));
+    }
+
+    #[test]
+    fn every_flag_is_unique() {
+        let mut flags: Vec<_> = VARIABLES.iter().map(Variable::flag).collect();
+        flags.sort();
+        flags.dedup();
+        assert_eq!(flags.len(), VARIABLES.len());
+    }
+}

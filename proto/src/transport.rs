@@ -1,0 +1,604 @@
+//! How a contract is reached: endpoints, credentials, deadlines, traces.
+//!
+//! Every internal call carries the caller's credential, a deadline and a `traceparent`; every
+//! service is wrapped in a [`Guard`] that knows which roles may call it. Sockets of the machine
+//! and TCP are the same to everything above this file.
+
+use std::{
+    fmt, io,
+    path::PathBuf,
+    pin::Pin,
+    str::FromStr,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures::Stream;
+use hyper_util::rt::TokioIo;
+use subtle::ConstantTimeEq;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+};
+use tokio_util::either::Either;
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Request, Status,
+    metadata::{Ascii, MetadataValue},
+    service::{Interceptor, Routes, interceptor::InterceptedService},
+    transport::{Channel, server::Connected},
+};
+use tonic_health::{
+    pb::health_server::HealthServer,
+    server::{HealthReporter, HealthService},
+};
+
+/// How long an internal call may take unless its caller says otherwise.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Where an internal service listens and is found: `http://host:port` or `unix:/path`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    /// `host:port`.
+    Tcp(String),
+    /// The path of a socket.
+    Unix(PathBuf),
+}
+
+/// The longest path of a unix socket the kernel takes, in bytes.
+const SOCKET_PATH_MAX: usize = 107;
+
+impl FromStr for Endpoint {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            if path.is_empty() || path.len() > SOCKET_PATH_MAX {
+                return Err(format!(
+                    "a socket's path has 1 to {SOCKET_PATH_MAX} bytes, this one {}",
+                    path.len()
+                ));
+            }
+            return Ok(Self::Unix(path.into()));
+        }
+        let authority = text
+            .strip_prefix("http://")
+            .ok_or("must be http://host:port or unix:/path")?
+            .trim_end_matches('/');
+        match authority.rsplit_once(':') {
+            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
+                Ok(Self::Tcp(authority.to_owned()))
+            }
+            _ => Err("must be http://host:port or unix:/path".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(authority) => write!(f, "http://{authority}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl Endpoint {
+    /// Opens the listener. The socket file of a dead process is replaced.
+    pub async fn listen(&self) -> io::Result<Listener> {
+        match self {
+            Self::Tcp(authority) => Ok(Listener::Tcp(TcpListener::bind(authority).await?)),
+            Self::Unix(path) => {
+                match std::fs::remove_file(path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+                Ok(Listener::Unix(UnixListener::bind(path)?))
+            }
+        }
+    }
+
+    /// Opens one connection.
+    pub async fn connect(&self) -> io::Result<Connection> {
+        match self {
+            Self::Tcp(authority) => {
+                let stream = TcpStream::connect(authority).await?;
+                stream.set_nodelay(true)?;
+                Ok(Connection(Either::Left(stream)))
+            }
+            Self::Unix(path) => Ok(Connection(Either::Right(UnixStream::connect(path).await?))),
+        }
+    }
+
+    /// A channel that connects when it is first used, and again whenever it must.
+    pub fn channel(&self) -> Channel {
+        let endpoint = self.clone();
+        // The name is only for the `:authority` header; the connector decides where to.
+        tonic::transport::Endpoint::from_static("http://graspd.internal")
+            .http2_keep_alive_interval(Duration::from_secs(20))
+            .keep_alive_while_idle(false)
+            .connect_timeout(Duration::from_secs(5))
+            .connect_with_connector_lazy(tower::service_fn(move |_| {
+                let endpoint = endpoint.clone();
+                async move { endpoint.connect().await.map(TokioIo::new) }
+            }))
+    }
+
+    /// A channel whose calls carry `credential`, a deadline and the current trace.
+    pub fn authorized(&self, credential: &Token) -> AuthorizedChannel {
+        InterceptedService::new(self.channel(), Caller::new(credential))
+    }
+}
+
+/// A channel whose calls carry who is calling.
+pub type AuthorizedChannel = InterceptedService<Channel, Caller>;
+
+/// A listener of either kind.
+#[derive(Debug)]
+pub enum Listener {
+    /// Over the network.
+    Tcp(TcpListener),
+    /// On this machine.
+    Unix(UnixListener),
+}
+
+impl Listener {
+    /// The next connection, and who opened it where that is known.
+    pub async fn accept(&self) -> io::Result<(Connection, Option<std::net::SocketAddr>)> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                Ok((Connection(Either::Left(stream)), Some(peer)))
+            }
+            Self::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                Ok((Connection(Either::Right(stream)), None))
+            }
+        }
+    }
+
+    /// Its connections, for tonic. A connection that fails as it is accepted ends nothing.
+    pub fn incoming(self) -> impl Stream<Item = io::Result<Connection>> {
+        futures::stream::unfold(self, |listener| async move {
+            let connection = listener.accept().await.map(|(connection, _)| connection);
+            if connection.is_err() {
+                // Out of file descriptors, most likely: do not spin.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            Some((connection, listener))
+        })
+    }
+}
+
+/// A connection of either kind, without Nagle's delay.
+#[derive(Debug)]
+pub struct Connection(Either<TcpStream, UnixStream>);
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
+
+/// Who calls: each process has one role and one credential.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The brain.
+    Relay,
+    /// The hands.
+    Gitd,
+    /// The legs.
+    Worker,
+}
+
+impl Role {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Relay, Self::Gitd, Self::Worker];
+
+    /// As it stands in logs and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Relay => "relay",
+            Self::Gitd => "gitd",
+            Self::Worker => "syncworker",
+        }
+    }
+}
+
+/// A role's credential. Never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(Arc<str>);
+
+impl Token {
+    /// Takes a configured credential: visible ASCII, at least 16 characters.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        let text = text.trim();
+        if text.len() < 16 || !text.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err("a token has at least 16 visible ASCII characters");
+        }
+        Ok(Self(text.into()))
+    }
+
+    /// Makes a new one, of 256 random bits.
+    pub fn random() -> Self {
+        let bytes: [u8; 32] = rand::random();
+        Self(
+            bytes
+                .iter()
+                .map(|b| format!("{b:02x}"))
+                .collect::<String>()
+                .into(),
+        )
+    }
+
+    /// The secret itself, for handing it to a child process.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+/// The credentials a server accepts, one for each role.
+#[derive(Debug, Clone)]
+pub struct Tokens {
+    /// The relay's.
+    pub relay: Token,
+    /// gitd's.
+    pub gitd: Token,
+    /// Every syncworker's.
+    pub worker: Token,
+}
+
+impl Tokens {
+    /// The credential of one role.
+    pub fn of(&self, role: Role) -> &Token {
+        match role {
+            Role::Relay => &self.relay,
+            Role::Gitd => &self.gitd,
+            Role::Worker => &self.worker,
+        }
+    }
+
+    fn role_of(&self, presented: &[u8]) -> Option<Role> {
+        Role::ALL
+            .into_iter()
+            .find(|role| self.of(*role).0.as_bytes().ct_eq(presented).into())
+    }
+}
+
+/// Lets only calls with the credential of an allowed role through; the others are refused with
+/// `UNAUTHENTICATED` or `PERMISSION_DENIED` and counted in `ngit_internal_calls_refused_total`.
+#[derive(Debug, Clone)]
+pub struct Guard {
+    tokens: Tokens,
+    allowed: &'static [Role],
+}
+
+impl Guard {
+    /// A guard that lets `allowed` through.
+    pub fn new(tokens: &Tokens, allowed: &'static [Role]) -> Self {
+        let tokens = tokens.clone();
+        Self { tokens, allowed }
+    }
+}
+
+impl Interceptor for Guard {
+    fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
+        let role = request
+            .metadata()
+            .get("authorization")
+            .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "))
+            .and_then(|token| self.tokens.role_of(token));
+        let refused = match role {
+            Some(role) if self.allowed.contains(&role) => return Ok(request),
+            Some(role) => {
+                Status::permission_denied(format!("{} may not call this service", role.as_str()))
+            }
+            None => Status::unauthenticated("no valid credential of an internal role"),
+        };
+        metrics::counter!("ngit_internal_calls_refused_total").increment(1);
+        tracing::warn!(code = ?refused.code(), "internal call refused: {}", refused.message());
+        Err(refused)
+    }
+}
+
+/// Puts credential, deadline and trace on every outgoing call.
+#[derive(Clone)]
+pub struct Caller {
+    authorization: MetadataValue<Ascii>,
+}
+
+impl fmt::Debug for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Caller(…)")
+    }
+}
+
+impl Caller {
+    fn new(token: &Token) -> Self {
+        let mut authorization: MetadataValue<Ascii> = format!("Bearer {}", token.expose())
+            .parse()
+            .expect("a token is visible ASCII");
+        authorization.set_sensitive(true);
+        Self { authorization }
+    }
+}
+
+impl Interceptor for Caller {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if request.metadata().get("grpc-timeout").is_none() {
+            request.set_timeout(DEADLINE);
+        }
+        let metadata = request.metadata_mut();
+        metadata.insert("authorization", self.authorization.clone());
+        if let Some(value) = Trace::current().and_then(|t| t.to_string().parse().ok()) {
+            metadata.insert("traceparent", value);
+        }
+        Ok(request)
+    }
+}
+
+/// One trace through all processes (W3C Trace Context): which request of the outside world the
+/// work at hand belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Trace {
+    id: u128,
+    parent: u64,
+}
+
+tokio::task_local! {
+    static TRACE: Trace;
+}
+
+impl Trace {
+    /// A new trace, for work that begins here.
+    pub fn begin() -> Self {
+        Self {
+            id: rand::random(),
+            parent: rand::random(),
+        }
+    }
+
+    /// Reads a `traceparent` header; `None` if it is not one.
+    pub fn parse(header: &str) -> Option<Self> {
+        let mut parts = header.split('-');
+        let (version, id, parent) = (parts.next()?, parts.next()?, parts.next()?);
+        if version.len() != 2 || id.len() != 32 || parent.len() != 16 {
+            return None;
+        }
+        let id = u128::from_str_radix(id, 16).ok().filter(|id| *id != 0)?;
+        let parent = u64::from_str_radix(parent, 16).ok()?;
+        Some(Self { id, parent })
+    }
+
+    /// The trace from these headers, or a new one.
+    pub fn from_headers(headers: &http::HeaderMap) -> Self {
+        headers
+            .get("traceparent")
+            .and_then(|value| value.to_str().ok())
+            .and_then(Self::parse)
+            .unwrap_or_else(Self::begin)
+    }
+
+    /// The trace that the running task belongs to.
+    pub fn current() -> Option<Self> {
+        TRACE.try_with(|trace| *trace).ok()
+    }
+
+    /// Runs `work` as part of this trace: its log lines carry the id, its calls the header.
+    pub fn scope<F: Future>(self, work: F) -> impl Future<Output = F::Output> {
+        use tracing::Instrument;
+        let span = tracing::info_span!("trace", id = %format_args!("{:032x}", self.id));
+        TRACE.scope(self, work.instrument(span))
+    }
+}
+
+impl fmt::Display for Trace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "00-{:032x}-{:016x}-01", self.id, self.parent)
+    }
+}
+
+/// The tower layer that runs every incoming call in its caller's trace.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TraceLayer;
+
+/// What [`TraceLayer`] makes of a service.
+#[derive(Debug, Clone)]
+pub struct Traced<S>(S);
+
+impl<S> tower::Layer<S> for TraceLayer {
+    type Service = Traced<S>;
+
+    fn layer(&self, inner: S) -> Traced<S> {
+        Traced(inner)
+    }
+}
+
+impl<S, B> tower::Service<http::Request<B>> for Traced<S>
+where
+    S: tower::Service<http::Request<B>>,
+    S::Future: Send + 'static,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        let trace = Trace::from_headers(request.headers());
+        Box::pin(trace.scope(self.0.call(request)))
+    }
+}
+
+/// The services every process serves, for every role: health (already serving) and reflection.
+/// The process adds its own to them.
+pub async fn standard_routes(tokens: &Tokens) -> Routes {
+    let guard = Guard::new(tokens, &Role::ALL);
+    let reporter = HealthReporter::new();
+    reporter
+        .set_service_status("", tonic_health::ServingStatus::Serving)
+        .await;
+    let health = HealthServer::new(HealthService::from_health_reporter(reporter));
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(crate::contract::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .expect("the descriptors were made by our own build");
+    Routes::new(InterceptedService::new(health, guard.clone()))
+        .add_service(InterceptedService::new(reflection, guard))
+}
+
+/// Serves `routes` until `stop`, then lets the calls that are running end.
+pub async fn serve(
+    listener: Listener,
+    routes: Routes,
+    stop: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(20)))
+        .layer(TraceLayer)
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(listener.incoming(), stop.cancelled_owned())
+        .await
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+    use super::*;
+
+    fn tokens() -> Tokens {
+        Tokens {
+            relay: Token::random(),
+            gitd: Token::random(),
+            worker: Token::random(),
+        }
+    }
+
+    #[test]
+    fn endpoints_are_read_and_written() {
+        for good in ["http://gitd:7001", "http://[::1]:80", "unix:/run/x.sock"] {
+            assert_eq!(good.parse::<Endpoint>().unwrap().to_string(), good);
+        }
+        let long = format!("unix:/{}", "x".repeat(107));
+        for bad in ["gitd:7001", "http://gitd", "unix:", "https://x:1", &long] {
+            assert!(bad.parse::<Endpoint>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_trace_is_carried_in_its_header() {
+        let trace = Trace::begin();
+        assert_eq!(Trace::parse(&trace.to_string()), Some(trace));
+        assert_eq!(
+            Trace::parse("00-00000000000000000000000000000000-0000000000000001-01"),
+            None
+        );
+        assert_eq!(Trace::parse("nonsense"), None);
+    }
+
+    #[tokio::test]
+    async fn a_guard_opens_to_its_roles_alone() {
+        let tokens = tokens();
+        let mut guard = Guard::new(&tokens, &[Role::Worker]);
+        let with = |token: &Token| {
+            let mut request = Request::new(());
+            let value = format!("Bearer {}", token.expose()).parse().unwrap();
+            request.metadata_mut().insert("authorization", value);
+            request
+        };
+        assert!(guard.call(with(&tokens.worker)).is_ok());
+        let code = |r: Result<Request<()>, Status>| r.unwrap_err().code();
+        assert_eq!(
+            code(guard.call(with(&tokens.gitd))),
+            tonic::Code::PermissionDenied
+        );
+        assert_eq!(
+            code(guard.call(with(&Token::random()))),
+            tonic::Code::Unauthenticated
+        );
+        assert_eq!(
+            code(guard.call(Request::new(()))),
+            tonic::Code::Unauthenticated
+        );
+    }
+
+    #[tokio::test]
+    async fn both_kinds_of_endpoint_serve() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = format!("unix:{}/s", directory.path().display());
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        for endpoint in [socket, format!("http://127.0.0.1:{port}")] {
+            let endpoint: Endpoint = endpoint.parse().unwrap();
+            let tokens = tokens();
+            let stop = CancellationToken::new();
+            let server = tokio::spawn(serve(
+                endpoint.listen().await.unwrap(),
+                standard_routes(&tokens).await,
+                stop.clone(),
+            ));
+            let check = HealthCheckRequest::default();
+            let mut client = HealthClient::new(endpoint.authorized(&tokens.gitd));
+            client.check(check.clone()).await.unwrap();
+            let mut stranger = HealthClient::new(endpoint.authorized(&Token::random()));
+            assert!(stranger.check(check).await.is_err());
+            drop((client, stranger));
+            stop.cancel();
+            server.await.unwrap().unwrap();
+        }
+    }
+}

@@ -1,0 +1,2 @@
+//! graspd
+fn main() {}
