@@ -1,0 +1,274 @@
+//! What the relay is told.
+
+use std::{
+    fs, io,
+    io::Write,
+    net::{IpAddr, SocketAddr},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use grasp_proto::{
+    process::settings::{BadSetting, Settings},
+    transport::{Endpoint, Tokens},
+};
+use ipnet::IpNet;
+use nostr::{Keys, key::SecretKey};
+
+use crate::domain::Domain;
+
+/// Where events are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// On disk.
+    Lmdb,
+    /// In memory, events and purgatory both; gone with the process.
+    Memory,
+}
+
+/// Limits on one connection, told in NIP-11.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Most websocket connections at once, if bounded.
+    pub max_connections: Option<usize>,
+    /// Most subscriptions of one connection.
+    pub max_subscriptions: usize,
+    /// Most stored events one filter is answered with.
+    pub filter_limit: usize,
+    /// Largest event, in bytes of its JSON.
+    pub max_event_bytes: usize,
+    /// Most events one connection may send in a minute.
+    pub events_per_minute: u32,
+}
+
+/// Everything the relay is told, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The service's public name.
+    pub domain: Domain,
+    /// The public listener.
+    pub bind: SocketAddr,
+    /// Where events and the journal lie.
+    pub data_path: PathBuf,
+    /// Where events are kept.
+    pub backend: Backend,
+    /// NIP-11 name.
+    pub name: String,
+    /// NIP-11 description.
+    pub description: String,
+    /// The service's own keys.
+    pub keys: Keys,
+    /// Peers whose forwarded client address is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Limits on one connection.
+    pub limits: Limits,
+    /// Whether `/metrics` answers.
+    pub metrics: bool,
+    /// Connections from one address from which on it is suspicious.
+    pub abuse_threshold: usize,
+    /// The quick clock for tests.
+    pub test: bool,
+    /// Where the relay's own internal services listen.
+    pub grpc: Endpoint,
+    /// Where gitd's internal services are found.
+    pub gitd_grpc: Endpoint,
+    /// Where gitd's smart HTTP is found.
+    pub gitd_http: Endpoint,
+    /// The credentials of internal calls.
+    pub tokens: Tokens,
+    /// How long transfers may go on after a stop.
+    pub grace: Duration,
+}
+
+impl Config {
+    /// Reads the settings; makes the service's key if it has none yet.
+    pub fn from_settings(settings: &Settings) -> Result<Self, BadSetting> {
+        let bind: SocketAddr =
+            settings.parse("NGIT_BIND_ADDRESS", "an address like 0.0.0.0:7334")?;
+        let domain = match settings.get("NGIT_DOMAIN") {
+            Some(_) => settings.parse_with("NGIT_DOMAIN", |text| {
+                Domain::parse(text).ok_or_else(|| "host or host:port".to_owned())
+            })?,
+            None if bind.ip().is_loopback() => Domain::local(bind.port()),
+            None => {
+                return Err(settings.bad(
+                    "NGIT_DOMAIN",
+                    "set to the public host[:port], as the listener is not on loopback",
+                ));
+            }
+        };
+        let data_path = PathBuf::from(settings.get("NGIT_RELAY_DATA_PATH").unwrap_or_default());
+        let backend = settings.parse_with("NGIT_DATABASE_BACKEND", |text| match text {
+            "lmdb" => Ok(Backend::Lmdb),
+            "memory" => Ok(Backend::Memory),
+            _ => Err("lmdb or memory".to_owned()),
+        })?;
+        let trusted_proxies = settings.parse_with("NGIT_TRUSTED_PROXY_CIDRS", read_networks)?;
+        let count = "a number greater than 0";
+        let positive = |name| settings.parse_with(name, |text| read_positive(text, count));
+        let max_connections = match settings.get("NGIT_MAX_CONNECTIONS") {
+            Some(_) => Some(positive("NGIT_MAX_CONNECTIONS")?),
+            None => None,
+        };
+        let limits = Limits {
+            max_connections,
+            max_subscriptions: positive("NGIT_RELAY_MAX_SUBSCRIPTIONS")?,
+            filter_limit: positive("NGIT_RELAY_FILTER_LIMIT")?,
+            max_event_bytes: positive("NGIT_RELAY_MAX_EVENT_SIZE_BYTES")?,
+            events_per_minute: settings.parse("NGIT_RELAY_EVENTS_PER_MINUTE", count)?,
+        };
+        let name = settings
+            .get("NGIT_RELAY_NAME")
+            .map_or_else(|| format!("{domain} grasp relay"), str::to_owned);
+        let description = settings.get("NGIT_RELAY_DESCRIPTION").map_or_else(
+            || format!("Git repositories with Nostr permissions, served at {domain}"),
+            str::to_owned,
+        );
+        Ok(Self {
+            keys: owner_keys(settings, &data_path, backend)?,
+            domain,
+            bind,
+            data_path,
+            backend,
+            name,
+            description,
+            trusted_proxies,
+            limits,
+            metrics: settings.switch("NGIT_METRICS_ENABLED")?,
+            abuse_threshold: positive("NGIT_METRICS_CONNECTION_PER_IP_ABUSE_THRESHOLD")?,
+            test: settings.switch("NGIT_TEST")?,
+            grpc: settings.endpoint("NGIT_RELAY_GRPC_ADDRESS")?,
+            gitd_grpc: settings.endpoint("NGIT_GITD_GRPC_ADDRESS")?,
+            gitd_http: settings.endpoint("NGIT_GITD_HTTP_ADDRESS")?,
+            tokens: settings.tokens()?,
+            grace: Duration::from_secs(settings.parse("NGIT_SHUTDOWN_GRACE_SECS", "seconds")?),
+        })
+    }
+
+    /// Whether a peer's word about whom it forwards for is believed.
+    pub fn trusts(&self, peer: IpAddr) -> bool {
+        self.trusted_proxies.iter().any(|net| net.contains(&peer))
+    }
+}
+
+fn read_positive(text: &str, expected: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err(expected.to_owned()),
+        Ok(number) => Ok(number),
+    }
+}
+
+fn read_networks(text: &str) -> Result<Vec<IpNet>, String> {
+    text.split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .map(|part| {
+            part.parse::<IpNet>()
+                .or_else(|_| part.parse::<IpAddr>().map(IpNet::from))
+                .map_err(|_| "networks like 10.0.0.0/8, separated by commas".to_owned())
+        })
+        .collect()
+}
+
+/// The file the service's key is kept in.
+const OWNER_FILE: &str = ".relay-owner.nsec";
+
+fn owner_keys(settings: &Settings, data: &Path, backend: Backend) -> Result<Keys, BadSetting> {
+    const NAME: &str = "NGIT_RELAY_OWNER_NSEC";
+    let read = |text: &str| {
+        SecretKey::parse(text.trim())
+            .map(Keys::new)
+            .map_err(|_| settings.bad(NAME, "an nsec or 64 hex digits"))
+    };
+    if let Some(text) = settings.secret(NAME, "NGIT_RELAY_OWNER_NSEC_FILE")? {
+        return read(&text);
+    }
+    let kept = data.join(OWNER_FILE);
+    for path in [PathBuf::from(OWNER_FILE), kept.clone()] {
+        if let Ok(text) = fs::read_to_string(&path) {
+            return read(&text);
+        }
+    }
+    let keys = Keys::generate();
+    if backend == Backend::Lmdb {
+        keep_key(&kept, &keys)
+            .map_err(|error| settings.bad("NGIT_RELAY_DATA_PATH", format!("writable ({error})")))?;
+    }
+    Ok(keys)
+}
+
+fn keep_key(path: &Path, keys: &Keys) -> io::Result<()> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    writeln!(file, "{}", keys.secret_key().to_secret_hex())?;
+    file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(pairs: &[(&'static str, &str)]) -> Settings {
+        let token = "0123456789abcdef".to_owned();
+        let common = [
+            ("NGIT_RELAY_GRPC_ADDRESS", "unix:/tmp/r".to_owned()),
+            ("NGIT_GITD_GRPC_ADDRESS", "unix:/tmp/g".to_owned()),
+            ("NGIT_GITD_HTTP_ADDRESS", "unix:/tmp/h".to_owned()),
+            ("NGIT_INTERNAL_TOKEN_RELAY", token.clone()),
+            ("NGIT_INTERNAL_TOKEN_GITD", token.clone()),
+            ("NGIT_INTERNAL_TOKEN_WORKER", token),
+            ("NGIT_DATABASE_BACKEND", "memory".to_owned()),
+        ];
+        let own = pairs
+            .iter()
+            .map(|(name, value)| (*name, (*value).to_owned()));
+        Settings::from_pairs(common.into_iter().chain(own))
+    }
+
+    #[test]
+    fn a_domain_is_assumed_on_loopback_only() {
+        let local = Config::from_settings(&settings(&[("NGIT_BIND_ADDRESS", "127.0.0.1:99")]));
+        assert_eq!(local.unwrap().domain.to_string(), "localhost:99");
+        let open = Config::from_settings(&settings(&[("NGIT_BIND_ADDRESS", "0.0.0.0:99")]));
+        assert!(open.unwrap_err().to_string().starts_with("NGIT_DOMAIN"));
+    }
+
+    #[test]
+    fn bad_values_name_themselves() {
+        for (name, value) in [
+            ("NGIT_RELAY_FILTER_LIMIT", "0"),
+            ("NGIT_TRUSTED_PROXY_CIDRS", "10.0.0.0/40"),
+            ("NGIT_DATABASE_BACKEND", "sqlite"),
+            ("NGIT_RELAY_OWNER_NSEC", "nsec1nonsense"),
+        ] {
+            let error = Config::from_settings(&settings(&[(name, value)])).unwrap_err();
+            assert!(error.to_string().starts_with(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_key_is_made_once_and_kept_private() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().to_str().unwrap();
+        let pairs = [
+            ("NGIT_RELAY_DATA_PATH", path),
+            ("NGIT_DATABASE_BACKEND", "lmdb"),
+        ];
+        let first = Config::from_settings(&settings(&pairs)).unwrap();
+        let again = Config::from_settings(&settings(&pairs)).unwrap();
+        assert_eq!(first.keys.public_key(), again.keys.public_key());
+        let mode = fs::metadata(directory.path().join(OWNER_FILE))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+}
