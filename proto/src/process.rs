@@ -4,17 +4,25 @@
 
 pub mod settings;
 
-use std::{sync::OnceLock, time::Duration};
+use std::{io::IsTerminal, sync::OnceLock, time::Duration};
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{
+    EnvFilter,
+    fmt::{FmtContext, FormatEvent, FormatFields, format::Writer},
+    layer::SubscriberExt,
+    registry::LookupSpan,
+    util::SubscriberInitExt,
+};
 
+use crate::transport::Role;
 use settings::{BadSetting, Settings};
 
-/// Starts logging to standard error, at the level and in the format of the settings.
-pub fn init_logging(settings: &Settings) -> Result<(), BadSetting> {
+/// Starts logging to standard error, at the level and in the format of the settings. Every line
+/// carries the role, so that the lines of processes that share one terminal can be told apart.
+pub fn init_logging(settings: &Settings, role: Role) -> Result<(), BadSetting> {
     let filter = settings.parse_with("NGIT_LOG_LEVEL", |level| {
         EnvFilter::try_new(level).map_err(|error| format!("a log filter ({error})"))
     })?;
@@ -26,10 +34,58 @@ pub fn init_logging(settings: &Settings) -> Result<(), BadSetting> {
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     // A second call (tests, several roles in one process) leaves the first in place.
     let _ = match format.as_str() {
-        "json" => registry.with(layer.json()).try_init(),
-        _ => registry.with(layer).try_init(),
+        "json" => registry
+            .with(layer.json().map_event_format(|inner| WithRole {
+                inner,
+                role: format!("{{\"role\":\"{}\",", role.as_str()),
+                instead_of: "{",
+            }))
+            .try_init(),
+        _ => registry
+            .with(
+                layer
+                    .with_ansi(std::io::stderr().is_terminal())
+                    .map_event_format(|inner| WithRole {
+                        inner,
+                        role: format!("role={} ", role.as_str()),
+                        instead_of: "",
+                    }),
+            )
+            .try_init(),
     };
     Ok(())
+}
+
+/// Puts the role at the head of every line that `inner` writes.
+struct WithRole<F> {
+    inner: F,
+    role: String,
+    /// What the role takes the place of.
+    instead_of: &'static str,
+}
+
+impl<S, N, F> FormatEvent<S, N> for WithRole<F>
+where
+    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &tracing::Event<'_>,
+    ) -> std::fmt::Result {
+        if self.instead_of.is_empty() {
+            write!(writer, "{}", self.role)?;
+            return self.inner.format_event(context, writer, event);
+        }
+        let mut line = String::new();
+        self.inner
+            .format_event(context, Writer::new(&mut line), event)?;
+        let rest = line.strip_prefix(self.instead_of).unwrap_or(&line);
+        write!(writer, "{}{rest}", self.role)
+    }
 }
 
 /// The process's metrics, installed when first asked for.
@@ -60,19 +116,28 @@ pub fn resident_bytes() -> Option<u64> {
     Some(pages * rustix::param::page_size() as u64)
 }
 
-/// A token that is cancelled by the first SIGTERM or SIGINT.
-pub fn stop_on_signal() -> std::io::Result<CancellationToken> {
+/// A token that is cancelled by the first SIGTERM or SIGINT. The second one calls `at_once`, for
+/// what cannot be left lying about, and ends the process.
+pub fn stop_on_signal(
+    at_once: impl FnOnce() + Send + 'static,
+) -> std::io::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let stop = CancellationToken::new();
     let token = stop.clone();
     tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        tracing::info!("stopping");
+        let mut either = async || {
+            tokio::select! {
+                _ = terminate.recv() => 128 + 15,
+                _ = interrupt.recv() => 128 + 2,
+            }
+        };
+        either().await;
+        tracing::info!("stopping; a second signal ends it at once");
         token.cancel();
+        let code = either().await;
+        at_once();
+        std::process::exit(code);
     });
     Ok(stop)
 }

@@ -203,15 +203,33 @@ impl Settings {
                 settings.take(&name, value, Source::DotEnv(file.clone()));
             }
         }
-        for (name, value) in std::env::vars_os() {
-            if let (Some(name), Some(value)) = (name.to_str(), value.to_str()) {
-                settings.take(name, value.to_owned(), Source::Environment);
-            }
-        }
+        settings.take_environment();
         for (name, value) in flags {
             settings.set(name, value, Source::Flag);
         }
         Ok(settings)
+    }
+
+    /// The environment alone: a child process, whose parent has read everything else for it.
+    pub fn of_child() -> Self {
+        let mut settings = Self::default();
+        settings.take_environment();
+        settings
+    }
+
+    fn take_environment(&mut self) {
+        for (name, value) in std::env::vars_os() {
+            if let (Some(name), Some(value)) = (name.to_str(), value.to_str()) {
+                self.take(name, value.to_owned(), Source::Environment);
+            }
+        }
+    }
+
+    /// What was set, secrets included, to be put into a child's environment.
+    pub fn for_child(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.values
+            .iter()
+            .map(|(name, (value, _))| (*name, value.as_str()))
     }
 
     /// Settings that say just this, for tests and for starting roles in one process.
