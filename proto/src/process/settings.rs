@@ -167,7 +167,6 @@ impl fmt::Display for Source {
 
 /// A value that cannot be used: which, what it is, where from, and what would be right.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{name} is {value:?} (from {origin}); it must be {expected}")]
 pub struct BadSetting {
     /// The variable.
     pub name: &'static str,
@@ -177,6 +176,17 @@ pub struct BadSetting {
     pub origin: Source,
     /// What would be right.
     pub expected: String,
+}
+
+impl fmt::Display for BadSetting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is ", self.name)?;
+        match self.value.is_empty() {
+            true => f.write_str("not set")?,
+            false => write!(f, "{:?} (from {})", self.value, self.origin)?,
+        }
+        write!(f, "; it must be {}", self.expected)
+    }
 }
 
 /// The effective settings of a process, each with where it came from.
