@@ -1,0 +1,24 @@
+//! graspd from end to end: the real processes, the real `git`, a real websocket client.
+//!
+//! One module a subject, one test a rule, named as a sentence; [`support`] starts services, speaks
+//! both protocols and signs events. Nothing waits for a fixed time: what must come is waited for,
+//! what must not come is asked for after something that comes later.
+
+mod support;
+
+mod acceptance;
+mod crash;
+mod deletion;
+mod deployment;
+mod git_input;
+mod load;
+mod pages;
+mod promotion;
+mod pull_requests;
+mod push;
+mod readers;
+mod references;
+mod settings;
+mod shutdown;
+mod uploads;
+mod websocket;

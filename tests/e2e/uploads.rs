@@ -1,0 +1,191 @@
+//! Pushes that take their time, and what happens meanwhile.
+
+use crate::support::{
+    Client, Project, Service,
+    events::{deletion, state},
+    git::{ZERO, commands, lines},
+    processes, until,
+    web::Upload,
+};
+
+const HEADERS: [(&str, &str); 1] = [("Content-Type", "application/x-git-receive-pack-request")];
+
+/// A push of `main` that has sent its commands and half of its pack.
+async fn half_done(service: &Service, project: &Project) -> (Upload, Vec<u8>) {
+    let path = Service::repository_path(&project.owner, &project.identifier);
+    let mut upload = Upload::start(service.port, &format!("{path}/git-receive-pack"), &HEADERS);
+    let main = project.repo.oid("main").await;
+    let wanted = [(ZERO, main.as_str(), "refs/heads/main")];
+    upload.send(commands(&wanted, "report-status")).await;
+    let pack = project.repo.pack(&["main"]).await;
+    let (first, rest) = pack.split_at(pack.len() / 2);
+    for piece in first.chunks(8192) {
+        upload.send(piece.to_vec()).await;
+    }
+    (upload, rest.to_vec())
+}
+
+async fn large(service: &Service, client: &mut Client, identifier: &str) -> Project {
+    let project = Project::announced(service, client, identifier).await;
+    project.repo.commit_bytes(3_000_000).await;
+    project
+}
+
+#[tokio::test]
+async fn a_newer_state_with_the_same_refs_is_served_by_the_upload_it_met() {
+    let service = Service::start().await;
+    let mut client = Client::connect(&service).await;
+    let project = large(&service, &mut client, "same-refs").await;
+    let older = project.state().await.sign(&project.owner);
+    client.publish(&older).await.waits();
+    let (mut upload, rest) = half_done(&service, &project).await;
+    let newer = project.state().await.sign(&project.owner);
+    client.publish(&newer).await.waits();
+    upload.send(rest).await;
+    let report = lines(&upload.finish().await.unwrap().body);
+    assert_eq!(
+        report[..2],
+        ["unpack ok", "ok refs/heads/main"],
+        "{report:?}"
+    );
+    assert!(client.serves(&newer).await);
+    assert_eq!(
+        project.remote_refs(&service).await,
+        project.repo.refs().await
+    );
+}
+
+#[tokio::test]
+async fn a_newer_state_with_other_refs_stops_the_upload_it_met() {
+    let service = Service::start().await;
+    let mut client = Client::connect(&service).await;
+    let project = large(&service, &mut client, "other-refs").await;
+    let older = project.state().await.sign(&project.owner);
+    client.publish(&older).await.waits();
+    let (mut upload, rest) = half_done(&service, &project).await;
+    let main = project.repo.commit().await;
+    let newer = state("other-refs", &[("refs/heads/main", &main)]).sign(&project.owner);
+    client.publish(&newer).await.waits();
+    upload.send(rest).await;
+    let answer = upload.finish().await.unwrap();
+    assert_eq!(answer.status, 200);
+    let report = lines(&answer.body);
+    assert!(
+        !report.iter().any(|line| line.starts_with("ok ")),
+        "{report:?}"
+    );
+    assert!(
+        report.iter().any(|line| line.contains("refs/heads/main")),
+        "{report:?}"
+    );
+    assert_eq!(project.remote_refs(&service).await, []);
+    assert!(!client.serves(&older).await);
+
+    project.push(&service, &["main"]).await.good();
+    assert!(client.serves(&newer).await);
+    assert_eq!(
+        project.remote_refs(&service).await,
+        project.repo.refs().await
+    );
+}
+
+#[tokio::test]
+async fn a_state_deleted_during_the_upload_no_longer_allows_it() {
+    let service = Service::start().await;
+    let mut client = Client::connect(&service).await;
+    let project = large(&service, &mut client, "revoked").await;
+    let state = project.state().await.sign(&project.owner);
+    client.publish(&state).await.waits();
+    let (mut upload, rest) = half_done(&service, &project).await;
+    client
+        .publish(&deletion(&[&state]).sign(&project.owner))
+        .await
+        .served();
+    upload.send(rest).await;
+    let report = lines(&upload.finish().await.unwrap().body);
+    assert!(
+        !report.iter().any(|line| line.starts_with("ok ")),
+        "{report:?}"
+    );
+    assert_eq!(project.remote_refs(&service).await, []);
+    assert!(!client.serves(&state).await);
+}
+
+#[tokio::test]
+async fn a_push_without_permission_is_answered_before_its_pack_is_read() {
+    let service = Service::start().await;
+    let mut client = Client::connect(&service).await;
+    let project = large(&service, &mut client, "early").await;
+    let (upload, _) = half_done(&service, &project).await;
+    // The rest never comes.
+    until("the refusal is there", || async { upload.answered() }).await;
+}
+
+#[tokio::test]
+async fn an_upload_that_breaks_off_leaves_nothing() {
+    let service = Service::start().await;
+    let mut client = Client::connect(&service).await;
+    // The neighbour's push makes whatever the identifier needs on disk.
+    Project::active(&service, &mut client, "broken-off").await;
+    let project = large(&service, &mut client, "broken-off").await;
+    let state = project.state().await.sign(&project.owner);
+    client.publish(&state).await.waits();
+    let before = processes::files(&service.git_data());
+    let (upload, _) = half_done(&service, &project).await;
+    upload.abort().await;
+    until("nothing of the upload is left", || async {
+        processes::files(&service.git_data()) == before
+    })
+    .await;
+    project.push(&service, &["main"]).await.good();
+    assert!(client.serves(&state).await);
+}
+
+#[tokio::test]
+async fn uploads_of_the_same_push_may_overlap() {
+    let service = Service::start().await;
+    let mut client = Client::connect(&service).await;
+    let project = large(&service, &mut client, "overlap").await;
+    let state = project.state().await.sign(&project.owner);
+    client.publish(&state).await.waits();
+    let (mut slow, rest) = half_done(&service, &project).await;
+    project.push(&service, &["main"]).await.good();
+    assert!(client.serves(&state).await);
+    // The slow one finds its refs applied: it changes nothing, and that is no failure.
+    slow.send(rest).await;
+    let report = lines(&slow.finish().await.unwrap().body);
+    assert_eq!(
+        report[..2],
+        ["unpack ok", "ok refs/heads/main"],
+        "{report:?}"
+    );
+    assert_eq!(
+        project.remote_refs(&service).await,
+        project.repo.refs().await
+    );
+}
+
+#[tokio::test]
+async fn a_repository_deleted_during_the_upload_does_not_come_back() {
+    let service = Service::start().await;
+    let mut client = Client::connect(&service).await;
+    let project = large(&service, &mut client, "deleted").await;
+    let state = project.state().await.sign(&project.owner);
+    client.publish(&state).await.waits();
+    let (mut upload, rest) = half_done(&service, &project).await;
+    let draft = crate::support::events::deletion_of(&project.coordinate());
+    client.publish(&draft.sign(&project.owner)).await.served();
+    upload.send(rest).await;
+    if let Ok(answer) = upload.finish().await {
+        let report = lines(&answer.body);
+        assert!(
+            !report.iter().any(|line| line.starts_with("ok ")),
+            "{report:?}"
+        );
+    }
+    until("the repository is gone", || async {
+        !project.hosted(&service).await
+    })
+    .await;
+    assert!(!client.serves(&state).await);
+}
