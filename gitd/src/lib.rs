@@ -1,1 +1,158 @@
-//! gitd
+//! gitd, the hands: every object and ref on disk, smart HTTP, taking packs in.
+//!
+//! - [`smart_http`]: what git clients and browsers ask
+//! - [`grpc`]: what the relay asks
+//! - [`relay`]: what we ask the relay
+//! - [`repository`]: views, pools, staging, refs, the intake
+//! - [`config`]: what we are told
+//!
+//! [`run`] starts two listeners and the consolidator of packs. On the stop the smart HTTP listener
+//! closes first; pushes that run need our gRPC service to end well, so that one goes on until the
+//! transfers have ended or their grace has. gitd keeps no state that is not in a repository, and
+//! judges nothing: a ref moves only when the relay says so.
+
+pub mod config;
+pub mod grpc;
+pub mod relay;
+pub mod repository;
+pub mod smart_http;
+mod web;
+
+use std::{sync::Arc, time::Duration};
+
+use grasp_proto::{
+    contract::git::repositories_server::RepositoriesServer,
+    process::{drain, metrics},
+    transport::{self, Guard, Role},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::service::interceptor::InterceptedService;
+
+pub use config::Config;
+use relay::GrpcRelay;
+use repository::{
+    Repositories,
+    git::{self, BadGit, Places},
+    pool::Consolidator,
+};
+use smart_http::Server;
+
+/// Git processes for readers at once. More wait in turn, so that a flood costs time and not the
+/// machine.
+const READERS: usize = 64;
+
+/// Git processes that take packs in at once.
+const WRITERS: usize = 32;
+
+/// How long calls of the relay may take to end after all transfers have.
+const LAST_CALLS: Duration = Duration::from_secs(2);
+
+/// Why gitd did not start, or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Git is not there, or too old.
+    #[error(transparent)]
+    Git(#[from] BadGit),
+    /// The data directory cannot be used.
+    #[error("git data directory {path}: {error}")]
+    Data {
+        /// Which.
+        path: String,
+        /// Why.
+        error: repository::Error,
+    },
+    /// A listener cannot be opened.
+    #[error("cannot listen on {endpoint}: {error}")]
+    Listen {
+        /// Where.
+        endpoint: transport::Endpoint,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The gRPC server broke.
+    #[error("gRPC server: {0}")]
+    Grpc(#[from] tonic::transport::Error),
+}
+
+/// Runs gitd until `stop`, then lets transfers end within their grace.
+pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
+    metrics();
+    git::check()?;
+    let (consolidator, pools) = Consolidator::new();
+    let consolidator = Arc::new(consolidator);
+    let repositories = {
+        let (data, consolidator) = (config.data.clone(), Arc::clone(&consolidator));
+        tokio::task::spawn_blocking(move || Repositories::open(data, consolidator))
+            .await
+            .unwrap_or_else(|error| Err(std::io::Error::other(error).into()))
+            .map_err(|error| Error::Data {
+                path: config.data.display().to_string(),
+                error,
+            })?
+    };
+    let repositories = Arc::new(repositories);
+    let listen = async |endpoint: &transport::Endpoint| {
+        let opened = endpoint.listen().await;
+        opened.map_err(|error| Error::Listen {
+            endpoint: endpoint.clone(),
+            error,
+        })
+    };
+    let grpc_listener = listen(&config.grpc).await?;
+    let http_listener = listen(&config.http).await?;
+
+    let service = RepositoriesServer::new(grpc::Service::new(Arc::clone(&repositories)))
+        .max_decoding_message_size(grpc::LARGEST_MESSAGE);
+    let guard = Guard::new(&config.tokens, &[Role::Relay]);
+    let routes = transport::standard_routes(&config.tokens)
+        .await
+        .add_service(InterceptedService::new(service, guard));
+    let stop_grpc = CancellationToken::new();
+    let mut grpc = tokio::spawn(transport::serve(grpc_listener, routes, stop_grpc.clone()));
+
+    let server = Arc::new(Server {
+        repositories,
+        relay: Arc::new(GrpcRelay::new(&config.relay, &config.tokens.gitd)),
+        readers: Places::new(READERS),
+        writers: Places::new(WRITERS),
+        tasks: TaskTracker::new(),
+        kill: CancellationToken::new(),
+        max_pack_bytes: config.max_pack_bytes,
+        max_staged_pack_bytes: config.max_staged_pack_bytes,
+        domain: config.domain,
+        trusted_proxies: config.trusted_proxies,
+    });
+    let (tasks, kill) = (server.tasks.clone(), server.kill.clone());
+    let stop_http = stop.child_token();
+    let http = tokio::spawn(smart_http::serve(server, http_listener, stop_http.clone()));
+    // Ends with this process; what it was at is found and done again by a later push.
+    let consolidating = tokio::spawn(async move { consolidator.work(pools).await });
+    tracing::info!(http = %config.http, grpc = %config.grpc, data = %config.data.display(), "gitd is up");
+
+    let early = tokio::select! {
+        () = stop.cancelled() => None,
+        ended = &mut grpc => Some(ended),
+    };
+    stop_http.cancel();
+    tasks.close();
+    let transfers = async {
+        let _ = http.await;
+        tasks.wait().await;
+    };
+    if !drain(transfers, config.grace).await {
+        tracing::warn!("transfers are cut off: their grace is over");
+        kill.cancel();
+        drain(tasks.wait(), LAST_CALLS).await;
+    }
+    consolidating.abort();
+    let _ = consolidating.await;
+    stop_grpc.cancel();
+    let ended = match early {
+        Some(ended) => Some(ended),
+        None => tokio::time::timeout(LAST_CALLS, grpc).await.ok(),
+    };
+    match ended {
+        Some(Ok(result)) => Ok(result?),
+        Some(Err(_)) | None => Ok(()),
+    }
+}

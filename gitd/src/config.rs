@@ -1,0 +1,76 @@
+//! What gitd is told.
+
+use std::{path::PathBuf, time::Duration};
+
+use grasp_proto::{
+    process::settings::{BadSetting, Settings},
+    transport::{Endpoint, Tokens},
+};
+use ipnet::IpNet;
+
+/// The settings of one gitd.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where repositories lie. Absolute: git is started in other directories.
+    pub data: PathBuf,
+    /// Where our services listen.
+    pub grpc: Endpoint,
+    /// Where smart HTTP listens.
+    pub http: Endpoint,
+    /// Where the relay's services are found.
+    pub relay: Endpoint,
+    /// The credentials of internal calls.
+    pub tokens: Tokens,
+    /// Public `host[:port]`, for the pages.
+    pub domain: String,
+    /// Peers whose word about the client's address is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// How long transfers may go on after the stop.
+    pub grace: Duration,
+    /// Largest pack that a signed event wants.
+    pub max_pack_bytes: u64,
+    /// Largest pack that nobody has signed for.
+    pub max_staged_pack_bytes: u64,
+}
+
+impl Config {
+    /// Reads the settings that concern gitd.
+    pub fn from_settings(settings: &Settings) -> Result<Self, BadSetting> {
+        const BYTES: &str = "a number of bytes";
+        let data = settings.parse_with("NGIT_GIT_DATA_PATH", |path| {
+            std::path::absolute(path).map_err(|error| format!("a path ({error})"))
+        })?;
+        // An alternates file has one path to a line, and libgit2 takes text.
+        if data.to_str().is_none_or(|path| path.contains('\n')) {
+            return Err(settings.bad("NGIT_GIT_DATA_PATH", "a path in UTF-8, on one line"));
+        }
+        let trusted_proxies = settings.parse_with("NGIT_TRUSTED_PROXY_CIDRS", |list| {
+            list.split(',')
+                .map(str::trim)
+                .filter(|entry| !entry.is_empty())
+                .map(|entry| {
+                    let address = entry.parse::<std::net::IpAddr>().map(IpNet::from);
+                    entry.parse().or(address)
+                })
+                .collect::<Result<_, _>>()
+                .map_err(|_| "networks like 10.0.0.0/8, separated by commas".to_owned())
+        })?;
+        Ok(Self {
+            data,
+            grpc: settings.endpoint("NGIT_GITD_GRPC_ADDRESS")?,
+            http: settings.endpoint("NGIT_GITD_HTTP_ADDRESS")?,
+            relay: settings.endpoint("NGIT_RELAY_GRPC_ADDRESS")?,
+            tokens: settings.tokens()?,
+            domain: settings
+                .get("NGIT_DOMAIN")
+                .unwrap_or("localhost")
+                .to_owned(),
+            trusted_proxies,
+            grace: Duration::from_secs(
+                settings.parse("NGIT_SHUTDOWN_GRACE_SECS", "a number of seconds")?,
+            ),
+            max_pack_bytes: settings.parse("NGIT_GIT_MAX_PACK_BYTES", BYTES)?,
+            max_staged_pack_bytes: settings.parse("NGIT_GIT_MAX_STAGED_PACK_BYTES", BYTES)?,
+        })
+    }
+}

@@ -1,0 +1,259 @@
+//! `grasp.git.v1.Repositories`, served to the relay: messages to words, words to [`Repositories`].
+//!
+//! What changes something runs on a thread of its own: a caller that goes away does not stop it
+//! half-way.
+
+use std::{pin::Pin, sync::Arc};
+
+use futures::Stream;
+use grasp_proto::{
+    contract::{
+        git::{
+            AlignRequest, AlignResponse, CreateRequest, CreateResponse, DeleteRefRequest,
+            DeleteRefResponse, DeleteRequest, DeleteResponse, ListRefsRequest, ListRefsResponse,
+            MissingRequest, MissingResponse, PutRefRequest, PutRefResponse, Ref, RetireRequest,
+            RetireResponse, repositories_server,
+        },
+        repository,
+    },
+    words::{Identifier, Oid, RefName},
+};
+use tonic::{Request, Response, Status};
+
+use crate::repository::{
+    Error, Repositories,
+    change::{Alignment, Put},
+    refs::Entry,
+};
+
+/// The largest message: an alignment of a hundred thousand refs.
+pub const LARGEST_MESSAGE: usize = 64 * 1024 * 1024;
+
+/// Refs in one message of a listing.
+const BATCH: usize = 1000;
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        let text = error.to_string();
+        match error {
+            Error::NotFound => Self::not_found(text),
+            Error::Invalid(_) => Self::invalid_argument(text),
+            Error::Precondition(_) => Self::failed_precondition(text),
+            Error::Aborted(_) => Self::aborted(text),
+            Error::Locked | Error::Io(_) | Error::Git2(_) | Error::Git(_) => {
+                tracing::error!(%error, "storage failed");
+                Self::internal(text)
+            }
+        }
+    }
+}
+
+/// The service.
+pub struct Service {
+    repositories: Arc<Repositories>,
+}
+
+impl Service {
+    /// Serves these repositories.
+    pub fn new(repositories: Arc<Repositories>) -> Self {
+        Self { repositories }
+    }
+}
+
+fn oids(list: Vec<Vec<u8>>) -> Result<Vec<Oid>, Status> {
+    list.iter().map(|oid| Ok(Oid::from_slice(oid)?)).collect()
+}
+
+fn bytes(list: Vec<Oid>) -> Vec<Vec<u8>> {
+    list.into_iter()
+        .map(|oid| oid.as_bytes().to_vec())
+        .collect()
+}
+
+/// A ref that must have a value.
+fn valued(message: Ref) -> Result<(RefName, Oid), Status> {
+    let (name, oid) = message.into_words()?;
+    let oid = oid.ok_or_else(|| Status::invalid_argument(format!("{name} has no value")))?;
+    Ok((name, oid))
+}
+
+/// What a ref is expected to be: absent, anything; empty, nothing.
+fn expected(message: Option<Vec<u8>>) -> Result<Option<Option<Oid>>, Status> {
+    message
+        .map(|bytes| match bytes.is_empty() {
+            true => Ok(None),
+            false => Ok(Some(Oid::from_slice(&bytes)?)),
+        })
+        .transpose()
+}
+
+#[tonic::async_trait]
+impl repositories_server::Repositories for Service {
+    async fn create(
+        &self,
+        request: Request<CreateRequest>,
+    ) -> Result<Response<CreateResponse>, Status> {
+        let repo = repository(request.into_inner().repository)?;
+        let made = self.repositories.blocking(move |r| r.create(&repo));
+        let (incarnation, created) = made.await?;
+        Ok(Response::new(CreateResponse {
+            incarnation,
+            created,
+        }))
+    }
+
+    async fn retire(
+        &self,
+        request: Request<RetireRequest>,
+    ) -> Result<Response<RetireResponse>, Status> {
+        let request = request.into_inner();
+        let repo = repository(request.repository)?;
+        let incarnation = request.incarnation;
+        let retired = self
+            .repositories
+            .blocking(move |r| r.retire(&repo, &incarnation));
+        retired.await?;
+        Ok(Response::new(RetireResponse {}))
+    }
+
+    async fn delete(
+        &self,
+        request: Request<DeleteRequest>,
+    ) -> Result<Response<DeleteResponse>, Status> {
+        let request = request.into_inner();
+        let repo = repository(request.repository)?;
+        let incarnation = request.incarnation;
+        let deleted = self
+            .repositories
+            .blocking(move |r| r.delete(&repo, &incarnation));
+        deleted.await?;
+        Ok(Response::new(DeleteResponse {}))
+    }
+
+    type ListRefsStream = Pin<Box<dyn Stream<Item = Result<ListRefsResponse, Status>> + Send>>;
+
+    async fn list_refs(
+        &self,
+        request: Request<ListRefsRequest>,
+    ) -> Result<Response<Self::ListRefsStream>, Status> {
+        let request = request.into_inner();
+        let repo = repository(request.repository)?;
+        for name in &request.names {
+            RefName::parse(name)?;
+        }
+        let listed = self
+            .repositories
+            .blocking(move |r| r.list(&repo, &request.names, &request.prefix));
+        let (head, incarnation, entries) = listed.await?;
+        let first = ListRefsResponse {
+            head,
+            incarnation,
+            refs: Vec::new(),
+        };
+        let mut entries = entries.into_iter();
+        let batches = std::iter::from_fn(move || {
+            let refs: Vec<Ref> = entries.by_ref().take(BATCH).map(message).collect();
+            (!refs.is_empty()).then(|| ListRefsResponse {
+                refs,
+                ..ListRefsResponse::default()
+            })
+        });
+        let stream = futures::stream::iter(std::iter::once(first).chain(batches).map(Ok));
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn missing(
+        &self,
+        request: Request<MissingRequest>,
+    ) -> Result<Response<MissingResponse>, Status> {
+        let request = request.into_inner();
+        let identifier = Identifier::parse(&request.identifier)?;
+        let (any, commits) = (oids(request.oids)?, oids(request.commits)?);
+        let staged_in = match request.staged_in {
+            None => None,
+            Some(message) => Some(repository(Some(message))?),
+        };
+        if staged_in
+            .as_ref()
+            .is_some_and(|repo| repo.identifier != identifier)
+        {
+            return Err(Status::invalid_argument("two identifiers are named"));
+        }
+        let looked = self
+            .repositories
+            .blocking(move |r| r.missing(&identifier, &any, &commits, staged_in.as_ref()));
+        let found = looked.await?;
+        Ok(Response::new(MissingResponse {
+            missing: bytes(found.missing),
+            not_commits: bytes(found.not_commits),
+        }))
+    }
+
+    async fn align(
+        &self,
+        request: Request<AlignRequest>,
+    ) -> Result<Response<AlignResponse>, Status> {
+        let request = request.into_inner();
+        let repo = repository(request.repository)?;
+        let head = match request.head.as_str() {
+            "" => None,
+            head => Some(RefName::parse(head)?),
+        };
+        let refs = request.refs.into_iter().map(valued);
+        let expected = request.expected.into_iter().map(|r| Ok(r.into_words()?));
+        let wanted = Alignment {
+            incarnation: request.incarnation,
+            refs: refs.collect::<Result<_, Status>>()?,
+            head,
+            expected: expected.collect::<Result<_, Status>>()?,
+        };
+        let aligned = self.repositories.blocking(move |r| r.align(&repo, &wanted));
+        let changed = aligned.await?;
+        Ok(Response::new(AlignResponse { changed }))
+    }
+
+    async fn put_ref(
+        &self,
+        request: Request<PutRefRequest>,
+    ) -> Result<Response<PutRefResponse>, Status> {
+        let request = request.into_inner();
+        let repo = repository(request.repository)?;
+        let message = request
+            .r#ref
+            .ok_or_else(|| Status::invalid_argument("ref is missing"))?;
+        let (name, oid) = valued(message)?;
+        let put = Put {
+            incarnation: request.incarnation,
+            name,
+            oid,
+            expected: expected(request.expected)?,
+            signed_for: request.signed_for,
+        };
+        let done = self.repositories.blocking(move |r| r.put_ref(&repo, &put));
+        done.await?;
+        Ok(Response::new(PutRefResponse {}))
+    }
+
+    async fn delete_ref(
+        &self,
+        request: Request<DeleteRefRequest>,
+    ) -> Result<Response<DeleteRefResponse>, Status> {
+        let request = request.into_inner();
+        let repo = repository(request.repository)?;
+        let name = RefName::parse(&request.name)?;
+        let expected = expected(request.expected)?;
+        let incarnation = request.incarnation;
+        let done = self
+            .repositories
+            .blocking(move |r| r.delete_ref(&repo, &incarnation, &name, expected));
+        done.await?;
+        Ok(Response::new(DeleteRefResponse {}))
+    }
+}
+
+fn message(entry: Entry) -> Ref {
+    Ref {
+        name: entry.name,
+        oid: entry.oid.as_bytes().to_vec(),
+    }
+}

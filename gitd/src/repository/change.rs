@@ -1,0 +1,380 @@
+//! What moves refs and brings objects in: alignment, pull requests, uploads.
+//!
+//! Refs move only when the relay says so, and only here. All of it is repeatable: objects first,
+//! then refs, then HEAD, then what is no longer needed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
+
+use git2::ObjectType;
+use grasp_proto::words::{EventId, Oid, RefKind, RefName, RepoId};
+
+use super::{
+    Error, Repositories, Upload,
+    intake::{Quarantine, Refused},
+    kind_of,
+    refs::{self, Change},
+    staging,
+};
+
+/// What a state wants of a repository.
+#[derive(Debug)]
+pub struct Alignment {
+    /// Which incarnation; empty: whichever is there.
+    pub incarnation: String,
+    /// The branches and tags it shall have, and no others.
+    pub refs: Vec<(RefName, Oid)>,
+    /// Where HEAD shall point; `None`: it stays.
+    pub head: Option<RefName>,
+    /// What the caller saw.
+    pub expected: Vec<(RefName, Option<Oid>)>,
+}
+
+/// One ref under `refs/nostr/` to be put.
+#[derive(Debug)]
+pub struct Put {
+    /// Which incarnation; empty: whichever is there.
+    pub incarnation: String,
+    /// The ref.
+    pub name: RefName,
+    /// Its value.
+    pub oid: Oid,
+    /// What it must be now, if that matters.
+    pub expected: Option<Option<Oid>>,
+    /// An event wants the objects.
+    pub signed_for: bool,
+}
+
+/// Where the objects of an upload go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Destination {
+    /// Into the pool: a signed event wants them.
+    Pool,
+    /// Into the view's staging, for these placeholders.
+    Staged(Vec<EventId>),
+}
+
+/// At most so many objects are named in a complaint.
+const NAMED: usize = 3;
+
+fn named(oids: &[Oid]) -> String {
+    let shown: Vec<String> = oids.iter().take(NAMED).map(Oid::to_string).collect();
+    let more = oids.len().saturating_sub(NAMED);
+    match more {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
+impl Repositories {
+    /// Sees to it that all `wanted` objects are in the pool, claiming what is staged in the view, and
+    /// that those which must be commits are. Under the view's lock.
+    fn claim(&self, view: &Path, pool: &Path, wanted: &[(Oid, bool)]) -> Result<(), Error> {
+        let mut absent = Vec::new();
+        let check = |oid: Oid, must_be_commit: bool, odb: &git2::Odb<'_>| match kind_of(odb, oid)? {
+            Some(kind) if must_be_commit && kind != ObjectType::Commit => {
+                Err(Error::Precondition(format!("object {oid} is not a commit")))
+            }
+            kind => Ok(kind.is_some()),
+        };
+        let repo = refs::open(pool)?;
+        let odb = repo.odb()?;
+        for (oid, must_be_commit) in wanted {
+            if !check(*oid, *must_be_commit, &odb)? {
+                absent.push((*oid, *must_be_commit));
+            }
+        }
+        if absent.is_empty() {
+            return Ok(());
+        }
+        for (oid, _) in &absent {
+            for event in staging::having(view, *oid)? {
+                staging::claim(view, pool, &event)?;
+            }
+        }
+        let repo = refs::open(pool)?;
+        let odb = repo.odb()?;
+        let mut missing = Vec::new();
+        for (oid, must_be_commit) in absent {
+            if !check(oid, must_be_commit, &odb)? {
+                missing.push(oid);
+            }
+        }
+        match missing.is_empty() {
+            true => Ok(()),
+            false => Err(Error::Precondition(format!(
+                "not here: object {}",
+                named(&missing)
+            ))),
+        }
+    }
+
+    /// Makes branches and tags of a repository equal to a state; says how many refs moved.
+    pub fn align(&self, repo: &RepoId, wanted: &Alignment) -> Result<u32, Error> {
+        let mut desired = BTreeMap::new();
+        for (name, oid) in &wanted.refs {
+            let head = match name.kind() {
+                RefKind::Head => true,
+                RefKind::Tag => false,
+                _ => return Err(Error::Invalid(format!("{name} is no branch or tag"))),
+            };
+            if desired.insert(name.to_string(), (*oid, head)).is_some() {
+                return Err(Error::Invalid(format!("{name} is named twice")));
+            }
+        }
+        if let Some(name) = conflicting(desired.keys()) {
+            return Err(Error::Invalid(format!(
+                "{name} would have to be a directory"
+            )));
+        }
+        if let Some(head) = &wanted.head
+            && head.kind() != RefKind::Head
+        {
+            return Err(Error::Invalid(format!("HEAD cannot point to {head}")));
+        }
+        self.views.hold(repo, || {
+            self.expect_incarnation(repo, &wanted.incarnation)?;
+            let pool = self.adopt(repo)?;
+            let view = self.view(repo)?;
+            let git = refs::open(&view)?;
+            let current = refs::branches_and_tags(refs::list(&git, &[""], false)?);
+            for (name, expected) in &wanted.expected {
+                if current.get(name.as_str()) != expected.as_ref() {
+                    return Err(Error::Aborted(format!(
+                        "{name} is not where it was expected"
+                    )));
+                }
+            }
+            let objects: BTreeSet<(Oid, bool)> = desired.values().copied().collect();
+            let objects: Vec<_> = objects.into_iter().collect();
+            self.claim(&view, &pool, &objects)?;
+
+            let deleted = current.keys().filter(|name| !desired.contains_key(*name));
+            let mut changes: Vec<Change> = deleted
+                .map(|name| Change {
+                    name: name.clone(),
+                    old: current.get(name).copied(),
+                    new: None,
+                })
+                .collect();
+            for (name, (oid, _)) in desired {
+                let old = current.get(&name).copied();
+                if old != Some(oid) {
+                    let new = Some(oid);
+                    changes.push(Change { name, old, new });
+                }
+            }
+            refs::apply(&view, &changes)?;
+            if let Some(head) = &wanted.head {
+                refs::set_head(&git, head.as_str())?;
+            }
+            if !changes.is_empty() && refs::should_pack(&view) {
+                // What lies loose is as good as what is packed.
+                if let Err(error) = refs::pack(&view) {
+                    tracing::warn!(%repo, %error, "refs not packed");
+                }
+            }
+            Ok(u32::try_from(changes.len()).unwrap_or(u32::MAX))
+        })
+    }
+
+    /// Sets one ref under `refs/nostr/`.
+    pub fn put_ref(&self, repo: &RepoId, put: &Put) -> Result<(), Error> {
+        let event = event_of(&put.name)?;
+        self.views.hold(repo, || {
+            self.expect_incarnation(repo, &put.incarnation)?;
+            let pool = self.adopt(repo)?;
+            let view = self.view(repo)?;
+            let git = refs::open(&view)?;
+            let old = refs::resolve(&git, put.name.as_str())?;
+            // A repeated call finds its own work done.
+            if let Some(expected) = put.expected
+                && old != expected
+                && old != Some(put.oid)
+            {
+                return Err(not_where_expected(&put.name));
+            }
+            if put.signed_for {
+                staging::claim(&view, &pool, &event)?;
+                self.claim(&view, &pool, &[(put.oid, true)])?;
+            } else {
+                match kind_of(&git.odb()?, put.oid)? {
+                    Some(ObjectType::Commit) => {}
+                    Some(_) => {
+                        let reason = format!("object {} is not a commit", put.oid);
+                        return Err(Error::Precondition(reason));
+                    }
+                    None => {
+                        let reason = format!("not here: object {}", put.oid);
+                        return Err(Error::Precondition(reason));
+                    }
+                }
+            }
+            if old != Some(put.oid) {
+                let new = Some(put.oid);
+                let name = put.name.to_string();
+                refs::apply(&view, &[Change { name, old, new }])?;
+            }
+            if put.signed_for {
+                staging::forget(&view, &event)?;
+                self.consolidator.consider(&pool);
+            }
+            Ok(())
+        })
+    }
+
+    /// Deletes one ref under `refs/nostr/`, and what was staged for it.
+    pub fn delete_ref(
+        &self,
+        repo: &RepoId,
+        incarnation: &str,
+        name: &RefName,
+        expected: Option<Option<Oid>>,
+    ) -> Result<(), Error> {
+        let event = event_of(name)?;
+        self.views.hold(repo, || {
+            match self.expect_incarnation(repo, incarnation) {
+                // What is not there has no such ref.
+                Err(Error::NotFound) => return Ok(()),
+                result => result?,
+            }
+            let view = self.view(repo)?;
+            let git = refs::open(&view)?;
+            let old = refs::resolve(&git, name.as_str())?;
+            if let (Some(expected), Some(_)) = (expected, old)
+                && old != expected
+            {
+                return Err(not_where_expected(name));
+            }
+            if old.is_some() {
+                let new = None;
+                let name = name.to_string();
+                refs::apply(&view, &[Change { name, old, new }])?;
+            }
+            Ok(staging::forget(&view, &event)?)
+        })
+    }
+
+    /// The pool that an upload goes to.
+    pub fn pool_for(&self, upload: &Upload) -> Result<PathBuf, Error> {
+        self.views.hold(&upload.repo, || self.adopt(&upload.repo))
+    }
+
+    /// What an upload for these placeholders may lean on besides the pool: the packs each of them has
+    /// already. Gives the directory and the names.
+    pub fn staged_packs(
+        &self,
+        upload: &Upload,
+        events: &[EventId],
+    ) -> Result<(PathBuf, Vec<String>), Error> {
+        let view = self.view(&upload.repo)?;
+        self.views.hold(&upload.repo, || {
+            // What one lacks would be missing when that one is claimed alone.
+            let mut common: Option<BTreeSet<String>> = None;
+            for event in events {
+                let packs = staging::packs(&view, event)?.unwrap_or_default();
+                let packs: BTreeSet<String> = packs.into_iter().collect();
+                common = Some(match common {
+                    None => packs,
+                    Some(common) => common.intersection(&packs).cloned().collect(),
+                });
+            }
+            let names = common.unwrap_or_default().into_iter().collect();
+            Ok((view.join("objects/pack"), names))
+        })
+    }
+
+    /// Whether this view has room for these placeholders.
+    pub fn room_for(&self, upload: &Upload, events: &[EventId]) -> Result<bool, Error> {
+        let view = self.view(&upload.repo)?;
+        let mut all = staging::events(&view)?;
+        all.extend(events);
+        Ok(all.len() <= staging::MOST)
+    }
+
+    /// Makes a checked upload visible where it belongs. `tips` are the objects its commands name, each
+    /// with whether it must be a commit.
+    pub fn take_in(
+        &self,
+        upload: &Upload,
+        pool: &Path,
+        quarantine: Quarantine,
+        destination: &Destination,
+        tips: &[(Oid, bool)],
+    ) -> Result<(), Refused> {
+        let view = self.view(&upload.repo)?;
+        match destination {
+            Destination::Pool => {
+                // What is staged in the view counts: the relay's next call claims it.
+                quarantine.check_tips(&view, tips)?;
+                quarantine.publish(&pool.join("objects"))?;
+                self.consolidator.consider(pool);
+                Ok(())
+            }
+            Destination::Staged(events) => self.views.hold(&upload.repo, || {
+                quarantine.check_tips(&view, tips)?;
+                if !self.room_for(upload, events)? {
+                    return Err(too_many_placeholders());
+                }
+                for event in events {
+                    staging::note(&view, event, quarantine.pack())?;
+                }
+                Ok(quarantine.publish(&view.join("objects"))?)
+            }),
+        }
+    }
+
+    /// Drops the placeholders of an upload that got no ref after all.
+    pub fn drop_refused(&self, upload: &Upload, events: &[EventId]) -> Result<(), Error> {
+        let view = self.view(&upload.repo)?;
+        self.views.hold(&upload.repo, || {
+            let git = refs::open(&view)?;
+            for event in events {
+                let name = RefName::nostr(event);
+                if refs::resolve(&git, name.as_str())?.is_none() {
+                    staging::forget(&view, event)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// The refs of a view whose objects are staged: nothing may lean on them.
+    pub fn staged_refs(&self, repo: &RepoId) -> Result<BTreeSet<String>, Error> {
+        let events = staging::events(&self.view(repo)?)?;
+        let names = events.iter().map(|event| RefName::nostr(event).to_string());
+        Ok(names.collect())
+    }
+}
+
+/// The refusal of one placeholder too many.
+pub fn too_many_placeholders() -> Refused {
+    Refused::Pack(format!(
+        "this repository has {} uploads that wait for their event; publish yours first, or try later",
+        staging::MOST
+    ))
+}
+
+fn event_of(name: &RefName) -> Result<EventId, Error> {
+    match name.kind() {
+        RefKind::Nostr(event) => Ok(event),
+        _ => Err(Error::Invalid(format!(
+            "{name} is not refs/nostr/<event id>"
+        ))),
+    }
+}
+
+fn not_where_expected(name: &RefName) -> Error {
+    Error::Aborted(format!("{name} is not where it was expected"))
+}
+
+/// A name that another one has as a directory, among names in order.
+fn conflicting<'a>(names: impl Iterator<Item = &'a String> + Clone) -> Option<&'a String> {
+    let all: BTreeSet<&str> = names.clone().map(String::as_str).collect();
+    names.into_iter().find(|name| {
+        let mut parents = name.match_indices('/').map(|(at, _)| &name[..at]);
+        parents.any(|parent| all.contains(parent))
+    })
+}

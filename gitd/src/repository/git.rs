@@ -1,0 +1,295 @@
+//! Git processes: hardened, killed whole, their number bounded.
+//!
+//! Nothing of the environment or of a user's or the system's configuration reaches them, no hook
+//! runs, no protocol is spoken by them, arguments never begin with what a user wrote. Each is the
+//! leader of a process group, so that its helpers go with it.
+
+use std::{
+    ffi::OsStr,
+    path::Path,
+    process::{Output, Stdio},
+    sync::Arc,
+};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    process::{Child, ChildStderr, ChildStdin, ChildStdout},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
+
+/// The oldest git that has what we use (`repack --geometric` that is sound, fsck of packs).
+const OLDEST: (u32, u32) = (2, 34);
+
+/// Configuration of every git process. Small windows and caches: what git maps and keeps is
+/// memory that a thousand clones multiply.
+const CONFIG: &[&str] = &[
+    "safe.directory=*",
+    "core.hooksPath=/dev/null",
+    "core.fsmonitor=false",
+    "core.bigFileThreshold=1m",
+    "core.packedGitWindowSize=1m",
+    "core.packedGitLimit=16m",
+    "core.deltaBaseCacheLimit=4m",
+    "pack.windowMemory=8m",
+    "pack.deltaCacheSize=8m",
+    "pack.threads=2",
+    "pack.writeReverseIndex=true",
+    "repack.updateServerInfo=false",
+    "protocol.allow=never",
+    "gc.auto=0",
+    "maintenance.auto=false",
+    "advice.detachedHead=false",
+];
+
+/// `git` in `directory`, which is the repository unless the caller says otherwise.
+pub fn command(directory: &Path) -> std::process::Command {
+    use std::os::unix::process::CommandExt;
+    let mut command = std::process::Command::new("git");
+    command
+        .current_dir(directory)
+        .env_clear()
+        .env("LC_ALL", "C")
+        .env("HOME", "/nonexistent")
+        .env("GIT_CONFIG_NOSYSTEM", "1")
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .env("GIT_ATTR_NOSYSTEM", "1")
+        .env("GIT_TERMINAL_PROMPT", "0")
+        .env("GIT_DIR", ".")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0);
+    if let Some(path) = std::env::var_os("PATH") {
+        command.env("PATH", path);
+    }
+    for setting in CONFIG {
+        command.args(["-c", setting]);
+    }
+    command
+}
+
+/// Git is not there, or too old.
+#[derive(Debug, thiserror::Error)]
+pub enum BadGit {
+    /// It did not start.
+    #[error("git cannot be started ({0}); install git {major}.{minor} or later", major = OLDEST.0, minor = OLDEST.1)]
+    NotThere(std::io::Error),
+    /// It is too old.
+    #[error("this is {0:?}; git {major}.{minor} or later is needed", major = OLDEST.0, minor = OLDEST.1)]
+    TooOld(String),
+}
+
+/// Checks that git is there and new enough.
+pub fn check() -> Result<(), BadGit> {
+    let output = command(Path::new("/"))
+        .arg("version")
+        .stdout(Stdio::piped())
+        .output()
+        .map_err(BadGit::NotThere)?;
+    let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    match version(&text) {
+        Some(found) if found >= OLDEST => Ok(()),
+        _ => Err(BadGit::TooOld(text)),
+    }
+}
+
+fn version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.strip_prefix("git version ")?.split('.');
+    let major = numbers.next()?.parse().ok()?;
+    let minor = numbers.next()?.parse().ok()?;
+    Some((major, minor))
+}
+
+/// A run that failed, with the end of what git said.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// It could not be started or fed.
+    #[error("git: {0}")]
+    Io(#[from] std::io::Error),
+    /// It ended badly.
+    #[error("git: {0}")]
+    Failed(String),
+}
+
+/// Runs a short git command to its end on this (blocking) thread, `input` on its standard input
+/// by way of an unnamed file, so that no pipe can fill up.
+pub fn run<A: AsRef<OsStr>>(
+    directory: &Path,
+    args: impl IntoIterator<Item = A>,
+    input: &[u8],
+) -> Result<(), RunError> {
+    use std::io::{Seek, Write};
+    let mut file = tempfile::tempfile()?;
+    file.write_all(input)?;
+    file.rewind()?;
+    let output: Output = command(directory)
+        .args(args)
+        .stdin(file)
+        .stderr(Stdio::piped())
+        .output()?;
+    if output.status.success() {
+        Ok(())
+    } else {
+        let text = String::from_utf8_lossy(&output.stderr);
+        Err(RunError::Failed(last_line(&text).to_owned()))
+    }
+}
+
+/// The line of git's complaints that says most.
+pub fn last_line(stderr: &str) -> &str {
+    let lines = || {
+        stderr
+            .split(['\n', '\r'])
+            .map(str::trim)
+            .filter(|l| !l.is_empty())
+    };
+    lines()
+        .find_map(|line| line.strip_prefix("fatal: "))
+        .or_else(|| lines().find_map(|line| line.strip_prefix("error: ")))
+        .or_else(|| lines().next_back())
+        .unwrap_or("git ended without saying why")
+}
+
+/// Lets so many git processes of one kind run at once; the others wait in turn.
+#[derive(Debug, Clone)]
+pub struct Places(Arc<Semaphore>);
+
+impl Places {
+    /// Room for `places` processes.
+    pub fn new(places: usize) -> Self {
+        Self(Arc::new(Semaphore::new(places)))
+    }
+
+    /// Waits for a place.
+    pub async fn take(&self) -> OwnedSemaphorePermit {
+        let places = Arc::clone(&self.0);
+        places
+            .acquire_owned()
+            .await
+            .expect("the semaphore is never closed")
+    }
+}
+
+/// A running git with its pipes. Dropped while it runs, it is killed with all its helpers.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    _place: OwnedSemaphorePermit,
+}
+
+/// The three pipes of a [`Running`] git; whoever has them drains them all at once.
+#[derive(Debug)]
+pub struct Pipes {
+    /// What it is fed.
+    pub stdin: ChildStdin,
+    /// What it says.
+    pub stdout: ChildStdout,
+    /// What it complains.
+    pub stderr: ChildStderr,
+}
+
+/// Starts `command` with pipes on all three ends.
+pub fn spawn(
+    mut command: std::process::Command,
+    place: OwnedSemaphorePermit,
+) -> std::io::Result<(Running, Pipes)> {
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = tokio::process::Command::from(command).spawn()?;
+    let missing = || std::io::Error::other("a pipe is missing");
+    let pipes = Pipes {
+        stdin: child.stdin.take().ok_or_else(missing)?,
+        stdout: child.stdout.take().ok_or_else(missing)?,
+        stderr: child.stderr.take().ok_or_else(missing)?,
+    };
+    let running = Running {
+        child,
+        _place: place,
+    };
+    Ok((running, pipes))
+}
+
+impl Running {
+    /// Waits until it has ended; says whether well.
+    pub async fn wait(&mut self) -> std::io::Result<bool> {
+        Ok(self.child.wait().await?.success())
+    }
+
+    /// Lets others run first.
+    pub fn be_nice(&self) {
+        let pid = self.pid();
+        if let Some(pid) = pid {
+            let _ = rustix::process::setpriority_process(Some(pid), 10);
+        }
+    }
+
+    /// `None` once it was waited for: the number may belong to another process by then.
+    fn pid(&self) -> Option<Pid> {
+        Pid::from_raw(i32::try_from(self.child.id()?).ok()?)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(pid) = self.pid() {
+            let _ = kill_process_group(pid, Signal::KILL);
+        }
+    }
+}
+
+/// How much of git's complaints is kept.
+const KEPT: usize = 4096;
+
+/// Reads a child's complaints to their end and gives back the last few thousand bytes; each piece is
+/// shown to `see` as it comes.
+pub async fn drain_stderr(
+    mut stderr: impl AsyncRead + Unpin,
+    mut see: impl FnMut(&[u8]),
+) -> String {
+    let mut kept: Vec<u8> = Vec::new();
+    let mut buffer = [0; 1024];
+    while let Ok(count @ 1..) = stderr.read(&mut buffer).await {
+        see(&buffer[..count]);
+        kept.extend_from_slice(&buffer[..count]);
+        if kept.len() > KEPT {
+            kept.drain(..kept.len() - KEPT);
+        }
+    }
+    String::from_utf8_lossy(&kept).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read() {
+        assert_eq!(version("git version 2.47.3"), Some((2, 47)));
+        assert_eq!(version("git version 2.39.5 (Apple Git-154)"), Some((2, 39)));
+        assert_eq!(version("hg 1.0"), None);
+        assert!(check().is_ok());
+    }
+
+    #[test]
+    fn the_line_that_says_most_is_found() {
+        let said = "Resolving deltas:  50%\rResolving deltas: 100%\nfatal: pack is bad\nfoo\n";
+        assert_eq!(last_line(said), "pack is bad");
+        assert_eq!(last_line("warning: x\nerror: y\n"), "y");
+    }
+
+    #[tokio::test]
+    async fn a_dropped_child_is_killed() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = Places::new(1).take().await;
+        let mut command = command(directory.path());
+        command.args(["hash-object", "--stdin"]);
+        let (running, mut pipes) = spawn(command, place).unwrap();
+        drop(running);
+        let mut said = String::new();
+        pipes.stdout.read_to_string(&mut said).await.unwrap();
+        assert_eq!(said, "");
+    }
+}

@@ -1,0 +1,576 @@
+//! Repositories: views over pools, made, found, moved aside, deleted, aligned.
+//!
+//! [`Repositories`] is the only thing that changes what lies in the git data directory. Its methods
+//! block; callers go through [`Repositories::blocking`], which bounds how many threads that takes.
+//! Locks are held for local work only, never across a call to the relay: one for each view (its
+//! refs, its staging) and one for each identifier (which views its pool has), always taken in this
+//! order. Every change is made so that a kill between any two steps leaves a state from which the
+//! same call, or [`Repositories::sweep`] at the next start, finishes.
+
+pub mod change;
+pub mod git;
+pub mod intake;
+pub mod layout;
+pub mod pool;
+pub mod refs;
+pub mod staging;
+mod sweep;
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    fs, io,
+    io::Write,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use git2::{ObjectType, OdbLookupFlags};
+use grasp_proto::words::{Identifier, Oid, RepoId};
+use tokio::sync::Semaphore;
+
+use self::{
+    layout::{INCARNATION, Layout, Marker, REPOSITORY},
+    pool::Consolidator,
+    refs::Entry,
+};
+
+/// Why something was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no such repository.
+    #[error("there is no such repository")]
+    NotFound,
+    /// The request itself makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// Something is not as it must be for this.
+    #[error("{0}")]
+    Precondition(String),
+    /// Something changed meanwhile: look again.
+    #[error("{0}")]
+    Aborted(String),
+    /// A lock file was in the way.
+    #[error("a lock file is in the way")]
+    Locked,
+    /// The disk.
+    #[error("storage: {0}")]
+    Io(#[from] io::Error),
+    /// libgit2.
+    #[error("storage: {0}")]
+    Git2(git2::Error),
+    /// git.
+    #[error("storage: {0}")]
+    Git(#[from] git::RunError),
+}
+
+impl From<git2::Error> for Error {
+    fn from(error: git2::Error) -> Self {
+        match error.code() {
+            git2::ErrorCode::Locked => Self::Locked,
+            _ => Self::Git2(error),
+        }
+    }
+}
+
+/// Makes the entries of a directory durable.
+fn sync_directory(path: &Path) -> io::Result<()> {
+    fs::File::open(path)?.sync_all()
+}
+
+/// Replaces a file in one step, durably.
+fn write_file(path: &Path, content: &[u8]) -> io::Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    let mut file = tempfile::Builder::new()
+        .prefix(".grasp-")
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
+        .tempfile_in(directory)?;
+    file.write_all(content)?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    sync_directory(directory)
+}
+
+/// Moves a finished directory to its place, making the place's parents. One that was made there
+/// meanwhile stays, and ours goes.
+fn rename_over_nothing(from: &Path, to: &Path) -> io::Result<()> {
+    let parent = to.parent().unwrap_or(Path::new("/"));
+    loop {
+        fs::create_dir_all(parent)?;
+        match fs::rename(from, to) {
+            Ok(()) => return sync_directory(parent),
+            // Its parent went as the last other repository in it was deleted.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && from.exists() => {}
+            Err(_) if to.is_dir() => return fs::remove_dir_all(from),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Makes an empty bare repository.
+fn fresh_repository(path: &Path) -> io::Result<()> {
+    for directory in ["objects/info", "objects/pack", "refs/heads", "refs/tags"] {
+        fs::create_dir_all(path.join(directory))?;
+    }
+    fs::write(path.join("HEAD"), "ref: refs/heads/master\n")?;
+    let config = "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n\
+                  [gc]\n\tauto = 0\n";
+    fs::write(path.join("config"), config)
+}
+
+/// Locks by name, made when needed and gone when nobody has them: bounded by what is running.
+#[derive(Debug)]
+struct Locks<K>(Mutex<HashMap<K, Arc<Mutex<()>>>>);
+
+impl<K: Clone + Eq + std::hash::Hash> Locks<K> {
+    fn new() -> Self {
+        Self(Mutex::default())
+    }
+
+    fn map(&self) -> MutexGuard<'_, HashMap<K, Arc<Mutex<()>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hold<T>(&self, key: &K, work: impl FnOnce() -> T) -> T {
+        let lock = Arc::clone(self.map().entry(key.clone()).or_default());
+        let guard = lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = work();
+        drop(guard);
+        let mut map = self.map();
+        // The map's and ours: nobody else waits for it.
+        if Arc::strong_count(&lock) == 2 {
+            map.remove(key);
+        }
+        result
+    }
+}
+
+/// What runs on a view, so that it is not deleted under it.
+#[derive(Debug, Default)]
+struct Uploads {
+    running: HashMap<RepoId, usize>,
+    closing: HashSet<RepoId>,
+}
+
+/// An upload into a view. While it lives, the view is neither deleted nor retired.
+#[derive(Debug)]
+pub struct Upload {
+    uploads: Arc<Mutex<Uploads>>,
+    repo: RepoId,
+    /// Which of the repositories that ever had this name.
+    pub incarnation: String,
+}
+
+fn locked(uploads: &Mutex<Uploads>) -> MutexGuard<'_, Uploads> {
+    uploads.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        let mut uploads = locked(&self.uploads);
+        if let Some(count) = uploads.running.get_mut(&self.repo) {
+            *count -= 1;
+            if *count == 0 {
+                uploads.running.remove(&self.repo);
+            }
+        }
+    }
+}
+
+/// A view is on its way out: no upload begins.
+struct Closing<'a>(&'a Mutex<Uploads>, &'a RepoId);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        locked(self.0).closing.remove(self.1);
+    }
+}
+
+/// What is not here, of what was asked for.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Missing {
+    /// Not here.
+    pub missing: Vec<Oid>,
+    /// Here, but no commit.
+    pub not_commits: Vec<Oid>,
+}
+
+/// Blocking calls at once: each takes a thread.
+const BLOCKING: usize = 16;
+
+/// All repositories of one git data directory.
+#[derive(Debug)]
+pub struct Repositories {
+    layout: Layout,
+    views: Locks<RepoId>,
+    identifiers: Locks<Identifier>,
+    uploads: Arc<Mutex<Uploads>>,
+    /// Views of another server that do not lean on a pool yet, by identifier. Bounded by what lay
+    /// in the data directory at the start.
+    unadopted: Mutex<HashMap<Identifier, Vec<RepoId>>>,
+    threads: Arc<Semaphore>,
+    consolidator: Arc<Consolidator>,
+}
+
+impl Repositories {
+    /// The repositories below `root`, which is made if it is not there. What an earlier process left
+    /// undone is finished or thrown away.
+    pub fn open(root: PathBuf, consolidator: Arc<Consolidator>) -> Result<Self, Error> {
+        let repositories = Self {
+            layout: Layout::new(root),
+            views: Locks::new(),
+            identifiers: Locks::new(),
+            uploads: Arc::default(),
+            unadopted: Mutex::default(),
+            threads: Arc::new(Semaphore::new(BLOCKING)),
+            consolidator,
+        };
+        repositories.sweep()?;
+        Ok(repositories)
+    }
+
+    /// Runs `work` on a thread that may block.
+    pub async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let permit = Arc::clone(&self.threads)
+            .acquire_owned()
+            .await
+            .expect("the semaphore is never closed");
+        let this = Arc::clone(self);
+        let work = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            work(&this)
+        });
+        work.await
+            .unwrap_or_else(|error| Err(io::Error::other(error).into()))
+    }
+
+    /// Where a repository lies, if it is there.
+    pub fn view(&self, repo: &RepoId) -> Result<PathBuf, Error> {
+        let view = self.layout.view(repo);
+        // An identifier may be as long as a file name; what follows it is checked by opening.
+        if view.join("HEAD").is_file() {
+            Ok(view)
+        } else {
+            Err(Error::NotFound)
+        }
+    }
+
+    /// Which of the repositories that ever had this name lies here; given to it now if it has none.
+    pub fn incarnation(&self, repo: &RepoId) -> Result<String, Error> {
+        let view = self.view(repo)?;
+        if let Some(incarnation) = read_incarnation(&view)? {
+            return Ok(incarnation);
+        }
+        self.views
+            .hold(repo, || give_incarnation(&view))
+            .map_err(Into::into)
+    }
+
+    fn expect_incarnation(&self, repo: &RepoId, wanted: &str) -> Result<(), Error> {
+        let found = read_incarnation(&self.view(repo)?)?.unwrap_or_default();
+        if wanted.is_empty() || wanted == found {
+            return Ok(());
+        }
+        Err(Error::Precondition(
+            "another incarnation of this repository is in its place".to_owned(),
+        ))
+    }
+
+    /// Makes a repository if it is not there; says its incarnation and whether it was made.
+    pub fn create(&self, repo: &RepoId) -> Result<(String, bool), Error> {
+        self.views.hold(repo, || {
+            if self.view(repo).is_ok() {
+                self.adopt(repo)?;
+                let view = self.layout.view(repo);
+                return Ok((give_incarnation(&view)?, false));
+            }
+            let incarnation = new_incarnation();
+            let scratch = self.layout.scratch();
+            fresh_repository(&scratch)?;
+            fs::write(scratch.join(INCARNATION), format!("{incarnation}\n"))?;
+            fs::write(scratch.join(REPOSITORY), format!("{repo}\n"))?;
+            let alternate = Layout::alternate(&repo.identifier);
+            fs::write(
+                scratch.join("objects/info/alternates"),
+                format!("{alternate}\n"),
+            )?;
+            self.identifiers.hold(&repo.identifier, || {
+                let pool = pool::ensure(&self.layout, &repo.identifier)?;
+                let owner = repo.owner;
+                let incarnation = incarnation.clone();
+                pool::mark(&pool, &Marker { owner, incarnation })?;
+                rename_over_nothing(&scratch, &self.layout.view(repo))?;
+                Ok::<_, Error>(())
+            })?;
+            Ok((incarnation, true))
+        })
+    }
+
+    /// Makes a view that another server left lean on the pool, with all it has. Under the view's lock.
+    fn adopt(&self, repo: &RepoId) -> Result<PathBuf, Error> {
+        let view = self.view(repo)?;
+        let pool = self.layout.pool(&repo.identifier);
+        let alternate = Layout::alternate(&repo.identifier);
+        let file = view.join("objects/info/alternates");
+        let lines = match fs::read_to_string(&file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            lines => lines?,
+        };
+        if lines.lines().any(|line| line == alternate) {
+            return Ok(pool);
+        }
+        let incarnation = give_incarnation(&view)?;
+        let owner = repo.owner;
+        self.identifiers.hold(&repo.identifier, || {
+            let pool = pool::ensure(&self.layout, &repo.identifier)?;
+            pool::mark(&pool, &Marker { owner, incarnation })?;
+            sweep::link_objects(&view.join("objects"), &pool.join("objects"), &lines)?;
+            Ok::<_, Error>(())
+        })?;
+        if !view.join(REPOSITORY).exists() {
+            write_file(&view.join(REPOSITORY), format!("{repo}\n").as_bytes())?;
+        }
+        fs::create_dir_all(view.join("objects/info"))?;
+        let separator = match lines.is_empty() || lines.ends_with('\n') {
+            true => "",
+            false => "\n",
+        };
+        write_file(&file, format!("{lines}{separator}{alternate}\n").as_bytes())?;
+        tracing::info!(%repo, "a repository of another server was adopted");
+        self.consolidator.consider(&pool);
+        Ok(pool)
+    }
+
+    /// Adopts what another server left under an identifier: somebody asks for its objects.
+    fn adopt_all(&self, identifier: &Identifier) -> Result<(), Error> {
+        let waiting = || {
+            self.unadopted
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+        };
+        let repos = waiting().get(identifier).cloned().unwrap_or_default();
+        if repos.is_empty() {
+            return Ok(());
+        }
+        for repo in &repos {
+            match self.views.hold(repo, || self.adopt(repo)) {
+                Err(Error::NotFound) => {}
+                Err(error) => tracing::warn!(%repo, %error, "cannot be adopted"),
+                Ok(_) => {}
+            }
+        }
+        waiting().remove(identifier);
+        Ok(())
+    }
+
+    /// Begins an upload into a view.
+    pub fn begin_upload(&self, repo: &RepoId) -> Result<Upload, Error> {
+        let mut uploads = locked(&self.uploads);
+        if uploads.closing.contains(repo) {
+            return Err(Error::NotFound);
+        }
+        *uploads.running.entry(repo.clone()).or_default() += 1;
+        drop(uploads);
+        let mut upload = Upload {
+            uploads: Arc::clone(&self.uploads),
+            repo: repo.clone(),
+            incarnation: String::new(),
+        };
+        // Counted before it is looked at: from here on it cannot go.
+        upload.incarnation = self.incarnation(repo)?;
+        Ok(upload)
+    }
+
+    fn close<'a>(&'a self, repo: &'a RepoId) -> Result<Closing<'a>, Error> {
+        let mut uploads = locked(&self.uploads);
+        if uploads.running.contains_key(repo) || !uploads.closing.insert(repo.clone()) {
+            return Err(Error::Precondition(
+                "an upload into this repository is running".to_owned(),
+            ));
+        }
+        Ok(Closing(&self.uploads, repo))
+    }
+
+    /// Deletes a repository, and its pool if it was the last view. One that is not there is deleted.
+    pub fn delete(&self, repo: &RepoId, incarnation: &str) -> Result<(), Error> {
+        let _closing = self.close(repo)?;
+        let rubbish = self.views.hold(repo, || {
+            match self.expect_incarnation(repo, incarnation) {
+                Err(Error::NotFound) => return Ok(Vec::new()),
+                result => result?,
+            }
+            let view = self.layout.view(repo);
+            let incarnation = read_incarnation(&view)?.unwrap_or_default();
+            self.identifiers.hold(&repo.identifier, || {
+                let scratch = self.layout.scratch();
+                fs::rename(&view, &scratch)?;
+                // Fails, as it must, when the owner has other repositories.
+                let _ = view.parent().map(fs::remove_dir);
+                let pool = self.layout.pool(&repo.identifier);
+                let owner = repo.owner;
+                let gone = pool::unmark(&self.layout, &pool, &Marker { owner, incarnation })?;
+                Ok::<_, Error>(gone.into_iter().chain([scratch]).collect())
+            })
+        })?;
+        for directory in rubbish {
+            fs::remove_dir_all(directory)?;
+        }
+        Ok(())
+    }
+
+    /// Moves a repository aside, where an operator can restore it from. One that is not there is
+    /// retired.
+    pub fn retire(&self, repo: &RepoId, incarnation: &str) -> Result<(), Error> {
+        let _closing = self.close(repo)?;
+        self.views.hold(repo, || {
+            match self.expect_incarnation(repo, incarnation) {
+                Err(Error::NotFound) => return Ok(()),
+                result => result?,
+            }
+            // What leans on other repositories by relative paths would lose its way.
+            self.adopt(repo)?;
+            let view = self.layout.view(repo);
+            if !view.join(REPOSITORY).exists() {
+                write_file(&view.join(REPOSITORY), format!("{repo}\n").as_bytes())?;
+            }
+            let incarnation = give_incarnation(&view)?;
+            let aside = self.layout.retired(repo, &incarnation);
+            rename_over_nothing(&view, &aside)?;
+            tracing::info!(%repo, to = %aside.display(), "a repository was retired");
+            let _ = view.parent().map(fs::remove_dir);
+            Ok(())
+        })
+    }
+
+    /// Which of the objects are not in the pool of `identifier` (nor staged in `staged_in`).
+    pub fn missing(
+        &self,
+        identifier: &Identifier,
+        oids: &[Oid],
+        commits: &[Oid],
+        staged_in: Option<&RepoId>,
+    ) -> Result<Missing, Error> {
+        self.adopt_all(identifier)?;
+        let place = match staged_in.map(|repo| self.view(repo)) {
+            Some(Ok(view)) => view,
+            _ => self.layout.pool(identifier),
+        };
+        let repo = match refs::open(&place) {
+            Err(Error::NotFound) => {
+                let missing = oids.iter().chain(commits).copied().collect();
+                let not_commits = Vec::new();
+                return Ok(Missing {
+                    missing,
+                    not_commits,
+                });
+            }
+            repo => repo?,
+        };
+        let odb = repo.odb()?;
+        let mut answer = Missing::default();
+        for (oid, must_be_commit) in oids
+            .iter()
+            .map(|oid| (oid, false))
+            .chain(commits.iter().map(|oid| (oid, true)))
+        {
+            match kind_of(&odb, *oid)? {
+                None => answer.missing.push(*oid),
+                Some(kind) if must_be_commit && kind != ObjectType::Commit => {
+                    answer.not_commits.push(*oid);
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(answer)
+    }
+
+    /// HEAD, incarnation and refs of a repository.
+    pub fn list(
+        &self,
+        repo: &RepoId,
+        names: &[String],
+        prefix: &str,
+    ) -> Result<(String, String, Vec<Entry>), Error> {
+        let incarnation = self.incarnation(repo)?;
+        let git = refs::open(&self.view(repo)?)?;
+        let head = refs::head(&git)?;
+        let entries = if names.is_empty() {
+            refs::list(&git, &[prefix], false)?
+        } else {
+            let names: BTreeSet<&String> = names.iter().collect();
+            let mut entries = Vec::with_capacity(names.len());
+            for name in names {
+                if let Some(oid) = refs::resolve(&git, name)? {
+                    entries.push(Entry {
+                        name: name.clone(),
+                        oid,
+                        peeled: None,
+                    });
+                }
+            }
+            entries
+        };
+        Ok((head, incarnation, entries))
+    }
+
+    /// Objects the pool has for other views, for a pusher not to send again: tips of other owners'
+    /// branches, a bounded number of them.
+    pub fn haves(&self, repo: &RepoId) -> Vec<Oid> {
+        const VIEWS: usize = 32;
+        const TIPS: usize = 256;
+        let pool = self.layout.pool(&repo.identifier);
+        let mut tips = BTreeSet::new();
+        for marker in pool::views(&pool, VIEWS) {
+            if marker.owner == repo.owner || tips.len() >= TIPS {
+                continue;
+            }
+            let other = RepoId {
+                owner: marker.owner,
+                identifier: repo.identifier.clone(),
+            };
+            let entries = self
+                .view(&other)
+                .and_then(|view| refs::open(&view))
+                .and_then(|git| refs::list(&git, &["refs/heads/"], false));
+            tips.extend(entries.into_iter().flatten().map(|entry| entry.oid));
+        }
+        tips.into_iter().take(TIPS).collect()
+    }
+}
+
+/// The kind of an object, if it is here.
+fn kind_of(odb: &git2::Odb<'_>, oid: Oid) -> Result<Option<ObjectType>, Error> {
+    let oid = refs::to_git2(oid);
+    // The database was opened a moment ago: looking for new packs at each miss is wasted.
+    if !odb.exists_ext(oid, OdbLookupFlags::NO_REFRESH) {
+        return Ok(None);
+    }
+    Ok(Some(odb.read_header(oid)?.1))
+}
+
+fn read_incarnation(view: &Path) -> io::Result<Option<String>> {
+    match fs::read_to_string(view.join(INCARNATION)) {
+        Ok(text) => Ok(Some(text.trim().to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn new_incarnation() -> String {
+    format!("{:016x}", rand::random::<u64>())
+}
+
+/// The incarnation of a view, given to it if it has none. Under its lock.
+fn give_incarnation(view: &Path) -> io::Result<String> {
+    if let Some(incarnation) = read_incarnation(view)? {
+        return Ok(incarnation);
+    }
+    let incarnation = new_incarnation();
+    write_file(
+        &view.join(INCARNATION),
+        format!("{incarnation}\n").as_bytes(),
+    )?;
+    Ok(incarnation)
+}

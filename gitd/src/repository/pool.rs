@@ -1,0 +1,260 @@
+//! Pools: the objects of an identifier, once for all its views.
+//!
+//! **Invariant**: whatever object is in a pool, everything it leads to is there as well. Packs
+//! come in through `intake` alone, which checks the links of every object of a pack against what is
+//! there; so one look at a pack's own objects proves full connectivity, however long the history.
+//! Adoption links another server's repository in whole, its alternates included. Nothing is ever
+//! taken out of a pool that has views: consolidation rewrites packs, it drops no object.
+//!
+//! Reachability cannot be asked of a pool, since it has no refs. Never run `gc` or `prune` in one.
+
+use std::{
+    collections::HashSet,
+    fs, io,
+    io::{Read, Seek, SeekFrom},
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+use grasp_proto::words::{Identifier, Oid};
+use tokio::sync::mpsc;
+
+use super::{
+    Error, fresh_repository,
+    git::{self, Places},
+    layout::{IDENTIFIER, Layout, Marker, QUARANTINE, VIEWS},
+    rename_over_nothing, sync_directory, write_file,
+};
+
+/// Makes the pool of an identifier if it is not there. Under the identifier's lock.
+pub fn ensure(layout: &Layout, identifier: &Identifier) -> Result<PathBuf, Error> {
+    let pool = layout.pool(identifier);
+    if !pool.join(VIEWS).is_dir() {
+        let scratch = layout.scratch();
+        fresh_repository(&scratch)?;
+        fs::create_dir(scratch.join(VIEWS))?;
+        fs::create_dir(scratch.join(QUARANTINE))?;
+        let words = format!("{identifier}\n");
+        write_file(&scratch.join(IDENTIFIER), words.as_bytes())?;
+        rename_over_nothing(&scratch, &pool)?;
+    }
+    Ok(pool)
+}
+
+/// Notes that a view leans on the pool: before the view is seen.
+pub fn mark(pool: &Path, marker: &Marker) -> io::Result<()> {
+    let path = pool.join(VIEWS).join(marker.name());
+    if !path.exists() {
+        fs::File::create(path)?;
+        sync_directory(&pool.join(VIEWS))?;
+    }
+    Ok(())
+}
+
+/// Notes that a view is gone: after it went. The pool goes with its last view; what has to be
+/// thrown away then is given back. Under the identifier's lock.
+pub fn unmark(layout: &Layout, pool: &Path, marker: &Marker) -> io::Result<Option<PathBuf>> {
+    match fs::remove_file(pool.join(VIEWS).join(marker.name())) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    drop_if_unused(layout, pool)
+}
+
+/// Takes a pool without views out of sight.
+pub fn drop_if_unused(layout: &Layout, pool: &Path) -> io::Result<Option<PathBuf>> {
+    let unused = match fs::read_dir(pool.join(VIEWS)) {
+        Ok(mut markers) => markers.next().is_none(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        Err(error) => return Err(error),
+    };
+    if !unused {
+        return Ok(None);
+    }
+    let scratch = layout.scratch();
+    fs::rename(pool, &scratch)?;
+    Ok(Some(scratch))
+}
+
+/// The views that lean on a pool, at most `most` of them.
+pub fn views(pool: &Path, most: usize) -> Vec<Marker> {
+    let entries = fs::read_dir(pool.join(VIEWS)).into_iter().flatten();
+    entries
+        .flatten()
+        .filter_map(|entry| Marker::parse(entry.file_name().to_str()?))
+        .take(most)
+        .collect()
+}
+
+/// The files of one pack that are kept, the one that makes it visible last.
+const PARTS: [&str; 3] = ["pack", "rev", "idx"];
+
+/// Puts a pack from one `pack` directory into another, by hard link or, across devices, by copy; the
+/// index last, durably. One that is there already is left as it is.
+pub fn link_pack(from: &Path, to: &Path, name: &str) -> io::Result<()> {
+    for part in PARTS {
+        let file = format!("{name}.{part}");
+        match link(&from.join(&file), &to.join(&file)) {
+            Err(error) if part == "rev" && error.kind() == io::ErrorKind::NotFound => {}
+            result => result?,
+        }
+    }
+    sync_directory(to)
+}
+
+/// Hard link, or copy across devices; what is there already stays.
+pub fn link(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::hard_link(from, to) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(error),
+        Err(_) => {
+            let mut name = to.as_os_str().to_owned();
+            name.push(".incoming");
+            fs::copy(from, &name)?;
+            fs::File::open(&name)?.sync_all()?;
+            fs::rename(&name, to)
+        }
+    }
+}
+
+/// Removes a pack, the index first. One that is not there is removed already.
+pub fn remove_pack(directory: &Path, name: &str) -> io::Result<()> {
+    for part in PARTS.iter().rev() {
+        match fs::remove_file(directory.join(format!("{name}.{part}"))) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The packs in a directory, by name.
+pub fn packs(directory: &Path) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let file = entry?.file_name();
+        let Some(name) = file.to_str() else { continue };
+        if let Some(name) = name.strip_suffix(".idx")
+            && name.starts_with("pack-")
+        {
+            names.push(name.to_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Whether a pack has an object, by its index alone (version 2, the only one still written).
+pub fn pack_has(directory: &Path, name: &str, oid: Oid) -> io::Result<bool> {
+    let mut file = match fs::File::open(directory.join(format!("{name}.idx"))) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        file => file?,
+    };
+    let mut head = [0; 8 + 256 * 4];
+    file.read_exact(&mut head)?;
+    if head[..8] != *b"\xfftOc\0\0\0\x02" {
+        return Err(io::Error::other("not an index of version 2"));
+    }
+    let fan = |at: usize| {
+        let at = 8 + at * 4;
+        u64::from(u32::from_be_bytes([
+            head[at],
+            head[at + 1],
+            head[at + 2],
+            head[at + 3],
+        ]))
+    };
+    let first = usize::from(oid.as_bytes()[0]);
+    let mut low = if first == 0 { 0 } else { fan(first - 1) };
+    let mut high = fan(first);
+    let names = head.len() as u64;
+    let mut found = [0; 20];
+    while low < high {
+        let middle = low.midpoint(high);
+        file.seek(SeekFrom::Start(names + middle * 20))?;
+        file.read_exact(&mut found)?;
+        match found.cmp(oid.as_bytes()) {
+            std::cmp::Ordering::Equal => return Ok(true),
+            std::cmp::Ordering::Less => low = middle + 1,
+            std::cmp::Ordering::Greater => high = middle,
+        }
+    }
+    Ok(false)
+}
+
+/// From this many packs on, a pool is consolidated: every look-up asks each of them.
+const MANY_PACKS: usize = 20;
+
+/// Pools that wait at most. A pool that finds no room is seen to at its next push.
+const WAITING: usize = 1024;
+
+/// Consolidates pools one at a time, behind everything else.
+#[derive(Debug)]
+pub struct Consolidator {
+    queue: mpsc::Sender<PathBuf>,
+    waiting: Mutex<HashSet<PathBuf>>,
+}
+
+impl Consolidator {
+    /// The consolidator, and what [`Consolidator::work`] takes from.
+    pub fn new() -> (Self, mpsc::Receiver<PathBuf>) {
+        let (queue, receiver) = mpsc::channel(WAITING);
+        let waiting = Mutex::default();
+        (Self { queue, waiting }, receiver)
+    }
+
+    /// Looks at a pool that has just grown.
+    pub fn consider(&self, pool: &Path) {
+        let many = packs(&pool.join("objects/pack")).is_ok_and(|packs| packs.len() > MANY_PACKS);
+        if !many {
+            return;
+        }
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.insert(pool.to_owned()) && self.queue.try_send(pool.to_owned()).is_err() {
+            waiting.remove(pool);
+        }
+    }
+
+    /// Works until it is dropped.
+    pub async fn work(&self, mut receiver: mpsc::Receiver<PathBuf>) {
+        let places = Places::new(1);
+        while let Some(pool) = receiver.recv().await {
+            self.waiting
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove(&pool);
+            let begun = std::time::Instant::now();
+            match consolidate(&pool, &places).await {
+                Ok(()) => {
+                    metrics::counter!("ngit_git_consolidations_total").increment(1);
+                    tracing::info!(pool = %pool.display(), time = ?begun.elapsed(), "packs consolidated");
+                }
+                // The pool may have gone with its last view meanwhile.
+                Err(_) if !pool.exists() => {}
+                Err(error) => {
+                    tracing::warn!(pool = %pool.display(), %error, "packs not consolidated");
+                }
+            }
+        }
+    }
+}
+
+/// Rolls small packs and loose objects of a pool up into larger packs. Drops no object: without
+/// `-a` or `-A`, repack keeps whatever lies in the packs it rolls up, reachable or not.
+pub async fn consolidate(pool: &Path, places: &Places) -> Result<(), git::RunError> {
+    let mut command = git::command(pool);
+    command.args(["repack", "--geometric=2", "-d", "-q"]);
+    let (mut running, pipes) = git::spawn(command, places.take().await)?;
+    running.be_nice();
+    drop(pipes.stdin);
+    let (mut stdout, mut nowhere) = (pipes.stdout, tokio::io::sink());
+    let (_, said) = tokio::join!(
+        tokio::io::copy(&mut stdout, &mut nowhere),
+        git::drain_stderr(pipes.stderr, |_| {}),
+    );
+    match running.wait().await? {
+        true => Ok(()),
+        false => Err(git::RunError::Failed(git::last_line(&said).to_owned())),
+    }
+}

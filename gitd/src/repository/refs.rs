@@ -1,0 +1,338 @@
+//! Refs and HEAD of one view: read, and moved in transactions.
+//!
+//! Only gitd writes refs, and only under the view's lock, so a value that was just read still
+//! holds when it is replaced, and a `.lock` file found there belongs to nobody alive. All
+//! functions block.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    io,
+    path::Path,
+};
+
+use git2::{ErrorCode, ObjectType, Reference, Repository, Signature};
+use grasp_proto::words::Oid;
+
+use super::{Error, git};
+
+/// One ref as it is read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The full name.
+    pub name: String,
+    /// Where it points.
+    pub oid: Oid,
+    /// If that is a tag object: what the tag is of.
+    pub peeled: Option<Oid>,
+}
+
+/// One ref to be moved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// The full name.
+    pub name: String,
+    /// What it was when the lock was taken.
+    pub old: Option<Oid>,
+    /// What it shall be.
+    pub new: Option<Oid>,
+}
+
+/// The parts of the namespace that anybody is shown.
+pub const SHOWN: [&str; 3] = ["refs/heads/", "refs/tags/", "refs/nostr/"];
+
+/// From this many changes on, git itself is quicker than a lock file held open for each.
+const MANY: usize = 64;
+
+/// From this many deletions on as well: each one rewrites `packed-refs`.
+const MANY_DELETIONS: usize = 4;
+
+/// So many loose refs are packed together.
+const MANY_LOOSE: usize = 256;
+
+/// libgit2's word for an object id.
+pub fn to_git2(oid: Oid) -> git2::Oid {
+    git2::Oid::from_bytes(oid.as_bytes()).expect("20 bytes are an object id")
+}
+
+/// Our word for libgit2's.
+pub fn from_git2(oid: git2::Oid) -> Option<Oid> {
+    Oid::from_slice(oid.as_bytes()).ok()
+}
+
+/// Opens a repository, whoever owns its files, without looking around for another.
+pub fn open(path: &Path) -> Result<Repository, Error> {
+    Repository::open_bare(path).map_err(|error| match error.code() {
+        ErrorCode::NotFound => Error::NotFound,
+        _ => error.into(),
+    })
+}
+
+/// The refs whose names begin with one of `prefixes` (and with one of [`SHOWN`]), in the order of
+/// their names. A ref that cannot be read is left out.
+pub fn list(repo: &Repository, prefixes: &[&str], peel: bool) -> Result<Vec<Entry>, Error> {
+    let odb = if peel { Some(repo.odb()?) } else { None };
+    let mut entries = Vec::new();
+    for reference in repo.references()? {
+        let Ok(reference) = reference else { continue };
+        let Ok(name) = reference.name() else {
+            continue;
+        };
+        if !SHOWN.iter().any(|shown| name.starts_with(shown))
+            || !prefixes.iter().any(|prefix| name.starts_with(prefix))
+        {
+            continue;
+        }
+        let name = name.to_owned();
+        let packed_peel = reference.target_peel().and_then(from_git2);
+        let Some(oid) = target(reference) else {
+            continue;
+        };
+        let peeled = match (&odb, packed_peel) {
+            (Some(_), Some(peeled)) => Some(peeled),
+            // Only a tag can have been packed without being peeled, and only there it is usual.
+            (Some(odb), None) if name.starts_with("refs/tags/") => {
+                match odb.read_header(to_git2(oid)) {
+                    Ok((_, ObjectType::Tag)) => peel_tag(repo, oid),
+                    _ => None,
+                }
+            }
+            _ => None,
+        };
+        entries.push(Entry { name, oid, peeled });
+    }
+    entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    Ok(entries)
+}
+
+fn target(reference: Reference<'_>) -> Option<Oid> {
+    match reference.target() {
+        Some(oid) => from_git2(oid),
+        None => reference.resolve().ok()?.target().and_then(from_git2),
+    }
+}
+
+fn peel_tag(repo: &Repository, oid: Oid) -> Option<Oid> {
+    let tag = repo.find_tag(to_git2(oid)).ok()?;
+    let mut object = tag.into_object();
+    // A tag may be of a tag; the chain is finite, since each is named by its hash.
+    while let Some(tag) = object.as_tag() {
+        object = tag.target().ok()?;
+    }
+    from_git2(object.id())
+}
+
+/// What one ref points to.
+pub fn resolve(repo: &Repository, name: &str) -> Result<Option<Oid>, Error> {
+    match repo.find_reference(name) {
+        Ok(reference) => Ok(target(reference)),
+        Err(error) if error.code() == ErrorCode::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The branch HEAD names, born or not; empty when HEAD is detached.
+pub fn head(repo: &Repository) -> Result<String, Error> {
+    let head = repo.find_reference("HEAD")?;
+    let target = head.symbolic_target().ok().flatten().unwrap_or_default();
+    Ok(target.to_owned())
+}
+
+/// Points HEAD to a branch, born or not. `false`: it did already.
+pub fn set_head(repo: &Repository, branch: &str) -> Result<bool, Error> {
+    if head(repo).is_ok_and(|now| now == branch) {
+        return Ok(false);
+    }
+    let path = repo.path().join("HEAD");
+    super::write_file(&path, format!("ref: {branch}\n").as_bytes())?;
+    Ok(true)
+}
+
+/// Moves refs of the view at `path`: deletions that stand in the way of what is made go first, in a
+/// transaction of their own. To be called under the view's lock.
+pub fn apply(path: &Path, changes: &[Change]) -> Result<(), Error> {
+    let in_the_way = in_the_way(changes);
+    let (first, rest): (Vec<&Change>, Vec<&Change>) = changes
+        .iter()
+        .partition(|c| in_the_way.contains(c.name.as_str()));
+    for part in [first, rest] {
+        if part.is_empty() {
+            continue;
+        }
+        match transaction(path, &part) {
+            Err(Error::Locked) => {
+                // Of a process that was killed; see the head of this file.
+                break_locks(path)?;
+                transaction(path, &part)?;
+            }
+            result => result?,
+        }
+    }
+    Ok(())
+}
+
+/// The names of deletions that conflict with something made.
+fn in_the_way(changes: &[Change]) -> BTreeSet<&str> {
+    let names = |made: bool| -> BTreeSet<&str> {
+        let of_kind = changes.iter().filter(|c| c.new.is_some() == made);
+        of_kind.map(|change| change.name.as_str()).collect()
+    };
+    let (made, deleted) = (names(true), names(false));
+    let mut found = BTreeSet::new();
+    for name in &made {
+        found.extend(parents(name).filter(|parent| deleted.contains(parent)));
+    }
+    for name in &deleted {
+        if parents(name).any(|parent| made.contains(parent)) {
+            found.insert(*name);
+        }
+    }
+    found
+}
+
+/// `refs/heads/a/b` gives `refs/heads/a`, `refs/heads`, `refs`.
+fn parents(name: &str) -> impl Iterator<Item = &str> {
+    name.match_indices('/').map(|(at, _)| &name[..at])
+}
+
+fn transaction(path: &Path, changes: &[&Change]) -> Result<(), Error> {
+    let deletions = changes.iter().filter(|c| c.new.is_none()).count();
+    let by_git =
+        changes.len() > MANY || (deletions > MANY_DELETIONS && path.join("packed-refs").exists());
+    if by_git {
+        return update_ref(path, changes);
+    }
+    let repo = open(path)?;
+    let signature = Signature::new("graspd", "graspd@localhost", &git2::Time::new(0, 0))?;
+    let mut transaction = repo.transaction()?;
+    for change in changes {
+        transaction.lock_ref(&change.name)?;
+    }
+    for change in changes {
+        if resolve(&repo, &change.name)? != change.old {
+            return Err(Error::Aborted(format!(
+                "{} is not where it was expected",
+                change.name
+            )));
+        }
+        match change.new {
+            Some(oid) => {
+                transaction.set_target(&change.name, to_git2(oid), Some(&signature), "")?;
+            }
+            None => transaction.remove(&change.name)?,
+        }
+    }
+    transaction.commit()?;
+    for change in changes {
+        sync_ref(path, &change.name);
+    }
+    Ok(())
+}
+
+/// Makes a moved ref survive a power failure; git's own default does as much.
+fn sync_ref(path: &Path, name: &str) {
+    let file = path.join(name);
+    let _ = File::open(&file).and_then(|file| file.sync_all());
+    if let Some(parent) = file.parent() {
+        let _ = super::sync_directory(parent);
+    }
+}
+
+fn update_ref(path: &Path, changes: &[&Change]) -> Result<(), Error> {
+    let mut script = Vec::with_capacity(changes.len() * 128);
+    let zero = Oid::ZERO;
+    for change in changes {
+        let old = change.old.unwrap_or(zero);
+        let line = match change.new {
+            Some(new) => format!("update {}\0{new}\0{old}\0", change.name),
+            None => format!("delete {}\0{old}\0", change.name),
+        };
+        script.extend_from_slice(line.as_bytes());
+    }
+    match git::run(path, ["update-ref", "--stdin", "-z"], &script) {
+        Err(git::RunError::Failed(reason)) if reason.contains(".lock") => Err(Error::Locked),
+        result => Ok(result?),
+    }
+}
+
+/// Removes every lock file a ref transaction of this view may have left.
+fn break_locks(path: &Path) -> io::Result<()> {
+    fn walk(directory: &Path) -> io::Result<()> {
+        for entry in std::fs::read_dir(directory)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                walk(&entry.path())?;
+            } else if entry.path().extension().is_some_and(|e| e == "lock") {
+                tracing::warn!(file = %entry.path().display(), "a lock of a dead process removed");
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+    walk(&path.join("refs"))?;
+    for file in ["packed-refs.lock", "HEAD.lock"] {
+        match std::fs::remove_file(path.join(file)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Whether so many refs of a view lie loose that they should be packed.
+pub fn should_pack(path: &Path) -> bool {
+    fn count(directory: &Path, found: &mut usize) {
+        let Ok(entries) = std::fs::read_dir(directory) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            if *found >= MANY_LOOSE {
+                return;
+            }
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => count(&entry.path(), found),
+                _ => *found += 1,
+            }
+        }
+    }
+    let mut found = 0;
+    count(&path.join("refs"), &mut found);
+    found >= MANY_LOOSE
+}
+
+/// Packs the loose refs of a view. To be called under its lock.
+pub fn pack(path: &Path) -> Result<(), Error> {
+    Ok(git::run(path, ["pack-refs", "--all"], b"")?)
+}
+
+/// The `refs/heads/*` and `refs/tags/*` among `entries`, by name.
+pub fn branches_and_tags(entries: Vec<Entry>) -> BTreeMap<String, Oid> {
+    let wanted = |name: &str| name.starts_with("refs/heads/") || name.starts_with("refs/tags/");
+    let entries = entries.into_iter().filter(|entry| wanted(&entry.name));
+    entries.map(|entry| (entry.name, entry.oid)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(name: &str, old: Option<u8>, new: Option<u8>) -> Change {
+        let oid = |byte: u8| Oid::from_bytes([byte; 20]);
+        let name = name.to_owned();
+        let (old, new) = (old.map(oid), new.map(oid));
+        Change { name, old, new }
+    }
+
+    #[test]
+    fn deletions_in_the_way_go_first() {
+        let changes = [
+            change("refs/heads/a", Some(1), None),
+            change("refs/heads/a/b", None, Some(1)),
+            change("refs/heads/c/d/e", Some(1), None),
+            change("refs/heads/c", None, Some(1)),
+            change("refs/heads/cc", Some(1), None),
+        ];
+        let found: Vec<_> = in_the_way(&changes).into_iter().collect();
+        assert_eq!(found, ["refs/heads/a", "refs/heads/c/d/e"]);
+    }
+}

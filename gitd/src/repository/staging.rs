@@ -1,0 +1,109 @@
+//! Staging: objects that nobody has signed for, seen by one view only.
+//!
+//! Such packs lie in the view's own `objects/pack`, beside the alternate that leads to the pool. A
+//! sidecar for each placeholder (`staged/<event id>` in the view) lists the packs its uploads
+//! brought. It is written before they are and goes after they went, so no pack is ever there
+//! without a sidecar that knows it. All functions are called under the view's lock, and block.
+//!
+//! A staged pack leans on the pool and on its own sidecar's earlier packs only, so a sidecar's packs
+//! can always move into the pool together without breaking the pool's invariant.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use grasp_proto::words::{EventId, Oid};
+
+use super::{
+    layout::{STAGED, sidecar},
+    pool, write_file,
+};
+
+/// Placeholders of one view at most, so that what nobody signs for cannot fill the disk.
+pub const MOST: usize = 256;
+
+/// The packs of one placeholder; `None`: there is no such placeholder.
+pub fn packs(view: &Path, event: &EventId) -> io::Result<Option<Vec<String>>> {
+    match fs::read_to_string(sidecar(view, event)) {
+        Ok(text) => Ok(Some(text.lines().map(str::to_owned).collect())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The placeholders of a view.
+pub fn events(view: &Path) -> io::Result<BTreeSet<EventId>> {
+    let entries = match fs::read_dir(view.join(STAGED)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        entries => entries?,
+    };
+    let mut events = BTreeSet::new();
+    for entry in entries {
+        let name = entry?.file_name();
+        if let Some(Ok(event)) = name.to_str().map(EventId::from_hex) {
+            events.insert(event);
+        }
+    }
+    Ok(events)
+}
+
+/// Notes in the sidecar that `pack` (or none) was brought for `event`.
+pub fn note(view: &Path, event: &EventId, pack: Option<&str>) -> io::Result<()> {
+    fs::create_dir_all(view.join(STAGED))?;
+    let mut packs = packs(view, event)?.unwrap_or_default();
+    packs.extend(pack.map(str::to_owned));
+    packs.dedup();
+    let text: String = packs.iter().map(|pack| format!("{pack}\n")).collect();
+    write_file(&sidecar(view, event), text.as_bytes())
+}
+
+fn own_packs(view: &Path) -> PathBuf {
+    view.join("objects/pack")
+}
+
+/// Moves what was staged for `event` into the pool. The sidecar stays until [`forget`], so that the
+/// step can be repeated.
+pub fn claim(view: &Path, pool: &Path, event: &EventId) -> io::Result<()> {
+    let (own, pooled) = (own_packs(view), pool.join("objects/pack"));
+    for pack in packs(view, event)?.unwrap_or_default() {
+        // No index: moved by an earlier try or for another placeholder of the same upload, or never
+        // all there.
+        if own.join(format!("{pack}.idx")).exists() {
+            pool::link_pack(&own, &pooled, &pack)?;
+        }
+        pool::remove_pack(&own, &pack)?;
+    }
+    Ok(())
+}
+
+/// Removes the sidecar, and the packs that no other sidecar lists.
+pub fn forget(view: &Path, event: &EventId) -> io::Result<()> {
+    let Some(mine) = packs(view, event)? else {
+        return Ok(());
+    };
+    let mut kept = BTreeSet::new();
+    for other in events(view)?.iter().filter(|other| *other != event) {
+        kept.extend(packs(view, other)?.unwrap_or_default());
+    }
+    for pack in mine.iter().filter(|pack| !kept.contains(*pack)) {
+        pool::remove_pack(&own_packs(view), pack)?;
+    }
+    fs::remove_file(sidecar(view, event))
+}
+
+/// The placeholders whose packs have the object.
+pub fn having(view: &Path, oid: Oid) -> io::Result<Vec<EventId>> {
+    let own = own_packs(view);
+    let mut found = Vec::new();
+    for event in events(view)? {
+        for pack in packs(view, &event)?.unwrap_or_default() {
+            if pool::pack_has(&own, &pack, oid)? {
+                found.push(event);
+                break;
+            }
+        }
+    }
+    Ok(found)
+}

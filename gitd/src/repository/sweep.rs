@@ -1,0 +1,187 @@
+//! What is done once, at the start, before anybody is served: finishing or throwing away what a
+//! killed process left, and noting which repositories another server left.
+
+use std::{
+    fs, io,
+    path::{Component, Path, PathBuf},
+};
+
+use grasp_proto::words::{Identifier, Npub, RefName, RepoId};
+
+use super::{
+    Error, PoisonError, Repositories,
+    layout::{IDENTIFIER, Layout, QUARANTINE, STAGED},
+    pool, refs, staging, sync_directory, write_file,
+};
+
+impl Repositories {
+    /// Puts the data directory in order.
+    pub(super) fn sweep(&self) -> Result<(), Error> {
+        fs::create_dir_all(self.layout.pools())?;
+        fs::create_dir_all(self.layout.new_directory())?;
+        empty(&self.layout.new_directory())?;
+        for shelf in directories(&self.layout.pools())? {
+            for pool in directories(&shelf)? {
+                if let Err(error) = self.sweep_pool(&pool) {
+                    tracing::warn!(pool = %pool.display(), %error, "a pool is not in order");
+                }
+            }
+        }
+        let mut repositories = 0_u32;
+        for owner in directories(self.layout.root())? {
+            let name = owner.file_name().and_then(|name| name.to_str());
+            let Some(Ok(owner_key)) = name.map(Npub::from_npub) else {
+                continue;
+            };
+            for view in directories(&owner)? {
+                let name = view.file_name().and_then(|name| name.to_str());
+                let identifier = name
+                    .and_then(|name| name.strip_suffix(".git"))
+                    .and_then(|name| Identifier::parse(name).ok());
+                let Some(identifier) = identifier else {
+                    continue;
+                };
+                let repo = RepoId {
+                    owner: owner_key,
+                    identifier,
+                };
+                repositories += 1;
+                if let Err(error) = self.sweep_view(&repo, &view) {
+                    tracing::warn!(%repo, %error, "a repository is not in order");
+                }
+            }
+        }
+        metrics::gauge!("ngit_git_repositories_at_start").set(f64::from(repositories));
+        Ok(())
+    }
+
+    /// Markers without view, quarantines, and pools without markers go.
+    fn sweep_pool(&self, pool: &Path) -> Result<(), Error> {
+        empty(&pool.join(QUARANTINE))?;
+        let text = fs::read_to_string(pool.join(IDENTIFIER))?;
+        let identifier = Identifier::parse(text.trim_end_matches('\n'))
+            .map_err(|error| Error::Invalid(error.to_string()))?;
+        for marker in pool::views(pool, usize::MAX) {
+            let repo = RepoId {
+                owner: marker.owner,
+                identifier: identifier.clone(),
+            };
+            let view = self.layout.view(&repo);
+            let here = super::read_incarnation(&view)?.as_ref() == Some(&marker.incarnation);
+            if !here && !self.layout.retired(&repo, &marker.incarnation).is_dir() {
+                fs::remove_file(pool.join(super::layout::VIEWS).join(marker.name()))?;
+            }
+        }
+        if let Some(rubbish) = pool::drop_if_unused(&self.layout, pool)? {
+            fs::remove_dir_all(rubbish)?;
+        }
+        Ok(())
+    }
+
+    /// Uploads that were in, but whose push was never answered, go; a view without its pool's line is
+    /// another server's.
+    fn sweep_view(&self, repo: &RepoId, view: &Path) -> Result<(), Error> {
+        let alternate = Layout::alternate(&repo.identifier);
+        let lines = fs::read_to_string(view.join("objects/info/alternates")).unwrap_or_default();
+        if !lines.lines().any(|line| line == alternate) {
+            if view.join("HEAD").is_file() {
+                self.unadopted
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .entry(repo.identifier.clone())
+                    .or_default()
+                    .push(repo.clone());
+            }
+            return Ok(());
+        }
+        if view.join(STAGED).is_dir() {
+            let git = refs::open(view)?;
+            for event in staging::events(view)? {
+                let name = RefName::nostr(&event);
+                if refs::resolve(&git, name.as_str())?.is_none() {
+                    staging::forget(view, &event)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn directories(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(path)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+fn empty(directory: &Path) -> io::Result<()> {
+    for path in directories(directory)? {
+        fs::remove_dir_all(path)?;
+    }
+    Ok(())
+}
+
+/// Links all packs and loose objects of one object directory into a pool's, and tells the pool of
+/// the alternates it leaned on.
+pub(super) fn link_objects(from: &Path, to: &Path, alternates: &str) -> Result<(), Error> {
+    if !alternates.is_empty() {
+        let file = to.join("info/alternates");
+        let mut lines = fs::read_to_string(&file).unwrap_or_default();
+        for line in alternates.lines().filter(|line| !line.starts_with('#')) {
+            let Some(target) =
+                resolve(from, line).and_then(|path| path.to_str().map(str::to_owned))
+            else {
+                continue;
+            };
+            if !lines.lines().any(|known| known == target) {
+                lines.push_str(&target);
+                lines.push('\n');
+            }
+        }
+        write_file(&file, lines.as_bytes())?;
+    }
+    // What has nothing in it at all need not have the directory.
+    if from.join("pack").is_dir() {
+        for pack in pool::packs(&from.join("pack"))? {
+            pool::link_pack(&from.join("pack"), &to.join("pack"), &pack)?;
+        }
+    }
+    for shelf in directories(from)? {
+        let name = shelf.file_name().and_then(|name| name.to_str());
+        let Some(name) = name.filter(|n| n.len() == 2 && n.bytes().all(|b| b.is_ascii_hexdigit()))
+        else {
+            continue;
+        };
+        let target = to.join(name);
+        fs::create_dir_all(&target)?;
+        for entry in fs::read_dir(&shelf)? {
+            let entry = entry?;
+            let file = entry.file_name();
+            // Temporary files of a git that was killed are no objects.
+            if file.to_str().is_some_and(|f| f.len() == 38) {
+                pool::link(&entry.path(), &target.join(&file))?;
+            }
+        }
+        sync_directory(&target)?;
+    }
+    Ok(())
+}
+
+/// Where a line of an alternates file leads, as an absolute path.
+fn resolve(objects: &Path, line: &str) -> Option<PathBuf> {
+    let path = objects.join(line);
+    let mut resolved = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => {
+                resolved.pop();
+            }
+            part => resolved.push(part),
+        }
+    }
+    Some(resolved).filter(|path| path.is_dir())
+}

@@ -1,0 +1,437 @@
+//! Smart HTTP: which request is whose, what every answer carries, how bodies come and go.
+//!
+//! Bodies are streams in both directions: nothing here keeps more than a few pieces of one.
+
+pub mod advertise;
+pub mod pkt_line;
+pub mod receive_pack;
+pub mod upload_pack;
+
+use std::{convert::Infallible, io, net::IpAddr, sync::Arc, time::Duration};
+
+use async_compression::tokio::bufread::GzipDecoder;
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use grasp_proto::{
+    process::render_metrics,
+    transport::{Listener, Trace},
+    words::RepoId,
+};
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
+    header::{self, HeaderName},
+};
+use http_body_util::{BodyDataStream, BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::{
+    body::{Frame, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
+};
+use ipnet::IpNet;
+use tokio::{
+    io::{AsyncBufRead, BufReader},
+    sync::{Semaphore, mpsc},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::{io::StreamReader, sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    relay::Relay,
+    repository::{Error, Repositories, git::Places},
+    web,
+};
+
+/// What answering needs.
+pub struct Server {
+    /// The repositories.
+    pub repositories: Arc<Repositories>,
+    /// Whom pushes are judged by.
+    pub relay: Arc<dyn Relay>,
+    /// Room for git processes that serve readers.
+    pub readers: Places,
+    /// Room for git processes that take packs in.
+    pub writers: Places,
+    /// Transfers that run on behind their request.
+    pub tasks: TaskTracker,
+    /// Cancelled when the grace is over: what runs must end.
+    pub kill: CancellationToken,
+    /// Largest pack that a signed event wants.
+    pub max_pack_bytes: u64,
+    /// Largest pack that nobody has signed for.
+    pub max_staged_pack_bytes: u64,
+    /// Public `host[:port]`.
+    pub domain: String,
+    /// Peers whose word about the client's address is believed.
+    pub trusted_proxies: Vec<IpNet>,
+}
+
+/// Which version of the protocol a client asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// The first, or none named.
+    V0,
+    /// The first, saying so.
+    V1,
+    /// The second.
+    V2,
+}
+
+impl Version {
+    fn from_headers(headers: &HeaderMap) -> Self {
+        let value = headers.get("git-protocol").and_then(|v| v.to_str().ok());
+        let versions = value.unwrap_or_default().split(':');
+        let highest = versions
+            .filter_map(|part| part.trim().strip_prefix("version="))
+            .filter_map(|version| version.parse::<u8>().ok())
+            .max();
+        match highest {
+            Some(1) => Self::V1,
+            Some(2) => Self::V2,
+            _ => Self::V0,
+        }
+    }
+
+    /// As git's child is told; never what the client wrote.
+    fn git_protocol(self) -> Option<&'static str> {
+        match self {
+            Self::V0 => None,
+            Self::V1 => Some("version=1"),
+            Self::V2 => Some("version=2"),
+        }
+    }
+}
+
+/// What becomes of a request to a repository.
+pub enum Answer {
+    /// These bytes.
+    Whole(Bytes),
+    /// These pieces, made as they are taken.
+    Pieces(advertise::Pieces),
+    /// What comes out here.
+    Stream(mpsc::Receiver<Bytes>),
+    /// There is no such repository.
+    NotFound,
+    /// Our side failed, and the log knows why.
+    Failed,
+}
+
+impl Answer {
+    fn from_error(error: &Error) -> Self {
+        match error {
+            Error::NotFound => Self::NotFound,
+            error => {
+                tracing::error!(%error, "a request failed");
+                Self::Failed
+            }
+        }
+    }
+
+    fn from_pieces(pieces: Result<advertise::Pieces, Error>) -> Self {
+        match pieces {
+            Ok(pieces) => Self::Pieces(pieces),
+            Err(error) => Self::from_error(&error),
+        }
+    }
+}
+
+/// Starts a task that outlives its request, in the same trace.
+fn spawn(tasks: &TaskTracker, work: impl Future<Output = ()> + Send + 'static) {
+    match Trace::current() {
+        Some(trace) => tasks.spawn(trace.scope(work)),
+        None => tasks.spawn(work),
+    };
+}
+
+/// The body of an answer.
+type Body = UnsyncBoxBody<Bytes, io::Error>;
+
+fn whole(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into())
+        .map_err(|never| match never {})
+        .boxed_unsync()
+}
+
+fn body_of(answer: Answer) -> Option<Body> {
+    let frame = |bytes| Ok(Frame::data(bytes));
+    Some(match answer {
+        Answer::Whole(bytes) => whole(bytes),
+        Answer::Pieces(pieces) => {
+            StreamBody::new(futures::stream::iter(pieces.map(frame))).boxed_unsync()
+        }
+        Answer::Stream(receiver) => {
+            StreamBody::new(ReceiverStream::new(receiver).map(frame)).boxed_unsync()
+        }
+        Answer::NotFound | Answer::Failed => return None,
+    })
+}
+
+/// Connections at once; more wait in the kernel.
+const CONNECTIONS: usize = 8192;
+
+/// How long a connection may be idle before and between requests.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+
+/// Serves until `stop`, then until the running requests have been answered.
+pub async fn serve(server: Arc<Server>, listener: Listener, stop: CancellationToken) {
+    let graceful = GracefulShutdown::new();
+    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        // What hyper holds of one connection in either direction.
+        .max_buf_size(128 * 1024);
+    loop {
+        let accepted = async {
+            let place = Arc::clone(&room).acquire_owned().await;
+            (listener.accept().await, place)
+        };
+        let (accepted, place) = tokio::select! {
+            accepted = accepted => accepted,
+            () = stop.cancelled() => break,
+        };
+        let (connection, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "a connection was not accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let peer = peer.map(|address| address.ip());
+        let state = Arc::clone(&server);
+        let service = service_fn(move |request: Request<Incoming>| {
+            let state = Arc::clone(&state);
+            async move {
+                let trace = Trace::from_headers(request.headers());
+                Ok::<_, Infallible>(trace.scope(handle(state, peer, request)).await)
+            }
+        });
+        let connection = http.serve_connection(TokioIo::new(connection), service);
+        let connection = graceful.watch(connection);
+        tokio::spawn(async move {
+            let _place = place;
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "connection");
+            }
+        });
+    }
+    drop(listener);
+    graceful.shutdown().await;
+}
+
+/// Answers one request.
+async fn handle(
+    server: Arc<Server>,
+    peer: Option<IpAddr>,
+    request: Request<Incoming>,
+) -> Response<Body> {
+    let client = client_address(&server.trusted_proxies, peer, request.headers());
+    tracing::debug!(
+        method = %request.method(),
+        path = request.uri().path(),
+        client = client.map(tracing::field::display),
+        "request"
+    );
+    let mut response = if request.method() == Method::OPTIONS {
+        status(StatusCode::NO_CONTENT, whole(""))
+    } else {
+        route(server, request).await
+    };
+    cors(response.headers_mut());
+    response
+}
+
+/// Every answer carries these (GRASP-01).
+fn cors(headers: &mut HeaderMap) {
+    const CORS: [(HeaderName, &str); 3] = [
+        (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"),
+        (header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST"),
+        (
+            header::ACCESS_CONTROL_ALLOW_HEADERS,
+            "Content-Type, Content-Encoding, Git-Protocol, Authorization, Accept, X-Requested-With",
+        ),
+    ];
+    for (name, value) in CORS {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+}
+
+fn status(status: StatusCode, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response
+}
+
+fn typed(mut response: Response<Body>, kind: &'static str) -> Response<Body> {
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response
+}
+
+fn page(code: StatusCode, html: String) -> Response<Body> {
+    typed(status(code, whole(html)), "text/html; charset=utf-8")
+}
+
+fn not_found(path: &str) -> Response<Body> {
+    page(StatusCode::NOT_FOUND, web::not_found(path))
+}
+
+async fn route(server: Arc<Server>, request: Request<Incoming>) -> Response<Body> {
+    let get = matches!(*request.method(), Method::GET | Method::HEAD);
+    let path = request.uri().path().to_owned();
+    match path.as_str() {
+        "/healthz" if get => return status(StatusCode::OK, whole("ok\n")),
+        "/metrics" if get => {
+            let text = render_metrics("gitd");
+            return typed(
+                status(StatusCode::OK, whole(text)),
+                "text/plain; version=0.0.4",
+            );
+        }
+        _ => {}
+    }
+    let Some((repo, rest)) = RepoId::from_url_path(&path) else {
+        return not_found(&path);
+    };
+    let version = Version::from_headers(request.headers());
+    let (answer, kind) = match (rest, get) {
+        ("" | "/", true) => {
+            return match server.repositories.view(&repo) {
+                Ok(_) => page(StatusCode::OK, web::repository(&server.domain, &repo)),
+                Err(_) => not_found(&path),
+            };
+        }
+        ("/info/refs", true) => match request.uri().query() {
+            Some("service=git-upload-pack") => (
+                info_refs(&server, repo, version, false).await,
+                "application/x-git-upload-pack-advertisement",
+            ),
+            Some("service=git-receive-pack") => (
+                info_refs(&server, repo, version, true).await,
+                "application/x-git-receive-pack-advertisement",
+            ),
+            _ => (Answer::NotFound, ""),
+        },
+        ("/git-upload-pack", false) if request.method() == Method::POST => {
+            match request_body(request) {
+                Ok(body) => (
+                    upload_pack::answer(server, repo, version, body).await,
+                    "application/x-git-upload-pack-result",
+                ),
+                Err(response) => return response,
+            }
+        }
+        ("/git-receive-pack", false) if request.method() == Method::POST => {
+            match request_body(request) {
+                Ok(body) => (
+                    receive_pack::answer(server, repo, body).await,
+                    "application/x-git-receive-pack-result",
+                ),
+                Err(response) => return response,
+            }
+        }
+        _ => (Answer::NotFound, ""),
+    };
+    if matches!(answer, Answer::NotFound) {
+        return not_found(&path);
+    }
+    match body_of(answer) {
+        Some(body) => typed(status(StatusCode::OK, body), kind),
+        None => typed(
+            status(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                whole("the server failed; its log says why\n"),
+            ),
+            "text/plain",
+        ),
+    }
+}
+
+async fn info_refs(server: &Server, repo: RepoId, version: Version, push: bool) -> Answer {
+    let answer = server.repositories.blocking(move |repositories| {
+        if push {
+            return advertise::receive(repositories, &repo, version);
+        }
+        if version == Version::V2 {
+            repositories.view(&repo)?;
+            let pieces: advertise::Pieces = Box::new(std::iter::once(advertise::capabilities()));
+            return Ok(pieces);
+        }
+        advertise::upload(repositories, &repo, version)
+    });
+    Answer::from_pieces(answer.await)
+}
+
+/// A request's body, whatever it was packed in.
+type Upload = Box<dyn AsyncBufRead + Send + Unpin>;
+
+fn request_body(request: Request<Incoming>) -> Result<Upload, Response<Body>> {
+    let encoding = request.headers().get(header::CONTENT_ENCODING).cloned();
+    let stream = BodyDataStream::new(request.into_body()).map_err(io::Error::other);
+    let reader = StreamReader::new(stream);
+    match encoding.as_ref().map(HeaderValue::as_bytes) {
+        None | Some(b"" | b"identity") => Ok(Box::new(reader)),
+        Some(b"gzip" | b"x-gzip") => {
+            let decoder = GzipDecoder::new(reader);
+            Ok(Box::new(BufReader::with_capacity(32 * 1024, decoder)))
+        }
+        Some(_) => {
+            let text = whole("only gzip is known as Content-Encoding\n");
+            let response = status(StatusCode::UNSUPPORTED_MEDIA_TYPE, text);
+            Err(typed(response, "text/plain"))
+        }
+    }
+}
+
+/// Who is behind a connection: what the nearest untrusted hop is called by the trusted ones. A peer
+/// without an address is on this machine's socket, and is the relay.
+fn client_address(trusted: &[IpNet], peer: Option<IpAddr>, headers: &HeaderMap) -> Option<IpAddr> {
+    let believed = |address: IpAddr| trusted.iter().any(|net| net.contains(&address));
+    if peer.is_some_and(|peer| !believed(peer)) {
+        return peer;
+    }
+    let forwarded = headers
+        .get_all("x-forwarded-for")
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|hop| hop.trim().parse::<IpAddr>().ok());
+    let hops: Vec<IpAddr> = forwarded.collect();
+    let nearest = hops.iter().rev().find(|hop| !believed(**hop)).copied();
+    nearest.or_else(|| hops.first().copied()).or(peer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stranger_is_not_believed() {
+        let mut headers = HeaderMap::new();
+        headers.insert("x-forwarded-for", "9.9.9.9, 10.0.0.2".parse().unwrap());
+        let trusted = ["10.0.0.0/8".parse().unwrap()];
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let of = |peer: Option<IpAddr>| client_address(&trusted, peer, &headers);
+        assert_eq!(of(Some(address("8.8.8.8"))), Some(address("8.8.8.8")));
+        assert_eq!(of(Some(address("10.0.0.1"))), Some(address("9.9.9.9")));
+        assert_eq!(of(None), Some(address("9.9.9.9")));
+    }
+
+    #[test]
+    fn the_version_is_read_and_nothing_else() {
+        let version = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("git-protocol", value.parse().unwrap());
+            Version::from_headers(&headers)
+        };
+        assert_eq!(version("version=2"), Version::V2);
+        assert_eq!(version("foo:version=1"), Version::V1);
+        assert_eq!(version("version=2;rm"), Version::V0);
+        assert_eq!(Version::from_headers(&HeaderMap::new()), Version::V0);
+    }
+}

@@ -1,0 +1,211 @@
+//! Readers: v2 commands, and the packs of all versions.
+//!
+//! `ls-refs` is answered here; everything else is `git upload-pack`, which the request flows into
+//! and whose answer flows out as it is written. It is killed, with its helpers, when the client
+//! goes away or takes nothing for too long.
+
+use std::{sync::Arc, time::Instant};
+
+use bytes::{Bytes, BytesMut};
+use grasp_proto::words::RepoId;
+use tokio::{
+    io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt},
+    sync::mpsc,
+    time::timeout,
+};
+
+use super::{
+    Answer, Server, Version,
+    advertise::LsRefs,
+    pkt_line::{self, Packet},
+};
+use crate::repository::{
+    git,
+    intake::{IDLE, drain, piece},
+};
+
+/// Configuration of upload-pack: what is allowed, and what is shown.
+const CONFIG: &[&str] = &[
+    "uploadpack.allowFilter=true",
+    "uploadpack.allowTipSHA1InWant=true",
+    "uploadpack.allowReachableSHA1InWant=true",
+    "uploadpack.keepAlive=5",
+    "uploadpack.hideRefs=refs/",
+    "uploadpack.hideRefs=!refs/heads/",
+    "uploadpack.hideRefs=!refs/tags/",
+    "uploadpack.hideRefs=!refs/nostr/",
+];
+
+/// How much is read from git at once: what its pipe holds.
+const PIECE: usize = 64 * 1024;
+
+/// The largest request: wants and haves, never a pack.
+const LARGEST_REQUEST: u64 = 256 * 1024 * 1024;
+
+/// Answers one request of a reader.
+pub async fn answer(
+    server: Arc<Server>,
+    repo: RepoId,
+    version: Version,
+    mut body: impl AsyncBufRead + Unpin + Send + 'static,
+) -> Answer {
+    let mut begun = BytesMut::new();
+    if version == Version::V2 {
+        match pkt_line::read(&mut body).await {
+            Ok(Some(Packet::Line(line))) if Packet::text(&line) == b"command=ls-refs" => {
+                return ls_refs(&server, repo, body).await;
+            }
+            Ok(Some(Packet::Line(line))) => pkt_line::put(&mut begun, &line),
+            Ok(Some(Packet::Flush) | None) => return Answer::Whole(Bytes::new()),
+            Ok(Some(_)) => return error("unexpected packet"),
+            Err(bad) => return error(&bad.to_string()),
+        }
+    }
+    let Ok(view) = server.repositories.view(&repo) else {
+        return Answer::NotFound;
+    };
+    // One piece on its way to the client, one being read: more would only be memory.
+    let (sender, receiver) = mpsc::channel(1);
+    let tasks = server.tasks.clone();
+    let work = async move {
+        let begun_at = Instant::now();
+        let mut fetch = Fetch {
+            sender: &sender,
+            sent: 0,
+        };
+        let running = metrics::gauge!("ngit_git_operations_running", "operation" => "fetch");
+        running.increment(1.0);
+        let outcome = fetch.run(&server, &view, version, &begun, &mut body).await;
+        running.decrement(1.0);
+        let bytes = fetch.sent;
+        metrics::counter!("ngit_git_bytes_total", "direction" => "out").increment(bytes);
+        let label = if outcome.is_ok() { "ok" } else { "failed" };
+        metrics::counter!("ngit_git_fetches_total", "outcome" => label).increment(1);
+        match outcome {
+            Ok(()) => {
+                tracing::debug!(%repo, bytes, time = ?begun_at.elapsed(), "fetch answered");
+            }
+            Err(reason) => {
+                tracing::info!(%repo, bytes, time = ?begun_at.elapsed(), reason, "fetch ended early");
+            }
+        }
+    };
+    super::spawn(&tasks, work);
+    Answer::Stream(receiver)
+}
+
+fn error(message: &str) -> Answer {
+    Answer::Whole(pkt_line::line(format!("ERR {message}\n")))
+}
+
+async fn ls_refs(server: &Server, repo: RepoId, mut body: impl AsyncBufRead + Unpin) -> Answer {
+    let request = match LsRefs::read(&mut body).await {
+        Ok(request) => request,
+        Err(reason) => return error(&reason),
+    };
+    let answer = server
+        .repositories
+        .blocking(move |repositories| request.answer(repositories, &repo));
+    Answer::from_pieces(answer.await)
+}
+
+struct Fetch<'a> {
+    sender: &'a mpsc::Sender<Bytes>,
+    sent: u64,
+}
+
+impl Fetch<'_> {
+    /// Runs git to its end; an error says why the client did not get a whole answer from it.
+    async fn run(
+        &mut self,
+        server: &Server,
+        view: &std::path::Path,
+        version: Version,
+        begun: &[u8],
+        body: &mut (impl AsyncBufRead + Unpin),
+    ) -> Result<(), String> {
+        let mut command = git::command(view);
+        for setting in CONFIG {
+            command.args(["-c", setting]);
+        }
+        if let Some(version) = version.git_protocol() {
+            command.env("GIT_PROTOCOL", version);
+        }
+        command.args(["upload-pack", "--strict", "--stateless-rpc", "."]);
+        let place = tokio::select! {
+            place = server.readers.take() => place,
+            () = self.sender.closed() => return Err("the client went away".to_owned()),
+            () = server.kill.cancelled() => return Err("stopped".to_owned()),
+        };
+        let (mut running, pipes) = match git::spawn(command, place) {
+            Ok(started) => started,
+            Err(error) => {
+                self.complain("the server cannot start git").await;
+                return Err(error.to_string());
+            }
+        };
+        let feed = async {
+            let mut stdin = pipes.stdin;
+            let mut listening = stdin.write_all(begun).await.is_ok();
+            let mut fed = 0;
+            while listening {
+                let bytes = match piece(body).await {
+                    Ok(bytes) if !bytes.is_empty() && fed < LARGEST_REQUEST => bytes,
+                    Ok(_) => break,
+                    Err(error) => return Err(error.to_string()),
+                };
+                let count = bytes.len();
+                fed += count as u64;
+                listening = stdin.write_all(bytes).await.is_ok();
+                body.consume(count);
+            }
+            drop(stdin);
+            drain(body, LARGEST_REQUEST).await;
+            Ok(String::new())
+        };
+        let mut stdout = pipes.stdout;
+        let (sender, sent) = (self.sender, &mut self.sent);
+        let pump = async {
+            loop {
+                let place = match timeout(IDLE, sender.reserve()).await {
+                    Ok(Ok(place)) => place,
+                    Ok(Err(_)) => return Err("the client went away".to_owned()),
+                    Err(_) => return Err("the client took nothing for too long".to_owned()),
+                };
+                let mut piece = BytesMut::with_capacity(PIECE);
+                let read = tokio::select! {
+                    read = stdout.read_buf(&mut piece) => read,
+                    () = sender.closed() => return Err("the client went away".to_owned()),
+                };
+                match read {
+                    Ok(0) => return Ok(String::new()),
+                    Ok(count) => {
+                        *sent += count as u64;
+                        place.send(piece.freeze());
+                    }
+                    Err(error) => return Err(error.to_string()),
+                }
+            }
+        };
+        let said = async { Ok(git::drain_stderr(pipes.stderr, |_| {}).await) };
+        let said = tokio::select! {
+            done = async { tokio::try_join!(feed, pump, said) } => done?.2,
+            () = server.kill.cancelled() => return Err("stopped".to_owned()),
+        };
+        match running.wait().await {
+            Ok(true) => Ok(()),
+            _ => {
+                let reason = git::last_line(&said);
+                if self.sent == 0 {
+                    self.complain(reason).await;
+                }
+                Err(reason.to_owned())
+            }
+        }
+    }
+
+    async fn complain(&self, reason: &str) {
+        let line = pkt_line::line(format!("ERR {reason}\n"));
+        let _ = self.sender.send(line).await;
+    }
+}
