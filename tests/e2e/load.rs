@@ -2,15 +2,20 @@
 //!
 //! `GRASPD_E2E_SCALE` multiplies the numbers (1 by default).
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Instant,
+};
 
-use futures::{StreamExt, stream};
+use futures::{SinkExt, StreamExt, stream};
 use serde_json::json;
+use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::{
     Client, Event, Keys, PATIENCE, Repo, Service,
     events::{announcement, issue, state},
-    git, processes,
+    git, processes, soon,
 };
 
 fn scaled(number: usize) -> usize {
@@ -227,5 +232,62 @@ async fn every_subscriber_sees_every_event_once() {
         let mut wanted: Vec<_> = expected.iter().map(|event| event.id).collect();
         wanted.sort();
         assert_eq!(seen, wanted);
+    }
+}
+
+#[tokio::test]
+async fn slow_readers_are_told_and_dropped_and_nobody_else_misses_an_event() {
+    const READERS: usize = 8;
+    let events = scaled(2000);
+    let service = Service::start().await;
+    let mut client = Client::connect(&service).await;
+    let project = crate::support::Project::active(&service, &mut client, "slow").await;
+    let filter = json!({"kinds": [1621], "limit": 0});
+    let mut slow = Vec::new();
+    for _ in 0..3 {
+        let mut socket = Client::raw_socket(service.port).await;
+        let request = json!(["REQ", "slow", filter]).to_string();
+        socket.send(Message::text(request)).await.unwrap();
+        let answer = socket.next().await.unwrap().unwrap();
+        assert!(answer.to_text().unwrap().contains("EOSE"), "{answer}");
+        slow.push(socket);
+    }
+    let mut readers = Vec::new();
+    for _ in 0..READERS {
+        let mut reader = Client::connect(&service).await;
+        let (subscription, _) = reader.subscribe(filter.clone()).await;
+        readers.push(tokio::spawn(async move {
+            let mut seen = HashSet::new();
+            while seen.len() < events {
+                assert!(
+                    seen.insert(reader.live_id(&subscription).await),
+                    "seen twice"
+                );
+            }
+            seen
+        }));
+    }
+    let mut expected = HashSet::new();
+    for number in 0..events {
+        let draft = issue(&project.coordinate()).content(format!("{number:06000}"));
+        let event = draft.sign(&project.owner);
+        client.publish(&event).await.served();
+        expected.insert(event.id.to_hex());
+    }
+    for reader in readers {
+        assert_eq!(reader.await.unwrap(), expected);
+    }
+    for mut socket in slow {
+        let mut last = Vec::new();
+        while let Some(Ok(message)) = soon("the end of a slow reader", socket.next()).await {
+            if !message.is_text() || message.to_text().unwrap().starts_with("[\"NOTICE\"") {
+                last.push(message);
+            }
+        }
+        let reason = last.iter().any(|message| match message {
+            Message::Close(Some(frame)) => !frame.reason.is_empty(),
+            message => message.is_text(),
+        });
+        assert!(reason, "dropped without a reason: {last:?}");
     }
 }

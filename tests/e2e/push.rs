@@ -106,6 +106,18 @@ async fn a_push_without_a_state_is_refused_saying_so() {
 }
 
 #[tokio::test]
+async fn a_large_push_that_is_refused_early_is_told_why() {
+    let service = Service::start().await;
+    let mut client = Client::connect(&service).await;
+    let project = Project::announced(&service, &mut client, "large").await;
+    project.repo.commit_bytes(8_000_000).await;
+    for _ in 0..3 {
+        let text = project.push(&service, &["main"]).await.refused();
+        assert!(text.contains("state"), "{text}");
+    }
+}
+
+#[tokio::test]
 async fn a_push_to_what_is_not_here_is_not_found() {
     let service = Service::start().await;
     let project = Project::new("nowhere").await;

@@ -1,8 +1,8 @@
 //! What the service is told, and what it says about it.
 
-use std::{os::unix::fs::PermissionsExt, process::Output};
+use std::{os::unix::fs::PermissionsExt, path::PathBuf, process::Output};
 
-use crate::support::{Client, Keys, Project, Service};
+use crate::support::{Client, Keys, Project, Repo, Service, processes};
 
 async fn run(service: &Service, arguments: &[&str], settings: &[(&str, &str)]) -> Output {
     let mut command = service.command(arguments);
@@ -226,4 +226,21 @@ async fn the_demo_does_the_main_job() {
         said.contains("purgatory"),
         "does not show what the server said: {said}"
     );
+}
+
+#[tokio::test]
+async fn the_demo_brings_its_own_service_and_leaves_nothing() {
+    let service = Service::prepare(&[]).await;
+    let repo = Repo::new().await;
+    let before = processes::files(&repo.path());
+    let path = repo.path();
+    let out = run(&service, &["demo", path.to_str().unwrap()], &[]).await;
+    let said = format!("{}{}", text(&out.stdout), text(&out.stderr));
+    assert!(out.status.success(), "{said}");
+    assert_eq!(
+        processes::files(&repo.path()),
+        before,
+        "the repository is only read"
+    );
+    assert_eq!(processes::files(service.directory()), Vec::<PathBuf>::new());
 }

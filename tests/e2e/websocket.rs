@@ -134,8 +134,8 @@ async fn reconciliation_answers_what_is_held() {
     let service = Service::start().await;
     let mut client = Client::connect(&service).await;
     lives(&mut client).await;
-    // Protocol version 1, and one fingerprint of nothing over everything.
-    let message = format!("61{}{}", "00000201", "00".repeat(15));
+    // Protocol version 1, and the list of what we hold from the beginning to the end: nothing.
+    let message = "6100000200";
     client
         .send(json!(["NEG-OPEN", "n", {"kinds": [10317]}, message]))
         .await;

@@ -39,7 +39,7 @@ impl Out {
             "requested URL returned error",
             "RPC failed",
             "hung up",
-            "internal",
+            "Internal",
         ] {
             assert!(
                 !self.stderr.contains(bare),

@@ -1,13 +1,16 @@
 //! A Nostr client that sees every message, in order, and loses none.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, net::Ipv4Addr};
 
 use futures::{
     SinkExt, StreamExt,
     stream::{SplitSink, SplitStream},
 };
 use serde_json::{Value, json};
-use tokio::{net::TcpStream, sync::mpsc};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    sync::mpsc,
+};
 use tokio_tungstenite::{WebSocketStream, client_async, tungstenite::Message};
 
 use super::{Event, Service, soon};
@@ -271,9 +274,21 @@ impl Client {
         taken.iter().map(|message| event(&message[2])).collect()
     }
 
-    /// The socket itself, for what no client would send.
+    /// The next live event's id, taken as it comes: for readers of very many.
+    pub async fn live_id(&mut self, subscription: &str) -> String {
+        self.wait("a live event", |message| {
+            (message[0] == "EVENT" && message[1] == subscription)
+                .then(|| message[2]["id"].as_str().unwrap_or_default().to_owned())
+        })
+        .await
+    }
+
+    /// The socket itself, with little room in front of it, for what no client would do.
     pub async fn raw_socket(port: u16) -> Socket {
-        let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        let stream = TcpSocket::new_v4().unwrap();
+        stream.set_recv_buffer_size(4096).unwrap();
+        let address = (Ipv4Addr::LOCALHOST, port).into();
+        let stream = stream.connect(address).await.unwrap();
         let url = format!("ws://localhost:{port}/");
         client_async(url, stream).await.unwrap().0
     }

@@ -183,11 +183,20 @@ impl Service {
         let old = self.gitd().expect("gitd runs");
         processes::send(old, Signal::KILL);
         let service = &*self;
-        until("gitd is started again", || async move {
-            service.gitd().is_some_and(|new| new != old)
+        until("gitd is started again and serves", || async move {
+            service.gitd().is_some_and(|new| new != old) && service.serves_git().await
         })
         .await;
         self.ready().await;
+    }
+
+    /// Whether somebody answers git: that there is no such repository.
+    pub async fn serves_git(&self) -> bool {
+        let path = Self::repository_path(&Keys::generate(), "nowhere");
+        let path = format!("{path}/info/refs?service=git-upload-pack");
+        self.get(&path)
+            .await
+            .is_ok_and(|answer| answer.status == 404)
     }
 
     pub fn terminate(&self) {
