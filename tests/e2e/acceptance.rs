@@ -76,6 +76,8 @@ async fn an_announcement_that_lists_us_waits_unserved_with_its_repository_there(
     let event = project.announcement(&service).sign(&project.owner);
     client.publish(&event).await.waits();
     assert!(!client.serves(&event).await);
+    client.send(json!(["COUNT", "c", {"kinds": [30617]}])).await;
+    assert_eq!(client.answer(&["COUNT", "NOTICE"]).await[2]["count"], 0);
     assert!(project.hosted(&service).await);
     let directory = service.repository_directory(&project.owner, "waits");
     assert!(

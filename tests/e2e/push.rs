@@ -1,7 +1,7 @@
 //! Which pushes to branches and tags are allowed, and what the pusher reads if not.
 
 use crate::support::{
-    Client, Keys, Project, Service,
+    Client, Keys, Project, Repo, Service,
     events::{announcement, elsewhere, state},
     git::{self, ZERO, commands, lines},
     web,
@@ -551,4 +551,93 @@ async fn an_unfinished_history_is_not_taken_in() {
     assert_eq!(project.remote_refs(&service).await, []);
     project.push(&service, &["main"]).await.good();
     assert!(client.serves(&state).await);
+}
+
+#[tokio::test]
+async fn a_mirror_push_brings_everything_at_once() {
+    let service = Service::start().await;
+    let mut client = Client::connect(&service).await;
+    let project = Project::announced(&service, &mut client, "mirror").await;
+    project.repo.git(&["branch", "one/two"]).await.good();
+    project
+        .repo
+        .git(&["tag", "-a", "-m", "tag", "v1"])
+        .await
+        .good();
+    project.repo.commit().await;
+    project.update(&service, &mut client, &["--mirror"]).await;
+    assert_eq!(
+        project.remote_refs(&service).await,
+        project.repo.refs().await
+    );
+    project
+        .repo
+        .git(&["branch", "-q", "-D", "one/two"])
+        .await
+        .good();
+    project.repo.commit().await;
+    project.update(&service, &mut client, &["--mirror"]).await;
+    assert_eq!(
+        project.remote_refs(&service).await,
+        project.repo.refs().await
+    );
+}
+
+#[tokio::test]
+async fn a_shallow_clone_can_push() {
+    let service = Service::start().await;
+    let mut client = Client::connect(&service).await;
+    let project = Project::announced(&service, &mut client, "shallow").await;
+    for _ in 0..3 {
+        project.repo.commit().await;
+    }
+    project.update(&service, &mut client, &["main"]).await;
+    let url = project.url(&service);
+    let (clone, out) = Repo::clone(&url, &["--depth", "1"]).await;
+    out.good();
+    let commit = clone.commit().await;
+    let signed = state("shallow", &[("refs/heads/main", &commit)]).sign(&project.owner);
+    client.publish(&signed).await.waits();
+    clone.push(&url, &["main"]).await.good();
+    assert!(client.serves(&signed).await);
+    let (whole, out) = Repo::clone(&url, &[]).await;
+    out.good();
+    assert_eq!(whole.say(&["rev-list", "--count", "HEAD"]).await, "5");
+}
+
+#[tokio::test]
+async fn a_thousand_refs_are_pushed_at_once() {
+    let service = Service::start().await;
+    let mut client = Client::connect(&service).await;
+    let project = Project::announced(&service, &mut client, "thousand").await;
+    let main = project.repo.oid("main").await;
+    let create = |number| {
+        let space = if number % 2 == 0 { "heads" } else { "tags" };
+        format!("create refs/{space}/n/{number} {main}\n")
+    };
+    let input: String = (0..1000).map(create).collect();
+    let update = ["update-ref", "--stdin"];
+    let (ok, _, stderr) = git::run_with(&project.repo.path(), &update, input.as_bytes()).await;
+    assert!(ok, "{stderr}");
+    project.update(&service, &mut client, &["--mirror"]).await;
+    assert_eq!(
+        project.remote_refs(&service).await,
+        project.repo.refs().await
+    );
+}
+
+#[tokio::test]
+async fn what_the_pool_has_is_told_and_need_not_be_sent_again() {
+    let service = Service::start().await;
+    let mut client = Client::connect(&service).await;
+    let project = Project::active(&service, &mut client, "have").await;
+    let main = project.repo.oid("main").await;
+    let fork = Keys::generate();
+    let draft = announcement(&service, &fork, "have");
+    client.publish(&draft.sign(&fork)).await.waits();
+    let path = Service::repository_path(&fork, "have");
+    let path = format!("{path}/info/refs?service=git-receive-pack");
+    let told = lines(&service.get(&path).await.unwrap().body);
+    let have = format!("{main} .have");
+    assert!(told.iter().any(|line| line.starts_with(&have)), "{told:?}");
 }

@@ -37,7 +37,7 @@ const PLAIN: &AsciiSet = &NON_ALPHANUMERIC
 static ROOM: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(4)));
 
 /// A port below those the system gives to outgoing connections, so that none takes it in between.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| {
         let spread = u16::try_from(std::process::id() % 18_000).unwrap();
         AtomicU16::new(12_000 + spread)
@@ -112,6 +112,7 @@ impl Service {
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap())
             .env("HOME", self.directory.path())
+            .env("TMPDIR", self.directory.path())
             .env("NGIT_BIND_ADDRESS", format!("127.0.0.1:{}", self.port))
             .env("NGIT_DOMAIN", self.domain())
             .env("NGIT_GIT_DATA_PATH", self.git_data())
