@@ -22,7 +22,7 @@ use tonic::{Request, Response, Status};
 
 use crate::repository::{
     Error, Repositories,
-    change::{Alignment, Put},
+    change::{Alignment, Expected, Put},
     refs::Entry,
 };
 
@@ -78,13 +78,12 @@ fn valued(message: Ref) -> Result<(RefName, Oid), Status> {
 }
 
 /// What a ref is expected to be: absent, anything; empty, nothing.
-fn expected(message: Option<Vec<u8>>) -> Result<Option<Option<Oid>>, Status> {
-    message
-        .map(|bytes| match bytes.is_empty() {
-            true => Ok(None),
-            false => Ok(Some(Oid::from_slice(&bytes)?)),
-        })
-        .transpose()
+fn expected(message: Option<Vec<u8>>) -> Result<Expected, Status> {
+    Ok(match message.as_deref() {
+        None => Expected::Anything,
+        Some([]) => Expected::Exactly(None),
+        Some(bytes) => Expected::Exactly(Some(Oid::from_slice(bytes)?)),
+    })
 }
 
 #[tonic::async_trait]

@@ -32,6 +32,21 @@ pub struct Alignment {
     pub expected: Vec<(RefName, Option<Oid>)>,
 }
 
+/// What the caller of a change believes a ref to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expected {
+    /// It does not matter.
+    Anything,
+    /// This, or nothing.
+    Exactly(Option<Oid>),
+}
+
+impl Expected {
+    fn allows(self, now: Option<Oid>) -> bool {
+        self == Self::Anything || self == Self::Exactly(now)
+    }
+}
+
 /// One ref under `refs/nostr/` to be put.
 #[derive(Debug)]
 pub struct Put {
@@ -41,8 +56,8 @@ pub struct Put {
     pub name: RefName,
     /// Its value.
     pub oid: Oid,
-    /// What it must be now, if that matters.
-    pub expected: Option<Option<Oid>>,
+    /// What it must be now.
+    pub expected: Expected,
     /// An event wants the objects.
     pub signed_for: bool,
 }
@@ -68,49 +83,49 @@ fn named(oids: &[Oid]) -> String {
     }
 }
 
-impl Repositories {
-    /// Sees to it that all `wanted` objects are in the pool, claiming what is staged in the view, and
-    /// that those which must be commits are. Under the view's lock.
-    fn claim(&self, view: &Path, pool: &Path, wanted: &[(Oid, bool)]) -> Result<(), Error> {
-        let mut absent = Vec::new();
-        let check = |oid: Oid, must_be_commit: bool, odb: &git2::Odb<'_>| match kind_of(odb, oid)? {
-            Some(kind) if must_be_commit && kind != ObjectType::Commit => {
-                Err(Error::Precondition(format!("object {oid} is not a commit")))
-            }
-            kind => Ok(kind.is_some()),
-        };
-        let repo = refs::open(pool)?;
-        let odb = repo.odb()?;
-        for (oid, must_be_commit) in wanted {
-            if !check(*oid, *must_be_commit, &odb)? {
-                absent.push((*oid, *must_be_commit));
-            }
+/// Sees to it that all `wanted` objects are in the pool, claiming what is staged in the view, and
+/// that those which must be commits are. Under the view's lock.
+fn claim(view: &Path, pool: &Path, wanted: &[(Oid, bool)]) -> Result<(), Error> {
+    let mut absent = Vec::new();
+    let check = |oid: Oid, must_be_commit: bool, odb: &git2::Odb<'_>| match kind_of(odb, oid)? {
+        Some(kind) if must_be_commit && kind != ObjectType::Commit => {
+            Err(Error::Precondition(format!("object {oid} is not a commit")))
         }
-        if absent.is_empty() {
-            return Ok(());
-        }
-        for (oid, _) in &absent {
-            for event in staging::having(view, *oid)? {
-                staging::claim(view, pool, &event)?;
-            }
-        }
-        let repo = refs::open(pool)?;
-        let odb = repo.odb()?;
-        let mut missing = Vec::new();
-        for (oid, must_be_commit) in absent {
-            if !check(oid, must_be_commit, &odb)? {
-                missing.push(oid);
-            }
-        }
-        match missing.is_empty() {
-            true => Ok(()),
-            false => Err(Error::Precondition(format!(
-                "not here: object {}",
-                named(&missing)
-            ))),
+        kind => Ok(kind.is_some()),
+    };
+    let repo = refs::open(pool)?;
+    let odb = repo.odb()?;
+    for (oid, must_be_commit) in wanted {
+        if !check(*oid, *must_be_commit, &odb)? {
+            absent.push((*oid, *must_be_commit));
         }
     }
+    if absent.is_empty() {
+        return Ok(());
+    }
+    for (oid, _) in &absent {
+        for event in staging::having(view, *oid)? {
+            staging::claim(view, pool, &event)?;
+        }
+    }
+    let repo = refs::open(pool)?;
+    let odb = repo.odb()?;
+    let mut missing = Vec::new();
+    for (oid, must_be_commit) in absent {
+        if !check(oid, must_be_commit, &odb)? {
+            missing.push(oid);
+        }
+    }
+    match missing.is_empty() {
+        true => Ok(()),
+        false => Err(Error::Precondition(format!(
+            "not here: object {}",
+            named(&missing)
+        ))),
+    }
+}
 
+impl Repositories {
     /// Makes branches and tags of a repository equal to a state; says how many refs moved.
     pub fn align(&self, repo: &RepoId, wanted: &Alignment) -> Result<u32, Error> {
         let mut desired = BTreeMap::new();
@@ -149,7 +164,7 @@ impl Repositories {
             }
             let objects: BTreeSet<(Oid, bool)> = desired.values().copied().collect();
             let objects: Vec<_> = objects.into_iter().collect();
-            self.claim(&view, &pool, &objects)?;
+            claim(&view, &pool, &objects)?;
 
             let deleted = current.keys().filter(|name| !desired.contains_key(*name));
             let mut changes: Vec<Change> = deleted
@@ -190,15 +205,12 @@ impl Repositories {
             let git = refs::open(&view)?;
             let old = refs::resolve(&git, put.name.as_str())?;
             // A repeated call finds its own work done.
-            if let Some(expected) = put.expected
-                && old != expected
-                && old != Some(put.oid)
-            {
+            if !put.expected.allows(old) && old != Some(put.oid) {
                 return Err(not_where_expected(&put.name));
             }
             if put.signed_for {
                 staging::claim(&view, &pool, &event)?;
-                self.claim(&view, &pool, &[(put.oid, true)])?;
+                claim(&view, &pool, &[(put.oid, true)])?;
             } else {
                 match kind_of(&git.odb()?, put.oid)? {
                     Some(ObjectType::Commit) => {}
@@ -231,7 +243,7 @@ impl Repositories {
         repo: &RepoId,
         incarnation: &str,
         name: &RefName,
-        expected: Option<Option<Oid>>,
+        expected: Expected,
     ) -> Result<(), Error> {
         let event = event_of(name)?;
         self.views.hold(repo, || {
@@ -243,9 +255,8 @@ impl Repositories {
             let view = self.view(repo)?;
             let git = refs::open(&view)?;
             let old = refs::resolve(&git, name.as_str())?;
-            if let (Some(expected), Some(_)) = (expected, old)
-                && old != expected
-            {
+            // What is gone already was deleted by an earlier try.
+            if !expected.allows(old) && old.is_some() {
                 return Err(not_where_expected(name));
             }
             if old.is_some() {

@@ -344,7 +344,7 @@ impl Repositories {
     }
 
     /// Adopts what another server left under an identifier: somebody asks for its objects.
-    fn adopt_all(&self, identifier: &Identifier) -> Result<(), Error> {
+    fn adopt_all(&self, identifier: &Identifier) {
         let waiting = || {
             self.unadopted
                 .lock()
@@ -352,17 +352,15 @@ impl Repositories {
         };
         let repos = waiting().get(identifier).cloned().unwrap_or_default();
         if repos.is_empty() {
-            return Ok(());
+            return;
         }
         for repo in &repos {
             match self.views.hold(repo, || self.adopt(repo)) {
-                Err(Error::NotFound) => {}
+                Ok(_) | Err(Error::NotFound) => {}
                 Err(error) => tracing::warn!(%repo, %error, "cannot be adopted"),
-                Ok(_) => {}
             }
         }
         waiting().remove(identifier);
-        Ok(())
     }
 
     /// Begins an upload into a view.
@@ -452,7 +450,7 @@ impl Repositories {
         commits: &[Oid],
         staged_in: Option<&RepoId>,
     ) -> Result<Missing, Error> {
-        self.adopt_all(identifier)?;
+        self.adopt_all(identifier);
         let place = match staged_in.map(|repo| self.view(repo)) {
             Some(Ok(view)) => view,
             _ => self.layout.pool(identifier),

@@ -323,7 +323,7 @@ async fn route(server: Arc<Server>, request: Request<Incoming>) -> Response<Body
                     upload_pack::answer(server, repo, version, body).await,
                     "application/x-git-upload-pack-result",
                 ),
-                Err(response) => return response,
+                Err(refused) => return *refused,
             }
         }
         ("/git-receive-pack", false) if request.method() == Method::POST => {
@@ -332,7 +332,7 @@ async fn route(server: Arc<Server>, request: Request<Incoming>) -> Response<Body
                     receive_pack::answer(server, repo, body).await,
                     "application/x-git-receive-pack-result",
                 ),
-                Err(response) => return response,
+                Err(refused) => return *refused,
             }
         }
         _ => (Answer::NotFound, ""),
@@ -370,7 +370,7 @@ async fn info_refs(server: &Server, repo: RepoId, version: Version, push: bool) 
 /// A request's body, whatever it was packed in.
 type Upload = Box<dyn AsyncBufRead + Send + Unpin>;
 
-fn request_body(request: Request<Incoming>) -> Result<Upload, Response<Body>> {
+fn request_body(request: Request<Incoming>) -> Result<Upload, Box<Response<Body>>> {
     let encoding = request.headers().get(header::CONTENT_ENCODING).cloned();
     let stream = BodyDataStream::new(request.into_body()).map_err(io::Error::other);
     let reader = StreamReader::new(stream);
@@ -383,7 +383,7 @@ fn request_body(request: Request<Incoming>) -> Result<Upload, Response<Body>> {
         Some(_) => {
             let text = whole("only gzip is known as Content-Encoding\n");
             let response = status(StatusCode::UNSUPPORTED_MEDIA_TYPE, text);
-            Err(typed(response, "text/plain"))
+            Err(Box::new(typed(response, "text/plain")))
         }
     }
 }

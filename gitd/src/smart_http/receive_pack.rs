@@ -64,6 +64,7 @@ struct Line {
 }
 
 /// What a push begins with.
+#[allow(clippy::struct_excessive_bools)] // each is a capability of the protocol
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Request {
     lines: Vec<Line>,
@@ -122,11 +123,13 @@ impl Request {
             request.lines.push(Line::parse(line)?);
         }
         // The options themselves mean nothing here; what they are for is decided by events.
-        while options {
-            match next(body, &mut bytes).await? {
-                Some(Packet::Line(_)) => {}
-                Some(Packet::Flush) => break,
-                _ => return Err("the push ends inside its options".to_owned()),
+        if options {
+            loop {
+                match next(body, &mut bytes).await? {
+                    Some(Packet::Line(_)) => {}
+                    Some(Packet::Flush) => break,
+                    _ => return Err("the push ends inside its options".to_owned()),
+                }
             }
         }
         request.refuse_twins();

@@ -192,16 +192,14 @@ impl Fetch<'_> {
             done = async { tokio::try_join!(feed, pump, said) } => done?.2,
             () = server.kill.cancelled() => return Err("stopped".to_owned()),
         };
-        match running.wait().await {
-            Ok(true) => Ok(()),
-            _ => {
-                let reason = git::last_line(&said);
-                if self.sent == 0 {
-                    self.complain(reason).await;
-                }
-                Err(reason.to_owned())
-            }
+        if let Ok(true) = running.wait().await {
+            return Ok(());
         }
+        let reason = git::last_line(&said);
+        if self.sent == 0 {
+            self.complain(reason).await;
+        }
+        Err(reason.to_owned())
     }
 
     async fn complain(&self, reason: &str) {
