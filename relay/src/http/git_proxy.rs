@@ -1,0 +1,349 @@
+//! Git paths, through to gitd.
+//!
+//! Both bodies are streams all the way; what is in memory is what the sockets do not hold. When the
+//! client goes, hyper drops the request, and with it the connection to gitd; when gitd breaks off,
+//! the answer's body fails, and so does the client's connection.
+
+use std::{
+    io,
+    net::IpAddr,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::{
+    body::Body,
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use grasp_proto::{
+    process::drain,
+    transport::{Connection, Endpoint, Trace},
+    words::RepoId,
+};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header,
+    uri::{Authority, PathAndQuery, Scheme},
+};
+use http_body::Frame;
+use http_body_util::{BodyExt, Limited};
+use hyper::rt::ReadBufCursor;
+use hyper_util::{
+    client::legacy::{
+        Client,
+        connect::{Connected, Connection as Connects},
+    },
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+};
+use tower::service_fn;
+
+use super::{client_address::X_FORWARDED_FOR, pages};
+
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// Headers between two neighbours, which end here (RFC 9110, 7.6.1). `Expect` too: the server
+/// below us has answered it when the body begins to flow.
+const HOP_BY_HOP: [HeaderName; 9] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::EXPECT,
+];
+
+/// How long a request that cannot be passed on is read to its end, so that its client, which may
+/// not listen before, hears why.
+const DRAIN: Duration = Duration::from_secs(5);
+/// How long gitd may take to tell its metrics.
+const METRICS: Duration = Duration::from_millis(250);
+/// Most bytes of metrics taken from gitd.
+const METRICS_BYTES: usize = 8 << 20;
+
+type Connector = tower::util::BoxCloneSyncService<Uri, Io, io::Error>;
+
+/// A way to gitd's HTTP endpoint, with connections that are used again.
+#[derive(Clone)]
+pub struct GitProxy {
+    client: Client<Connector, Body>,
+}
+
+impl std::fmt::Debug for GitProxy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GitProxy").finish_non_exhaustive()
+    }
+}
+
+/// Who asks, as gitd is told.
+#[derive(Debug, Clone, Copy)]
+pub struct Asker {
+    /// The true client.
+    pub address: IpAddr,
+    /// Whether the peer's other forwarding headers are believed as well.
+    pub proxied: bool,
+}
+
+/// Whether a path is gitd's: a repository's, or below `/prs/`.
+pub fn is_git_path(path: &str) -> bool {
+    RepoId::from_url_path(path).is_some() || path.starts_with("/prs/")
+}
+
+impl GitProxy {
+    /// To gitd at this endpoint.
+    pub fn new(gitd: &Endpoint) -> Self {
+        let gitd = gitd.clone();
+        let connector = service_fn(move |_: Uri| {
+            let gitd = gitd.clone();
+            async move { gitd.connect().await.map(|c| Io(TokioIo::new(c))) }
+        });
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(Duration::from_secs(20))
+            .pool_max_idle_per_host(8)
+            .build(Connector::new(connector));
+        Self { client }
+    }
+
+    /// Passes a request on, and the answer back.
+    pub async fn pass(&self, mut request: Request<Body>, asker: Asker) -> Response {
+        let kind = GitRequest::of(&request);
+        let path = request.uri().path().to_owned();
+        let trace = Trace::from_headers(request.headers());
+        rewrite_headers(request.headers_mut(), asker, trace);
+        *request.uri_mut() = internal(request.uri().path_and_query().cloned());
+        *request.version_mut() = http::Version::HTTP_11;
+        let body = SharedBody::new(std::mem::take(request.body_mut()));
+        *request.body_mut() = Body::new(body.clone());
+        match self.client.request(request).await {
+            Ok(mut response) => {
+                remove_hop_by_hop(response.headers_mut());
+                response.map(Body::new).into_response()
+            }
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "a git request could not be passed on"
+                );
+                metrics::counter!("ngit_git_proxy_errors_total").increment(1);
+                drain(body.discard(), DRAIN).await;
+                kind.unavailable(&path)
+            }
+        }
+    }
+
+    /// gitd's own metrics; `None` if it does not tell them in time.
+    pub async fn metrics(&self) -> Option<String> {
+        let mut request = Request::new(Body::empty());
+        *request.uri_mut() = internal(Some(PathAndQuery::from_static("/metrics")));
+        let ask = async {
+            let response = self.client.request(request).await.ok()?;
+            if response.status() != StatusCode::OK {
+                return None;
+            }
+            let body = Limited::new(response.into_body(), METRICS_BYTES);
+            let bytes = body.collect().await.ok()?.to_bytes();
+            String::from_utf8(bytes.into()).ok()
+        };
+        tokio::time::timeout(METRICS, ask).await.ok()?
+    }
+}
+
+/// The address of gitd as far as HTTP goes; the connector knows the way.
+fn internal(path: Option<PathAndQuery>) -> Uri {
+    let mut parts = http::uri::Parts::default();
+    parts.scheme = Some(Scheme::HTTP);
+    parts.authority = Some(Authority::from_static("gitd.internal"));
+    parts.path_and_query = path.or(Some(PathAndQuery::from_static("/")));
+    Uri::from_parts(parts).expect("scheme, authority and path are there")
+}
+
+fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    let listed: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in HOP_BY_HOP.iter().chain(&listed) {
+        headers.remove(name);
+    }
+}
+
+fn rewrite_headers(headers: &mut HeaderMap, asker: Asker, trace: Trace) {
+    remove_hop_by_hop(headers);
+    headers.remove(header::FORWARDED);
+    let address = asker.address.to_string();
+    let text = |text: &str| HeaderValue::from_str(text).expect("visible ASCII");
+    headers.insert(X_FORWARDED_FOR, text(&address));
+    if !asker.proxied || !headers.contains_key(X_FORWARDED_PROTO) {
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+    }
+    if !asker.proxied || !headers.contains_key(X_FORWARDED_HOST) {
+        match headers.get(header::HOST).cloned() {
+            Some(host) => headers.insert(X_FORWARDED_HOST, host),
+            None => headers.remove(X_FORWARDED_HOST),
+        };
+    }
+    headers.insert(TRACEPARENT, text(&trace.to_string()));
+}
+
+/// What a git client asked for, as it must be told apart to be answered in its own language.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum GitRequest {
+    /// `GET …/info/refs?service=…`
+    Advertisement(&'static str),
+    /// `POST …/git-upload-pack` or `…/git-receive-pack`
+    Service(&'static str),
+    /// A browser, or a dumb client.
+    Other,
+}
+
+impl GitRequest {
+    fn of<B>(request: &Request<B>) -> Self {
+        const SERVICES: [&str; 2] = ["git-upload-pack", "git-receive-pack"];
+        let path = request.uri().path();
+        let known = |name: &str| SERVICES.into_iter().find(|service| *service == name);
+        let asked = if request.method() == Method::POST {
+            let name = path.rsplit('/').next().unwrap_or_default();
+            known(name).map(Self::Service)
+        } else if path.ends_with("/info/refs") {
+            let query = request.uri().query().unwrap_or_default();
+            let mut pairs = query.split('&');
+            pairs
+                .find_map(|pair| pair.strip_prefix("service="))
+                .and_then(known)
+                .map(Self::Advertisement)
+        } else {
+            None
+        };
+        asked.unwrap_or(Self::Other)
+    }
+
+    /// gitd cannot be reached. A git user reads why; a bare status would only be shown as a number.
+    fn unavailable(self, path: &str) -> Response {
+        const REASON: &str = "the repository storage is restarting, try again in a few seconds";
+        let (kind, body) = match self {
+            Self::Other => return pages::unavailable(path),
+            Self::Advertisement(service) => {
+                let announced = pkt_line(&format!("# service={service}\n"));
+                let error = pkt_line(&format!("ERR {REASON}\n"));
+                let kind = format!("application/x-{service}-advertisement");
+                (kind, format!("{announced}0000{error}"))
+            }
+            Self::Service(service) => {
+                // A pusher listens for the side band, in which 3 is a fatal error.
+                let error = match service {
+                    "git-receive-pack" => format!("\u{3}{REASON}\n"),
+                    _ => format!("ERR {REASON}\n"),
+                };
+                let kind = format!("application/x-{service}-result");
+                (kind, pkt_line(&error))
+            }
+        };
+        let headers = [
+            (header::CONTENT_TYPE, kind),
+            (header::CACHE_CONTROL, "no-cache".to_owned()),
+        ];
+        (headers, body).into_response()
+    }
+}
+
+fn pkt_line(text: &str) -> String {
+    format!("{:04x}{text}", text.len() + 4)
+}
+
+/// A request's body that can be had back if nobody took it.
+#[derive(Clone)]
+struct SharedBody(Arc<Mutex<Body>>);
+
+impl SharedBody {
+    fn new(body: Body) -> Self {
+        Self(Arc::new(Mutex::new(body)))
+    }
+
+    /// Reads what is left and forgets it.
+    async fn discard(mut self) {
+        while let Some(Ok(_)) = self.frame().await {}
+    }
+}
+
+impl http_body::Body for SharedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let mut body = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Pin::new(&mut *body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let body = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        let body = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        body.size_hint()
+    }
+}
+
+/// A connection to gitd, for the HTTP client.
+#[derive(Debug)]
+struct Io(TokioIo<Connection>);
+
+impl Connects for Io {
+    fn connected(&self) -> Connected {
+        Connected::new()
+    }
+}
+
+impl hyper::rt::Read for Io {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl hyper::rt::Write for Io {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
+    }
+}

@@ -1,0 +1,293 @@
+//! The public face: one address for Nostr clients, git clients, browsers and operators.
+//!
+//! Every connection is a task; a websocket becomes another when its handshake is done. All of them
+//! are known to one tracker, so that a stop can close the listener and the websockets at once and
+//! give running transfers their time.
+
+mod client_address;
+mod git_proxy;
+mod metrics;
+mod nip11;
+mod pages;
+mod websocket;
+
+use std::{
+    convert::Infallible,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use futures::future::BoxFuture;
+use grasp_proto::process;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use hyper::{body::Incoming, server::conn::http1};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use nostr_database::NostrDatabase;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceExt;
+
+use self::{
+    client_address::client_address,
+    git_proxy::{Asker, GitProxy},
+    websocket::Connections,
+};
+use crate::{
+    config::Config,
+    live::Live,
+    session::{Patience, Sessions, socket},
+    verdict::Door,
+};
+
+/// How long a client may take to send the head of a request.
+const HEAD: Duration = Duration::from_secs(30);
+/// The largest head of a request, and what a connection reads at once.
+const HEAD_BYTES: usize = 64 << 10;
+
+/// Whether the service is ready to do its work.
+pub trait Ready: Send + Sync + 'static {
+    /// `Err` tells an operator what is missing.
+    fn ready(&self) -> BoxFuture<'_, Result<(), String>>;
+}
+
+/// What the public face needs of the rest.
+#[derive(Clone)]
+pub struct Face {
+    /// What the relay is told.
+    pub config: Arc<Config>,
+    /// Where events go.
+    pub door: Arc<dyn Door>,
+    /// Who gets events as they are served.
+    pub live: Arc<Live>,
+    /// What is stored.
+    pub database: Arc<dyn NostrDatabase>,
+    /// Whether the service is ready.
+    pub ready: Arc<dyn Ready>,
+    /// When a websocket is taken for dead.
+    pub patience: Patience,
+}
+
+impl fmt::Debug for Face {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Face").finish_non_exhaustive()
+    }
+}
+
+/// What every request may need.
+#[derive(Clone)]
+struct Context {
+    config: Arc<Config>,
+    ready: Arc<dyn Ready>,
+    sessions: Arc<Sessions>,
+    connections: Arc<Connections>,
+    git: GitProxy,
+    tasks: TaskTracker,
+}
+
+/// The peer of a request's connection.
+#[derive(Clone, Copy)]
+struct Peer(IpAddr);
+
+/// Serves until `stop`: then nothing new is taken, websockets are closed, and what runs has `grace`
+/// to end.
+pub async fn serve(face: Face, listener: TcpListener, stop: CancellationToken, grace: Duration) {
+    let tasks = TaskTracker::new();
+    let limits = &face.config.limits;
+    let connections = Connections::new(limits.max_connections, face.config.abuse_threshold);
+    let git = GitProxy::new(&face.config.gitd_http);
+    let context = Context {
+        connections,
+        git,
+        config: face.config.clone(),
+        ready: face.ready,
+        sessions: Arc::new(Sessions::new(
+            face.config,
+            face.door,
+            face.live,
+            face.database,
+            face.patience,
+            stop.clone(),
+        )),
+        tasks: tasks.clone(),
+    };
+    let router = router(context);
+    let kill = CancellationToken::new();
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((tcp, peer)) => {
+                let connection = connection(tcp, peer, router.clone(), stop.clone());
+                tasks.spawn(kill.clone().run_until_cancelled_owned(connection));
+            }
+            Err(error) => {
+                // Out of file descriptors, most likely: do not spin.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+    drop(listener);
+    tasks.close();
+    if !process::drain(tasks.wait(), grace).await {
+        tracing::warn!(left = tasks.len(), "connections are cut off");
+        kill.cancel();
+    }
+}
+
+async fn connection(tcp: TcpStream, peer: SocketAddr, router: Router, stop: CancellationToken) {
+    if let Err(error) = socket::prepare(&tcp) {
+        tracing::debug!(%error, "a connection was gone at once");
+        return;
+    }
+    let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
+        request.extensions_mut().insert(Peer(peer.ip()));
+        let answer = router.clone().oneshot(request.map(Body::new));
+        async move { Ok::<_, Infallible>(answer.await.unwrap_or_else(|never| match never {})) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .max_buf_size(HEAD_BYTES)
+        .serve_connection(TokioIo::new(tcp), service)
+        .with_upgrades();
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = &mut connection => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(
+            error = &error as &dyn std::error::Error,
+            "a connection broke"
+        );
+    }
+}
+
+fn router(context: Context) -> Router {
+    Router::new()
+        .route("/", get(root))
+        .route("/icon.svg", get(icon))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics_of_all))
+        .fallback(other)
+        .layer(middleware::from_fn(cors))
+        .with_state(context)
+}
+
+/// Every answer can be read by every web page (GRASP-01); questions about that are answered here.
+async fn cors(request: Request, next: Next) -> Response {
+    let mut response = if request.method() == Method::OPTIONS {
+        StatusCode::NO_CONTENT.into_response()
+    } else {
+        next.run(request).await
+    };
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return response;
+    }
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"),
+        (header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST"),
+        (
+            header::ACCESS_CONTROL_ALLOW_HEADERS,
+            "Content-Type, Content-Encoding, Git-Protocol, Authorization, Accept, X-Requested-With",
+        ),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+fn asker(context: &Context, request: &Request) -> Asker {
+    let peer = request.extensions().get::<Peer>();
+    let peer = peer.map_or(IpAddr::from([0, 0, 0, 0]), |Peer(ip)| *ip);
+    let trusts = |ip| context.config.trusts(ip);
+    Asker {
+        address: client_address(peer, request.headers(), trusts),
+        proxied: trusts(peer.to_canonical()),
+    }
+}
+
+async fn root(State(context): State<Context>, request: Request) -> Response {
+    if websocket::is_wanted(&request) {
+        let address = asker(&context, &request).address;
+        let Context {
+            connections,
+            sessions,
+            tasks,
+            ..
+        } = &context;
+        return websocket::accept(request, address, connections, sessions, tasks);
+    }
+    let mut response = if accepts_document(request.headers()) {
+        let document = nip11::document(&context.config).to_string();
+        ([(header::CONTENT_TYPE, nip11::CONTENT_TYPE)], document).into_response()
+    } else {
+        pages::landing(&context.config)
+    };
+    // The same address answers differently.
+    let vary = HeaderValue::from_static("Accept");
+    response.headers_mut().insert(header::VARY, vary);
+    response
+}
+
+fn accepts_document(headers: &HeaderMap) -> bool {
+    headers.get_all(header::ACCEPT).iter().any(|value| {
+        let value = value.to_str().unwrap_or_default();
+        value.split(',').any(|kind| {
+            let kind = kind.split(';').next().unwrap_or_default();
+            kind.trim().eq_ignore_ascii_case(nip11::CONTENT_TYPE)
+        })
+    })
+}
+
+async fn icon() -> Response {
+    ([(header::CONTENT_TYPE, "image/svg+xml")], pages::ICON).into_response()
+}
+
+async fn readyz(State(context): State<Context>) -> Response {
+    match context.ready.ready().await {
+        Ok(()) => "ready\n".into_response(),
+        Err(reason) => {
+            let text = format!("not ready: {reason}\n");
+            (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+        }
+    }
+}
+
+async fn metrics_of_all(State(context): State<Context>) -> Response {
+    if !context.config.metrics {
+        return pages::not_found("/metrics");
+    }
+    let theirs = context.git.metrics().await.unwrap_or_default();
+    let own = process::render_metrics("relay");
+    let kind = "text/plain; version=0.0.4; charset=utf-8";
+    let joined = metrics::join(&[&own, &theirs]);
+    ([(header::CONTENT_TYPE, kind)], joined).into_response()
+}
+
+async fn other(State(context): State<Context>, request: Request) -> Response {
+    let path = request.uri().path();
+    if !git_proxy::is_git_path(path) {
+        return pages::not_found(path);
+    }
+    let asker = asker(&context, &request);
+    context.git.pass(request, asker).await
+}
