@@ -91,6 +91,9 @@ const COMMIT_PATIENCE: Duration = Duration::from_secs(20);
 /// How long one commit may take: it may move the refs of many repositories.
 const COMMIT_DEADLINE: Duration = Duration::from_secs(120);
 
+/// The largest answer: a line for each of the most commands a push can have.
+const LARGEST_MESSAGE: usize = 64 * 1024 * 1024;
+
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -104,7 +107,8 @@ impl GrpcRelay {
     /// The relay at `endpoint`, called with gitd's `credential`. Connects when first used.
     pub fn new(endpoint: &transport::Endpoint, credential: &Token) -> Self {
         Self {
-            client: PushClient::new(endpoint.authorized(credential)),
+            client: PushClient::new(endpoint.authorized(credential))
+                .max_decoding_message_size(LARGEST_MESSAGE),
         }
     }
 }

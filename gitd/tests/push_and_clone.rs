@@ -499,3 +499,134 @@ async fn many_refs_at_once() {
     git(&path, &args).await;
     assert_eq!(service.refs(&repo).await.len(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_asks_first_is_told_to_continue() {
+    let service = Service::start().await;
+    let repo = repo(1, "expect");
+    service.create(&repo).await;
+    let address = service.base.trim_start_matches("http://");
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let head = format!(
+        "POST /{repo}/git-receive-pack HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+         Content-Length: 4\r\nExpect: 100-continue\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut told = [0; 25];
+    stream.read_exact(&mut told).await.unwrap();
+    assert_eq!(&told, b"HTTP/1.1 100 Continue\r\n\r\n");
+    stream.write_all(b"0000").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+/// Processes that work in a directory.
+fn at_work_in(directory: &std::path::Path) -> usize {
+    let processes = children(std::path::Path::new("/proc"));
+    let there = |process: &&std::path::PathBuf| {
+        std::fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd == directory)
+    };
+    processes.iter().filter(there).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn git_goes_when_its_client_does() {
+    let service = Service::start().await;
+    let repo = repo(1, "gone");
+    service.create(&repo).await;
+    let path = work(service.directory.path(), "work", 1).await;
+    let mut state = 1_u64;
+    let noise: String = (0..1_500_000)
+        .map(|_| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            format!("{:x}", state >> 40)
+        })
+        .collect();
+    let head = commit(&path, "big", &noise).await;
+    git(&path, &["push", "-q", &service.url(&repo), "main"]).await;
+    let body = format!("0032want {head}\n00000009done\n");
+    let request = format!(
+        "POST /{repo}/git-upload-pack HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let address = service.base.trim_start_matches("http://");
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut some = [0; 4096];
+    stream.read_exact(&mut some).await.unwrap();
+    let view = std::fs::canonicalize(service.view(&repo)).unwrap();
+    assert!(at_work_in(&view) > 0);
+    drop(stream);
+    while at_work_in(&view) > 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_broken_off_leaves_nothing() {
+    let service = Service::start().await;
+    let repo = repo(1, "broken off");
+    service.create(&repo).await;
+    let body = command("refs/heads/main", &"1".repeat(40), "report-status");
+    let request = format!(
+        "POST /{repo}/git-receive-pack HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n\
+         {body}PACK\0\0\0\x02\0\0\0\x05"
+    );
+    let address = service.base.trim_start_matches("http://");
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let quarantine = service.pool().join("quarantine");
+    while children(&quarantine).is_empty() {
+        tokio::task::yield_now().await;
+    }
+    drop(stream);
+    while !children(&quarantine).is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let pool = std::fs::canonicalize(service.pool()).unwrap();
+    while at_work_in(&pool) > 0 {
+        tokio::task::yield_now().await;
+    }
+    nothing_left(&service);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pushes_race_for_one_branch_and_one_wins_each_time() {
+    let service = std::sync::Arc::new(Service::start().await);
+    let repo = repo(1, "race");
+    service.create(&repo).await;
+    let path = work(service.directory.path(), "work", 1).await;
+    git(&path, &["push", "-q", &service.url(&repo), "main"]).await;
+    let mut tasks = Vec::new();
+    for n in 0..8 {
+        let (service, repo, from) = (std::sync::Arc::clone(&service), repo.clone(), path.clone());
+        tasks.push(tokio::spawn(async move {
+            let directory = service.directory.path();
+            let name = format!("clone{n}");
+            git(
+                directory,
+                &["clone", "-q", &from.display().to_string(), &name],
+            )
+            .await;
+            let clone = directory.join(&name);
+            commit(&clone, &format!("f{n}"), "x").await;
+            git(
+                &clone,
+                &["push", "-q", "-f", &service.url(&repo), "HEAD:main"],
+            )
+            .await;
+            rev(&clone, "HEAD").await
+        }));
+    }
+    let mut heads = Vec::new();
+    for task in tasks {
+        heads.push(task.await.unwrap());
+    }
+    let refs = service.refs(&repo).await;
+    assert!(heads.contains(&refs[0].1));
+    let view = service.view(&repo);
+    git(&view, &["fsck", "--strict"]).await;
+}

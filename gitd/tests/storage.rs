@@ -436,3 +436,42 @@ async fn consolidation_drops_nothing() {
     assert!(after.contains(&last.to_string()));
     git(service.directory.path(), &["clone", "-q", &url, "clone"]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_server_borrowed_is_still_found() {
+    let mut service = Service::start().await;
+    service.stop_gitd().await;
+    let (mine, theirs) = (repo(1, "borrows"), repo(2, "borrows"));
+    let head = left_behind(&service, &mine).await;
+    // A fork that borrows from the first by a relative path, as some servers make them.
+    let lender = service.data().join("lender.git");
+    std::fs::rename(service.view(&mine), &lender).unwrap();
+    let fork = service.view(&mine);
+    git(
+        service.directory.path(),
+        &["init", "-q", "--bare", &fork.display().to_string()],
+    )
+    .await;
+    std::fs::write(
+        fork.join("objects/info/alternates"),
+        "../../../lender.git/objects",
+    )
+    .unwrap();
+    git(&fork, &["update-ref", "refs/heads/main", &head.to_string()]).await;
+    service.start_gitd().await;
+    service.create(&mine).await;
+    let lines = std::fs::read_to_string(fork.join("objects/info/alternates")).unwrap();
+    assert_eq!(lines.lines().count(), 2, "{lines}");
+    // Through the pool it is every view's, and what is pushed may build on it.
+    service.create(&theirs).await;
+    let directory = service.directory.path().to_owned();
+    git(
+        &directory,
+        &["clone", "-q", "-b", "main", &service.url(&mine), "clone"],
+    )
+    .await;
+    let clone = directory.join("clone");
+    commit(&clone, "more", "more").await;
+    git(&clone, &["push", "-q", &service.url(&theirs), "main"]).await;
+    git(&service.view(&theirs), &["fsck", "--strict"]).await;
+}

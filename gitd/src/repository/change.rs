@@ -306,7 +306,7 @@ impl Repositories {
     }
 
     /// Makes a checked upload visible where it belongs. `tips` are the objects its commands name, each
-    /// with whether it must be a commit.
+    /// with whether it must be a commit; `own` the staged packs it may lean on.
     pub fn take_in(
         &self,
         upload: &Upload,
@@ -314,6 +314,7 @@ impl Repositories {
         quarantine: Quarantine,
         destination: &Destination,
         tips: &[(Oid, bool)],
+        own: &[String],
     ) -> Result<(), Refused> {
         let view = self.view(&upload.repo)?;
         match destination {
@@ -328,6 +329,17 @@ impl Repositories {
                 quarantine.check_tips(&view, tips)?;
                 if !self.room_for(upload, events)? {
                     return Err(too_many_placeholders());
+                }
+                let here = |objects: &Path, pack: &String| {
+                    objects.join(format!("pack/{pack}.idx")).exists()
+                };
+                let (own_objects, pooled) = (view.join("objects"), pool.join("objects"));
+                if !own
+                    .iter()
+                    .all(|p| here(&own_objects, p) || here(&pooled, p))
+                {
+                    let reason = "what this upload builds on has just expired, push again";
+                    return Err(Refused::Pack(reason.to_owned()));
                 }
                 for event in events {
                     staging::note(&view, event, quarantine.pack())?;

@@ -304,3 +304,22 @@ impl Quarantine {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_upload_is_ended_and_a_slow_one_is_not() {
+        let (mut sender, receiver) = tokio::io::duplex(64);
+        let mut body = tokio::io::BufReader::new(receiver);
+        for _ in 0..100 {
+            tokio::time::sleep(IDLE / 2).await;
+            sender.write_all(b"x").await.unwrap();
+            assert_eq!(piece(&mut body).await.unwrap(), b"x");
+            body.consume(1);
+        }
+        let ended = piece(&mut body).await.unwrap_err();
+        assert_eq!(ended.kind(), std::io::ErrorKind::TimedOut);
+    }
+}

@@ -309,7 +309,8 @@ pub async fn answer(
         Ok(request) => request,
         Err(reason) => {
             let line = pkt_line::line(format!("ERR {reason}\n"));
-            let work = async move { intake::drain(&mut body, u64::MAX).await };
+            let most = server.max_pack_bytes;
+            let work = async move { intake::drain(&mut body, most).await };
             super::spawn(&server.tasks, work);
             return Answer::Whole(line);
         }
@@ -381,7 +382,7 @@ impl Pusher {
         }
         // The answer stays open until all was sent: a client that is still sending reads it then.
         tokio::select! {
-            () = intake::drain(&mut body, u64::MAX) => {}
+            () = intake::drain(&mut body, self.server.max_pack_bytes) => {}
             () = self.server.kill.cancelled() => {}
         }
     }
@@ -526,7 +527,7 @@ impl Pusher {
         let (upload, pool) = (Arc::clone(&self.upload), pool.clone());
         let work = tokio::task::spawn_blocking({
             let repositories = Arc::clone(repositories);
-            move || repositories.take_in(&upload, &pool, quarantine, &destination, &tips)
+            move || repositories.take_in(&upload, &pool, quarantine, &destination, &tips, &own)
         });
         match self.awaiting(work).await {
             Ok(result) => result,
