@@ -1,7 +1,244 @@
-//! relay
+//! The relay: the brain of graspd.
+//!
+//! From above: [`http`] and [`session`] are the public face, [`grpc`] the internal one. Both end in
+//! [`admit`], the one door for events, and [`grpc::push`], the judge of pushes; both of these in
+//! [`release`], the one way out of [`purgatory`]. What is decided about one identifier is decided in
+//! its queue ([`serial`]). [`store`] and [`journal`] keep what must not be lost; [`git`] is all
+//! that is known of gitd.
+//!
+//! Tasks that run as long as the process: the internal services, the sweep, the public face. None is
+//! respawned: a panic in one of them ends the process, and its supervisor starts it anew.
 
+pub mod admit;
+pub mod clock;
 pub mod config;
+pub mod deletion;
 pub mod domain;
+pub mod git;
+pub mod grpc;
+pub mod http;
+pub mod journal;
+pub mod live;
+pub mod maintainers;
+pub mod nip34;
+pub mod policy;
+pub mod purgatory;
+pub mod release;
+pub mod repository;
+pub mod retire;
+pub mod serial;
+pub mod session;
+pub mod store;
+pub mod sweep;
 pub mod verdict;
 
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use futures::future::BoxFuture;
+use grasp_proto::{
+    contract::relay::push_server::PushServer,
+    transport::{self, Guard, Role},
+};
+use nostr::Filter;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
 pub use config::Config;
+
+use crate::{
+    admit::Admit,
+    clock::Clock,
+    config::Backend,
+    git::{Git, Gitd},
+    grpc::push::PushService,
+    http::{Face, Ready},
+    journal::{Journal, JournalError},
+    live::Live,
+    nip34::announcement::Announcement,
+    purgatory::Purgatory,
+    release::Release,
+    repository::{Repositories, Standing},
+    serial::Serial,
+    session::Patience,
+    store::{Store, StoreError},
+};
+
+/// Why the relay did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The event store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The purgatory journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// A listener.
+    #[error("cannot listen on {0}: {1}")]
+    Listen(String, std::io::Error),
+    /// The internal services.
+    #[error("the internal services failed: {0}")]
+    Internal(#[from] tonic::transport::Error),
+    /// A task of the process's own.
+    #[error("a task of the relay ended: {0}")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+/// How long a start waits between two looks for gitd.
+const LOOK_FOR_GITD: Duration = Duration::from_millis(20);
+
+/// Runs the relay until `stop`. `ready` is told the public address once it is open: after the
+/// internal services, what waited before the last end, and gitd.
+pub async fn run(
+    config: Config,
+    stop: CancellationToken,
+    ready: impl FnOnce(SocketAddr) + Send,
+) -> Result<(), Error> {
+    let config = Arc::new(config);
+    if config.test {
+        tracing::warn!("NGIT_TEST is set: quick clocks, for tests only");
+    }
+    let store = Store::open(config.backend, &config.data_path).await?;
+    let (journal, records) = open_journal(&config).await?;
+    let clock = Clock::system();
+    let purgatory = Arc::new(Purgatory::new(journal, clock));
+    let repositories = Arc::new(Repositories::default());
+    load_served(&store, &repositories, &config).await?;
+    purgatory.restore(records);
+    let gitd = Gitd::new(&config.gitd_grpc, &config.tokens.relay);
+    let git: Arc<dyn Git> = Arc::new(gitd);
+    let release = Release {
+        store: store.clone(),
+        purgatory: purgatory.clone(),
+        repositories,
+        git: git.clone(),
+        live: Arc::new(Live::new()),
+    };
+    let serial = Serial::default();
+    sweep::reconcile(&release).await?;
+
+    let internal = CancellationToken::new();
+    let guard = Guard::new(&config.tokens, &[Role::Gitd]);
+    let push = PushService::new(release.clone(), serial.clone());
+    let routes = transport::standard_routes(&config.tokens)
+        .await
+        .add_service(PushServer::with_interceptor(push, guard));
+    let listener = config
+        .grpc
+        .listen()
+        .await
+        .map_err(|error| Error::Listen(config.grpc.to_string(), error))?;
+    let services = tokio::spawn(transport::serve(listener, routes, internal.clone()));
+
+    if !wait_for_gitd(&*git, &stop).await {
+        internal.cancel();
+        return Ok(());
+    }
+    sweep::try_everything(&release, &serial).await;
+    let sweeping = tokio::spawn(sweep::run(
+        release.clone(),
+        serial.clone(),
+        sweep::EVERY,
+        internal.clone(),
+    ));
+
+    let public = TcpListener::bind(config.bind)
+        .await
+        .map_err(|error| Error::Listen(config.bind.to_string(), error))?;
+    let address = public
+        .local_addr()
+        .map_err(|error| Error::Listen(config.bind.to_string(), error))?;
+    let door = Admit::new(
+        release.clone(),
+        serial,
+        config.domain.clone(),
+        config.limits.max_event_bytes,
+    );
+    let face = Face {
+        config: config.clone(),
+        door: Arc::new(door),
+        live: release.live.clone(),
+        database: store.database(),
+        ready: Arc::new(Readiness(release.clone())),
+        patience: Patience::default(),
+    };
+    ready(address);
+    let face = tokio::spawn(http::serve(face, public, stop.clone(), config.grace));
+    // The public face ends by `stop` alone; anything else that ends, ends the process.
+    tokio::pin!(services, sweeping, face);
+    tokio::select! {
+        ended = &mut face => ended?,
+        ended = &mut services => ended??,
+        ended = &mut sweeping => ended?,
+    }
+    internal.cancel();
+    Ok(())
+}
+
+async fn open_journal(config: &Config) -> Result<(Journal, Vec<journal::Record>), Error> {
+    if config.backend == Backend::Memory {
+        return Ok((Journal::none(), Vec::new()));
+    }
+    let directory = config.data_path.join("purgatory");
+    let opened = tokio::task::spawn_blocking(move || Journal::open(&directory)).await?;
+    Ok(opened?)
+}
+
+/// What the store holds of announcements, into memory.
+async fn load_served(
+    store: &Store,
+    repositories: &Repositories,
+    config: &Config,
+) -> Result<(), StoreError> {
+    for event in store.query(Filter::new().kind(nip34::ANNOUNCEMENT)).await? {
+        let id = event.id;
+        match Announcement::read(Arc::new(event)) {
+            Ok(announcement) => {
+                let standing = match announcement.lists(&config.domain) {
+                    true => Standing::Active,
+                    false => Standing::Elsewhere,
+                };
+                repositories.set(&announcement, standing);
+            }
+            Err(error) => tracing::warn!(%id, %error, "a stored announcement is unreadable"),
+        }
+    }
+    Ok(())
+}
+
+/// Waits until gitd answers; `false`: the process is to stop first.
+async fn wait_for_gitd(git: &dyn Git, stop: &CancellationToken) -> bool {
+    let mut said = false;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return false,
+            reachable = git.reachable() => {
+                if reachable {
+                    return true;
+                }
+            }
+        }
+        if !said {
+            tracing::info!("waiting for gitd");
+            said = true;
+        }
+        tokio::time::sleep(LOOK_FOR_GITD).await;
+    }
+}
+
+/// Ready means: gitd answers and events can be read.
+struct Readiness(Release);
+
+impl Ready for Readiness {
+    fn ready(&self) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(async move {
+            if !self.0.git.reachable().await {
+                return Err("the git storage does not answer".to_owned());
+            }
+            let probe = Filter::new().kind(nip34::ANNOUNCEMENT).limit(1);
+            match self.0.store.query(probe).await {
+                Ok(_) => Ok(()),
+                Err(error) => Err(error.to_string()),
+            }
+        })
+    }
+}

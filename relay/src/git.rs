@@ -1,0 +1,352 @@
+//! What the relay needs from gitd: a small trait, its gRPC implementation, a stand-in for tests.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use futures::future::BoxFuture;
+use grasp_proto::{
+    contract::git::{self as wire, repositories_client::RepositoriesClient},
+    transport::{AuthorizedChannel, Endpoint, Token},
+    words::{Identifier, Oid, RefName, RepoId},
+};
+use tonic::{Code, Status};
+use tonic_health::pb::health_client::HealthClient;
+
+/// Why gitd did not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum GitError {
+    /// Nobody answers, or not in time: nothing is known.
+    #[error("the git storage cannot be reached: {0}")]
+    Unreachable(String),
+    /// There is no such repository.
+    #[error("no such repository")]
+    NotFound,
+    /// A ref was not where it was expected: look again and repeat.
+    #[error("{0}")]
+    Moved(String),
+    /// It cannot be done as things stand: an upload is running, an object is missing.
+    #[error("{0}")]
+    Refused(String),
+    /// It failed.
+    #[error("the git storage failed: {0}")]
+    Failed(String),
+}
+
+impl From<Status> for GitError {
+    fn from(status: Status) -> Self {
+        let message = status.message().to_owned();
+        match status.code() {
+            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => {
+                Self::Unreachable(message)
+            }
+            // What a connection that ends in the middle of an answer looks like.
+            Code::Unknown => Self::Unreachable(message),
+            Code::NotFound => Self::NotFound,
+            Code::Aborted => Self::Moved(message),
+            Code::FailedPrecondition => Self::Refused(message),
+            _ => Self::Failed(message),
+        }
+    }
+}
+
+/// Some refs of a repository, as they are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Refs {
+    /// Name and value.
+    pub refs: BTreeMap<RefName, Oid>,
+    /// Which of the repositories that ever lay there this is.
+    pub incarnation: String,
+}
+
+/// Which objects are not here, or not what they must be.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Absent(pub BTreeSet<Oid>);
+
+/// What a repository shall look like.
+#[derive(Debug, Clone)]
+pub struct Alignment {
+    /// The branches and tags, and no others.
+    pub refs: Vec<(RefName, Oid)>,
+    /// Where HEAD shall point.
+    pub head: Option<RefName>,
+    /// What was seen and must still be so.
+    pub expected: Vec<(RefName, Option<Oid>)>,
+    /// Which incarnation is meant; empty: whichever is there.
+    pub incarnation: String,
+}
+
+/// The git side, as the relay sees it. Every call ends within a deadline.
+pub trait Git: Send + Sync + 'static {
+    /// Makes a repository if it is not there; gives its incarnation.
+    fn create<'a>(&'a self, repo: &'a RepoId) -> BoxFuture<'a, Result<String, GitError>>;
+
+    /// Moves a repository aside that was served once.
+    fn retire<'a>(&'a self, repo: &'a RepoId) -> BoxFuture<'a, Result<(), GitError>>;
+
+    /// Deletes a repository that was never served. Refused while an upload into it runs.
+    fn delete<'a>(&'a self, repo: &'a RepoId) -> BoxFuture<'a, Result<(), GitError>>;
+
+    /// The refs of these names, as far as they exist.
+    fn refs<'a>(
+        &'a self,
+        repo: &'a RepoId,
+        names: &'a [RefName],
+    ) -> BoxFuture<'a, Result<Refs, GitError>>;
+
+    /// Which of the objects are not in the identifier's pool, or are not commits as they must be.
+    fn absent<'a>(
+        &'a self,
+        identifier: &'a Identifier,
+        oids: &'a BTreeSet<Oid>,
+        commits: &'a BTreeSet<Oid>,
+        staged_in: Option<&'a RepoId>,
+    ) -> BoxFuture<'a, Result<Absent, GitError>>;
+
+    /// Makes branches, tags and HEAD of a repository what they shall be.
+    fn align<'a>(
+        &'a self,
+        repo: &'a RepoId,
+        alignment: Alignment,
+    ) -> BoxFuture<'a, Result<(), GitError>>;
+
+    /// Sets a ref under `refs/nostr/`; `signed_for`: what is staged for it belongs in the pool.
+    fn put_ref<'a>(
+        &'a self,
+        repo: &'a RepoId,
+        name: &'a RefName,
+        oid: Oid,
+        signed_for: bool,
+    ) -> BoxFuture<'a, Result<(), GitError>>;
+
+    /// Deletes a ref under `refs/nostr/` with what is staged for it.
+    fn delete_ref<'a>(
+        &'a self,
+        repo: &'a RepoId,
+        name: &'a RefName,
+    ) -> BoxFuture<'a, Result<(), GitError>>;
+
+    /// Whether gitd answers.
+    fn reachable(&self) -> BoxFuture<'_, bool>;
+
+    /// Whether a call failed for want of an answer since this was last asked: what it was to do
+    /// may or may not be done, and is to be tried again.
+    fn left_something_unknown(&self) -> bool;
+}
+
+/// [`Git`] over gRPC.
+#[derive(Debug, Clone)]
+pub struct Gitd {
+    client: RepositoriesClient<AuthorizedChannel>,
+    health: HealthClient<AuthorizedChannel>,
+    unknown: Arc<AtomicBool>,
+}
+
+impl Gitd {
+    /// gitd at `endpoint`, called as the bearer of `token`.
+    pub fn new(endpoint: &Endpoint, token: &Token) -> Self {
+        let channel = endpoint.authorized(token);
+        Self {
+            client: RepositoriesClient::new(channel.clone())
+                .max_decoding_message_size(MAX_MESSAGE)
+                .max_encoding_message_size(MAX_MESSAGE),
+            health: HealthClient::new(channel),
+            unknown: Arc::default(),
+        }
+    }
+
+    /// Runs a call, and remembers if nobody answered.
+    fn call<'a, T: Send + 'a>(
+        &self,
+        work: impl Future<Output = Result<T, GitError>> + Send + 'a,
+    ) -> BoxFuture<'a, Result<T, GitError>> {
+        let unknown = self.unknown.clone();
+        Box::pin(async move {
+            let result = work.await;
+            if let Err(GitError::Unreachable(_)) = &result {
+                unknown.store(true, Ordering::SeqCst);
+            }
+            result
+        })
+    }
+}
+
+/// Room for the refs of the largest state: an event has at most some thousand of them.
+const MAX_MESSAGE: usize = 16 << 20;
+
+fn words<T>(result: Result<T, grasp_proto::words::NotAWord>) -> Result<T, GitError> {
+    result.map_err(|error| GitError::Failed(format!("an answer makes no sense: {error}")))
+}
+
+fn bytes(oids: &BTreeSet<Oid>) -> Vec<Vec<u8>> {
+    oids.iter().map(|oid| oid.as_bytes().to_vec()).collect()
+}
+
+impl Git for Gitd {
+    fn create<'a>(&'a self, repo: &'a RepoId) -> BoxFuture<'a, Result<String, GitError>> {
+        let mut client = self.client.clone();
+        let repository = Some(repo.into());
+        self.call(async move {
+            let answer = client.create(wire::CreateRequest { repository }).await?;
+            Ok(answer.into_inner().incarnation)
+        })
+    }
+
+    fn retire<'a>(&'a self, repo: &'a RepoId) -> BoxFuture<'a, Result<(), GitError>> {
+        let mut client = self.client.clone();
+        let request = wire::RetireRequest {
+            repository: Some(repo.into()),
+            incarnation: String::new(),
+        };
+        self.call(async move {
+            client.retire(request).await?;
+            Ok(())
+        })
+    }
+
+    fn delete<'a>(&'a self, repo: &'a RepoId) -> BoxFuture<'a, Result<(), GitError>> {
+        let mut client = self.client.clone();
+        let request = wire::DeleteRequest {
+            repository: Some(repo.into()),
+            incarnation: String::new(),
+        };
+        self.call(async move {
+            client.delete(request).await?;
+            Ok(())
+        })
+    }
+
+    fn refs<'a>(
+        &'a self,
+        repo: &'a RepoId,
+        names: &'a [RefName],
+    ) -> BoxFuture<'a, Result<Refs, GitError>> {
+        let mut client = self.client.clone();
+        let request = wire::ListRefsRequest {
+            repository: Some(repo.into()),
+            names: names.iter().map(ToString::to_string).collect(),
+            prefix: String::new(),
+        };
+        self.call(async move {
+            let mut refs = Refs::default();
+            let mut stream = client.list_refs(request).await?.into_inner();
+            while let Some(batch) = stream.message().await? {
+                if !batch.incarnation.is_empty() {
+                    refs.incarnation = batch.incarnation;
+                }
+                for entry in batch.refs {
+                    if let (name, Some(oid)) = words(entry.into_words())? {
+                        refs.refs.insert(name, oid);
+                    }
+                }
+            }
+            Ok(refs)
+        })
+    }
+
+    fn absent<'a>(
+        &'a self,
+        identifier: &'a Identifier,
+        oids: &'a BTreeSet<Oid>,
+        commits: &'a BTreeSet<Oid>,
+        staged_in: Option<&'a RepoId>,
+    ) -> BoxFuture<'a, Result<Absent, GitError>> {
+        let mut client = self.client.clone();
+        let request = wire::MissingRequest {
+            identifier: identifier.to_string(),
+            oids: bytes(oids),
+            commits: bytes(commits),
+            staged_in: staged_in.map(Into::into),
+        };
+        self.call(async move {
+            let answer = client.missing(request).await?.into_inner();
+            let absent = answer.missing.iter().chain(&answer.not_commits);
+            let absent = absent.map(|oid| words(Oid::from_slice(oid)));
+            Ok(Absent(absent.collect::<Result<_, _>>()?))
+        })
+    }
+
+    fn align<'a>(
+        &'a self,
+        repo: &'a RepoId,
+        alignment: Alignment,
+    ) -> BoxFuture<'a, Result<(), GitError>> {
+        let mut client = self.client.clone();
+        let entry = |(name, oid): &(RefName, Oid)| wire::Ref::new(name, Some(*oid));
+        let mut request = tonic::Request::new(wire::AlignRequest {
+            repository: Some(repo.into()),
+            incarnation: alignment.incarnation,
+            refs: alignment.refs.iter().map(entry).collect(),
+            head: alignment
+                .head
+                .map(|head| head.to_string())
+                .unwrap_or_default(),
+            expected: alignment
+                .expected
+                .iter()
+                .map(|(name, oid)| wire::Ref::new(name, *oid))
+                .collect(),
+        });
+        // Thousands of refs take a while to write.
+        request.set_timeout(std::time::Duration::from_secs(120));
+        self.call(async move {
+            client.align(request).await?;
+            Ok(())
+        })
+    }
+
+    fn put_ref<'a>(
+        &'a self,
+        repo: &'a RepoId,
+        name: &'a RefName,
+        oid: Oid,
+        signed_for: bool,
+    ) -> BoxFuture<'a, Result<(), GitError>> {
+        let mut client = self.client.clone();
+        let request = wire::PutRefRequest {
+            repository: Some(repo.into()),
+            incarnation: String::new(),
+            r#ref: Some(wire::Ref::new(name, Some(oid))),
+            expected: None,
+            signed_for,
+        };
+        self.call(async move {
+            client.put_ref(request).await?;
+            Ok(())
+        })
+    }
+
+    fn delete_ref<'a>(
+        &'a self,
+        repo: &'a RepoId,
+        name: &'a RefName,
+    ) -> BoxFuture<'a, Result<(), GitError>> {
+        let mut client = self.client.clone();
+        let request = wire::DeleteRefRequest {
+            repository: Some(repo.into()),
+            incarnation: String::new(),
+            name: name.to_string(),
+            expected: None,
+        };
+        self.call(async move {
+            client.delete_ref(request).await?;
+            Ok(())
+        })
+    }
+
+    fn reachable(&self) -> BoxFuture<'_, bool> {
+        let mut health = self.health.clone();
+        Box::pin(async move {
+            let mut request = tonic::Request::new(tonic_health::pb::HealthCheckRequest::default());
+            request.set_timeout(std::time::Duration::from_secs(2));
+            health.check(request).await.is_ok()
+        })
+    }
+    fn left_something_unknown(&self) -> bool {
+        self.unknown.swap(false, Ordering::SeqCst)
+    }
+}

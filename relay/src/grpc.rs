@@ -1,0 +1,3 @@
+//! The services the relay serves to the other processes.
+
+pub mod push;

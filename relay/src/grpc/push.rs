@@ -1,0 +1,488 @@
+//! Push: whether a push is allowed, and what follows from it (see `push.proto`).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use dashmap::DashMap;
+use grasp_proto::{
+    contract::{
+        self, Command,
+        relay::{self as wire, authorize_response::Outcome, push_server},
+    },
+    words::{EventId, Oid, RefKind, RefName, RepoId},
+};
+use nostr::Event;
+use tonic::{Request, Response, Status};
+
+use crate::{
+    admit::go_on,
+    clock::Moment,
+    git::{GitError, Refs},
+    nip34::{Meaning, later, pull_request::PullRequest, state::State},
+    policy::push::{Allowed, Case, Known, Refused, judge},
+    purgatory::{AFTER_LAST_BYTE, WAITS_FOR},
+    release::{Aim, Release, ReleaseError},
+    repository::Standing,
+    serial::{Serial, Turn},
+    store::StoreError,
+};
+
+/// How long a push is remembered after its last sign of life.
+const REMEMBERED: Duration = Duration::from_secs(60 * 60);
+/// How often a commit looks again when a ref was not where it had been seen.
+const ATTEMPTS: usize = 3;
+/// Commands of one push; git clients send one for each ref.
+const COMMANDS: usize = 100_000;
+
+/// A push that was granted.
+#[derive(Debug, Clone)]
+struct Granted {
+    repo: RepoId,
+    allowed: Allowed,
+    last_seen: Moment,
+    /// What was answered to its commit.
+    results: Option<Vec<wire::CommandResult>>,
+}
+
+/// The Push service.
+#[derive(Clone)]
+pub struct PushService {
+    release: Release,
+    serial: Serial,
+    /// Bounded by time: forgotten an hour after their last sign of life.
+    pushes: Arc<DashMap<String, Granted>>,
+}
+
+/// One push as it was asked about.
+#[derive(Debug, Clone)]
+struct Asked {
+    repo: RepoId,
+    commands: Vec<Command>,
+    incarnation: String,
+}
+
+/// Why a push could not be judged or carried out.
+#[derive(Debug, thiserror::Error)]
+enum Failed {
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    #[error(transparent)]
+    Git(#[from] GitError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Release(#[from] ReleaseError),
+    #[error(transparent)]
+    Journal(#[from] crate::journal::JournalError),
+}
+
+impl From<Failed> for Status {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::Git(GitError::Unreachable(why)) => Status::unavailable(why),
+            other => Status::internal(other.to_string()),
+        }
+    }
+}
+
+/// A push, judged: by what, and what it rests on.
+struct Judged {
+    allowed: Allowed,
+    current: Refs,
+    /// The state that allows it.
+    state: Option<State>,
+    names: BTreeSet<RefName>,
+}
+
+fn asked(
+    repository: Option<wire::Repository>,
+    endpoint: i32,
+    commands: Vec<wire::Command>,
+    incarnation: String,
+) -> Result<Asked, Status> {
+    if endpoint != wire::Endpoint::Standard as i32 {
+        return Err(Status::unimplemented("this endpoint is not served here"));
+    }
+    if commands.len() > COMMANDS {
+        return Err(Status::invalid_argument("too many commands"));
+    }
+    let commands = commands.into_iter().map(Command::try_from);
+    Ok(Asked {
+        repo: contract::repository(repository)?,
+        commands: commands.collect::<Result<_, _>>()?,
+        incarnation,
+    })
+}
+
+impl PushService {
+    /// The service over `release`, in the queues of `serial`.
+    pub fn new(release: Release, serial: Serial) -> Self {
+        Self {
+            release,
+            serial,
+            pushes: Arc::default(),
+        }
+    }
+
+    /// The waiting states that may allow a push to a repository, latest first: authorised for its
+    /// owner, and not superseded by what is served.
+    async fn candidates(&self, repo: &RepoId) -> Result<Vec<State>, StoreError> {
+        let authors = self.release.repositories.maintainers(repo);
+        let states = &self.release.purgatory.states;
+        let waiting = authors
+            .iter()
+            .flat_map(|author| states.by_author(&repo.identifier, author))
+            .map(|entry| entry.state);
+        let mut waiting: Vec<State> = waiting.collect();
+        if waiting.is_empty() {
+            return Ok(waiting);
+        }
+        if let Some(served) = self.release.latest_stored(repo).await? {
+            // One that is served and waits on for other repositories still allows its own push.
+            waiting.retain(|state| later(&state.event, &served.event).is_ge());
+        }
+        waiting.sort_by(|a, b| later(&b.event, &a.event));
+        Ok(waiting)
+    }
+
+    async fn known(&self, commands: &[Command]) -> Result<BTreeMap<EventId, Known>, StoreError> {
+        let mut known = BTreeMap::new();
+        for command in commands {
+            let RefKind::Nostr(id) = command.name.kind() else {
+                continue;
+            };
+            let waiting = self.release.purgatory.pull_requests.get(&id);
+            let what = match waiting.and_then(|entry| entry.request) {
+                Some(request) => Known::Commit(request.commit),
+                None => match self.release.store.by_id(&id).await? {
+                    Some(event) => known_event(event),
+                    None => Known::Unknown,
+                },
+            };
+            known.insert(id, what);
+        }
+        Ok(known)
+    }
+
+    /// Judges a push as things stand now. In the queue of its identifier.
+    async fn judge(&self, asked: &Asked) -> Result<Judged, Failed> {
+        let Release {
+            purgatory,
+            repositories,
+            git,
+            ..
+        } = &self.release;
+        match repositories.standing(&asked.repo) {
+            Some(Standing::Active) => {}
+            Some(Standing::Waiting) => {
+                let entry = purgatory.announcements.get(&asked.repo);
+                if entry.is_none_or(|entry| entry.soft_expired) {
+                    return Err(Refused(
+                        "the announcement of this repository has expired".to_owned(),
+                    )
+                    .into());
+                }
+            }
+            _ => {
+                return Err(
+                    Refused("no announcement of this repository is here".to_owned()).into(),
+                );
+            }
+        }
+        let states = self.candidates(&asked.repo).await?;
+        let mut names: BTreeSet<RefName> = asked.commands.iter().map(|c| c.name.clone()).collect();
+        for state in &states {
+            names.extend(state.refs.keys().cloned());
+        }
+        let list: Vec<RefName> = names.iter().cloned().collect();
+        let current = git.refs(&asked.repo, &list).await?;
+        if !asked.incarnation.is_empty() && current.incarnation != asked.incarnation {
+            return Err(Refused("the repository was deleted and made anew".to_owned()).into());
+        }
+        let known = self.known(&asked.commands).await?;
+        let allowed = judge(&Case {
+            identifier: &asked.repo.identifier,
+            commands: &asked.commands,
+            current: &current.refs,
+            states: &states,
+            known: &known,
+        })?;
+        let state = allowed
+            .state
+            .and_then(|id| states.into_iter().find(|state| state.id() == id));
+        Ok(Judged {
+            allowed,
+            current,
+            state,
+            names,
+        })
+    }
+
+    /// What allowed a push lasts until `until` at least.
+    fn extend(&self, repo: &RepoId, allowed: &Allowed, until: Moment) {
+        let purgatory = &self.release.purgatory;
+        if let Some(state) = &allowed.state {
+            purgatory.extend_state(state, until);
+            if self.release.repositories.standing(repo) == Some(Standing::Waiting) {
+                purgatory.extend_announcement(repo, until);
+            }
+        }
+        for (id, _) in allowed.requested.iter().chain(&allowed.placeholders) {
+            purgatory.extend_pull_request(id, until);
+        }
+    }
+
+    fn forget_old_pushes(&self) {
+        let now = self.release.purgatory.now();
+        // Looked at only as pushes come, so the cost is one per push that was made lately.
+        self.pushes
+            .retain(|_, push| push.last_seen + REMEMBERED > now);
+    }
+
+    async fn authorize(self, asked: Asked) -> Result<wire::AuthorizeResponse, Failed> {
+        let judged = match self.judge(&asked).await {
+            Ok(judged) => judged,
+            Err(Failed::Refused(Refused(reason))) => {
+                metrics::counter!("ngit_pushes_total", "result" => "refused").increment(1);
+                tracing::info!(repo = %asked.repo, %reason, "push refused");
+                return Ok(wire::AuthorizeResponse {
+                    outcome: Some(Outcome::Refused(wire::Refused { reason })),
+                });
+            }
+            Err(Failed::Git(GitError::NotFound)) => {
+                let reason = "the repository is not here".to_owned();
+                return Ok(wire::AuthorizeResponse {
+                    outcome: Some(Outcome::Refused(wire::Refused { reason })),
+                });
+            }
+            Err(other) => return Err(other),
+        };
+        let now = self.release.purgatory.now();
+        self.extend(&asked.repo, &judged.allowed, now + WAITS_FOR);
+        let objects = if judged.allowed.is_signed_for() {
+            wire::Objects::SignedFor
+        } else if judged.allowed.changes_nothing() {
+            wire::Objects::Unwanted
+        } else {
+            wire::Objects::Staged
+        };
+        let push_id = format!("{:032x}", random_id());
+        self.forget_old_pushes();
+        self.pushes.insert(
+            push_id.clone(),
+            Granted {
+                repo: asked.repo,
+                allowed: judged.allowed,
+                last_seen: now,
+                results: None,
+            },
+        );
+        Ok(wire::AuthorizeResponse {
+            outcome: Some(Outcome::Granted(wire::Granted {
+                push_id,
+                objects: objects.into(),
+            })),
+        })
+    }
+
+    async fn commit(
+        self,
+        push_id: String,
+        asked: Asked,
+    ) -> Result<Vec<wire::CommandResult>, Failed> {
+        if let Some(push) = self.pushes.get(&push_id)
+            && let Some(results) = &push.results
+        {
+            return Ok(results.clone());
+        }
+        let mut attempt = 1;
+        let reason = loop {
+            match self.carry_out(&asked).await {
+                Ok(()) => break None,
+                Err(Failed::Refused(Refused(reason))) => break Some(reason),
+                Err(
+                    Failed::Git(GitError::Moved(_))
+                    | Failed::Release(ReleaseError::Git(GitError::Moved(_))),
+                ) if attempt < ATTEMPTS => attempt += 1,
+                Err(
+                    Failed::Git(GitError::Refused(why))
+                    | Failed::Release(ReleaseError::Git(GitError::Refused(why))),
+                ) => break Some(why),
+                Err(other) => return Err(other),
+            }
+        };
+        let result = if reason.is_some() {
+            "refused"
+        } else {
+            "accepted"
+        };
+        metrics::counter!("ngit_pushes_total", "result" => result).increment(1);
+        tracing::info!(repo = %asked.repo, result, reason, "push");
+        let refused = reason.unwrap_or_default();
+        let results: Vec<wire::CommandResult> = asked
+            .commands
+            .iter()
+            .map(|command| wire::CommandResult {
+                name: command.name.to_string(),
+                refused: refused.clone(),
+            })
+            .collect();
+        if let Some(mut push) = self.pushes.get_mut(&push_id) {
+            push.results = Some(results.clone());
+            push.last_seen = self.release.purgatory.now();
+        }
+        Ok(results)
+    }
+
+    /// Judges a push again and does what it is for.
+    async fn carry_out(&self, asked: &Asked) -> Result<(), Failed> {
+        let judged = self.judge(asked).await?;
+        if let Some(state) = judged.state {
+            let expected = judged.names.iter().filter(|name| is_branch_or_tag(name));
+            let aim = Aim {
+                repo: asked.repo.clone(),
+                expected: expected
+                    .map(|name| (name.clone(), judged.current.refs.get(name).copied()))
+                    .collect(),
+                incarnation: judged.current.incarnation.clone(),
+            };
+            let released = self.release.state(&state, Some(&aim), None).await?;
+            if let Some(behind) = released.go_on_behind {
+                go_on(&self.release, &self.serial, state, behind);
+            }
+        }
+        for (id, commit) in &judged.allowed.requested {
+            self.put_requested(asked, id, *commit).await?;
+        }
+        for (id, commit) in &judged.allowed.placeholders {
+            self.put_placeholder(asked, id, *commit).await?;
+        }
+        Ok(())
+    }
+
+    async fn put_requested(&self, asked: &Asked, id: &EventId, commit: Oid) -> Result<(), Failed> {
+        let name = RefName::nostr(id);
+        self.release
+            .git
+            .put_ref(&asked.repo, &name, commit, true)
+            .await?;
+        self.release.pull_request(id).await?;
+        Ok(())
+    }
+
+    /// The placeholder is durable before its ref is there: a ref that nobody remembers would stay
+    /// for ever.
+    async fn put_placeholder(
+        &self,
+        asked: &Asked,
+        id: &EventId,
+        commit: Oid,
+    ) -> Result<(), Failed> {
+        let purgatory = &self.release.purgatory;
+        purgatory
+            .pull_requests
+            .pushed(*id, &asked.repo, commit, purgatory.now());
+        purgatory.keep_pull_request(id).await?;
+        let name = RefName::nostr(id);
+        self.release
+            .git
+            .put_ref(&asked.repo, &name, commit, false)
+            .await?;
+        // The event may have come while the ref was put, under another identifier's queue.
+        self.release.pull_request(id).await?;
+        Ok(())
+    }
+
+    /// Releases what else the objects of a push may have completed, after its pusher was told.
+    fn release_others(&self, repo: RepoId) {
+        let service = self.clone();
+        tokio::spawn(async move {
+            let identifier = repo.identifier.clone();
+            let release = service.release.clone();
+            let work = async move { release.identifier(&repo.identifier).await };
+            if let Err(error) = service.serial.run(&identifier, Turn::Normal, work).await {
+                tracing::warn!(%identifier, %error, "nothing else was released");
+            }
+        });
+    }
+}
+
+fn is_branch_or_tag(name: &RefName) -> bool {
+    matches!(name.kind(), RefKind::Head | RefKind::Tag)
+}
+
+fn known_event(event: Event) -> Known {
+    match Meaning::of(event.kind) {
+        Meaning::PullRequest => match PullRequest::read(Arc::new(event)) {
+            Ok(request) => Known::Commit(request.commit),
+            Err(_) => Known::Other,
+        },
+        _ => Known::Other,
+    }
+}
+
+fn random_id() -> u128 {
+    use std::hash::{BuildHasher, RandomState};
+    // Unique is enough: whoever may ask about pushes may ask about all of them.
+    let half = || u128::from(RandomState::new().hash_one(std::time::Instant::now()));
+    half() << 64 | half()
+}
+
+#[tonic::async_trait]
+impl push_server::Push for PushService {
+    async fn authorize(
+        &self,
+        request: Request<wire::AuthorizeRequest>,
+    ) -> Result<Response<wire::AuthorizeResponse>, Status> {
+        let request = request.into_inner();
+        let asked = asked(
+            request.repository,
+            request.endpoint,
+            request.commands,
+            request.incarnation,
+        )?;
+        let queue = asked.repo.identifier.clone();
+        let work = self.clone().authorize(asked);
+        let answer = self.serial.run(&queue, Turn::Urgent, work).await?;
+        Ok(Response::new(answer))
+    }
+
+    async fn keep_alive(
+        &self,
+        request: Request<wire::KeepAliveRequest>,
+    ) -> Result<Response<wire::KeepAliveResponse>, Status> {
+        let push_id = request.into_inner().push_id;
+        let now = self.release.purgatory.now();
+        let push = self.pushes.get_mut(&push_id).map(|mut push| {
+            push.last_seen = now;
+            push.value().clone()
+        });
+        let push = push.ok_or_else(|| Status::not_found("no such push"))?;
+        self.extend(&push.repo, &push.allowed, now + AFTER_LAST_BYTE);
+        Ok(Response::new(wire::KeepAliveResponse {}))
+    }
+
+    async fn commit(
+        &self,
+        request: Request<wire::CommitRequest>,
+    ) -> Result<Response<wire::CommitResponse>, Status> {
+        let request = request.into_inner();
+        let asked = asked(
+            request.repository,
+            request.endpoint,
+            request.commands,
+            request.incarnation,
+        )?;
+        let repo = asked.repo.clone();
+        let work = self.clone().commit(request.push_id, asked);
+        let results = self
+            .serial
+            .run(&repo.identifier, Turn::Urgent, work)
+            .await?;
+        self.release_others(repo);
+        Ok(Response::new(wire::CommitResponse { results }))
+    }
+}

@@ -1,0 +1,259 @@
+//! Durable before OK: what waits in purgatory, on disk.
+//!
+//! One writer thread commits what has been asked for since its last commit in one transaction, so
+//! that a burst of events costs one flush of the disk (group commit). What is asked for is done in
+//! order. Whoever needs to know that it is on disk waits for the answer; resets of clocks do not.
+
+use std::{path::Path, sync::mpsc, thread};
+
+use heed::{Database, Env, EnvOpenOptions, types::Bytes};
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+
+use crate::clock::Moment;
+
+/// What the journal could not do.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The database.
+    #[error("the purgatory journal failed: {0}")]
+    Database(#[from] heed::Error),
+    /// The directory.
+    #[error("the purgatory journal's directory: {0}")]
+    Directory(#[from] std::io::Error),
+    /// The writer ended.
+    #[error("the purgatory journal is not being written any more")]
+    Ended,
+}
+
+/// One thing that waits, as it is kept. Events are kept as their JSON and verified by their ids
+/// being what they were filed under.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Record {
+    /// An announcement.
+    Announcement {
+        /// Kind 30617.
+        event: String,
+        /// When it came.
+        created: Moment,
+        /// Its deadline.
+        expires: Moment,
+        /// Its repository has gone.
+        soft_expired: bool,
+    },
+    /// A state.
+    State {
+        /// Kind 30618.
+        event: String,
+        /// When it came.
+        created: Moment,
+        /// Its deadline.
+        expires: Moment,
+    },
+    /// A pull request that waits for its commit.
+    PullRequest {
+        /// Kind 1618 or 1619.
+        event: String,
+        /// The repositories it is offered to, where its own tags do not say: as coordinates.
+        repositories: Vec<String>,
+        /// When it came.
+        created: Moment,
+        /// Its deadline.
+        expires: Moment,
+    },
+    /// A commit that waits for its pull request.
+    Placeholder {
+        /// The event's id, in hex.
+        id: String,
+        /// The commit, in hex.
+        commit: String,
+        /// Where it was pushed, as coordinates.
+        repositories: Vec<String>,
+        /// When it came.
+        created: Moment,
+        /// Its deadline.
+        expires: Moment,
+    },
+    /// A repository that is to go, and has not been seen to.
+    Doomed {
+        /// Its coordinate.
+        repository: String,
+        /// It was served once: it is moved aside, not deleted.
+        retire: bool,
+    },
+    /// An id that expired once.
+    Expired {
+        /// In hex.
+        id: String,
+        /// When.
+        at: Moment,
+    },
+}
+
+/// What a record is filed under: at most 400 bytes.
+pub type Key = Vec<u8>;
+
+enum Change {
+    Put(Key, Vec<u8>, Option<oneshot::Sender<()>>),
+    Remove(Key),
+}
+
+/// The journal. Cheap to clone; the writer ends when the last one is dropped.
+#[derive(Debug, Clone)]
+pub struct Journal {
+    /// `None`: nothing is kept (memory backend).
+    changes: Option<mpsc::Sender<Change>>,
+}
+
+/// Enough for some million waiting events; the file grows only as it is used.
+const MAP_SIZE: usize = 16 << 30;
+
+impl Journal {
+    /// A journal that keeps nothing.
+    pub fn none() -> Self {
+        Self { changes: None }
+    }
+
+    /// Opens the journal in `directory`, and gives what it holds. Blocks.
+    pub fn open(directory: &Path) -> Result<(Self, Vec<Record>), JournalError> {
+        std::fs::create_dir_all(directory)?;
+        let mut options = EnvOpenOptions::new();
+        options.map_size(MAP_SIZE);
+        // SAFETY: the file is a private one of this process, which opens it once; nothing truncates
+        // it while it is mapped.
+        #[allow(unsafe_code)]
+        let env = unsafe { options.open(directory) }?;
+        let mut txn = env.write_txn()?;
+        let database: Database<Bytes, Bytes> = env.create_database(&mut txn, None)?;
+        txn.commit()?;
+        let records = read_all(&env, database)?;
+        let (changes, incoming) = mpsc::channel();
+        thread::Builder::new()
+            .name("journal".to_owned())
+            .spawn(move || write_all(&env, database, &incoming))?;
+        let changes = Some(changes);
+        Ok((Self { changes }, records))
+    }
+
+    /// Keeps a record and returns when it is on disk.
+    pub async fn keep(&self, key: Key, record: &Record) -> Result<(), JournalError> {
+        let Some(changes) = &self.changes else {
+            return Ok(());
+        };
+        let (done, kept) = oneshot::channel();
+        let change = Change::Put(key, encode(record), Some(done));
+        changes.send(change).map_err(|_| JournalError::Ended)?;
+        kept.await.map_err(|_| JournalError::Ended)
+    }
+
+    /// Keeps a record, soon.
+    pub fn keep_soon(&self, key: Key, record: &Record) {
+        self.send(|| Change::Put(key, encode(record), None));
+    }
+
+    /// Forgets a record, soon. Losing this is harmless: what was released is found in the store.
+    pub fn forget(&self, key: Key) {
+        self.send(|| Change::Remove(key));
+    }
+
+    fn send(&self, change: impl FnOnce() -> Change) {
+        if let Some(changes) = &self.changes
+            && changes.send(change()).is_err()
+        {
+            tracing::error!("the purgatory journal is not being written any more");
+        }
+    }
+}
+
+fn encode(record: &Record) -> Vec<u8> {
+    serde_json::to_vec(record).expect("a record is plain data")
+}
+
+fn read_all(env: &Env, database: Database<Bytes, Bytes>) -> Result<Vec<Record>, JournalError> {
+    let txn = env.read_txn()?;
+    let mut records = Vec::new();
+    for entry in database.iter(&txn)? {
+        match serde_json::from_slice(entry?.1) {
+            Ok(record) => records.push(record),
+            Err(error) => {
+                tracing::error!(%error, "a record of the purgatory journal is unreadable")
+            }
+        }
+    }
+    Ok(records)
+}
+
+/// Changes of one transaction at most, so that nobody waits for a flood's end.
+const BATCH: usize = 1_000;
+
+fn write_all(env: &Env, database: Database<Bytes, Bytes>, incoming: &mpsc::Receiver<Change>) {
+    while let Ok(first) = incoming.recv() {
+        let mut batch = vec![first];
+        batch.extend(incoming.try_iter().take(BATCH - 1));
+        if let Err(error) = write(env, database, &batch) {
+            // Dropping the senders tells everybody who waits.
+            tracing::error!(%error, "the purgatory journal could not be written");
+            continue;
+        }
+        for change in batch {
+            if let Change::Put(_, _, Some(done)) = change {
+                // Whoever waited may have gone; the record is kept all the same.
+                let _ = done.send(());
+            }
+        }
+    }
+}
+
+fn write(env: &Env, database: Database<Bytes, Bytes>, batch: &[Change]) -> heed::Result<()> {
+    let mut txn = env.write_txn()?;
+    for change in batch {
+        match change {
+            Change::Put(key, value, _) => database.put(&mut txn, key, value)?,
+            Change::Remove(key) => {
+                database.delete(&mut txn, key)?;
+            }
+        }
+    }
+    txn.commit()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(n: u64) -> Record {
+        Record::Expired {
+            id: format!("{n:064x}"),
+            at: Moment::from_millis(n),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_kept_is_there_after_the_process() {
+        let directory = tempfile::tempdir().unwrap();
+        let (journal, before) = Journal::open(directory.path()).unwrap();
+        assert_eq!(before, []);
+        for n in 0..10 {
+            journal.keep_soon(vec![b'x', u8::try_from(n).unwrap()], &record(n));
+        }
+        journal.forget(vec![b'x', 3]);
+        // Order is kept: once this one is on disk, so is everything before it.
+        journal.keep(b"last".to_vec(), &record(99)).await.unwrap();
+        let copy = tempfile::tempdir().unwrap();
+        std::fs::copy(
+            directory.path().join("data.mdb"),
+            copy.path().join("data.mdb"),
+        )
+        .unwrap();
+        let (_, after) = Journal::open(copy.path()).unwrap();
+        assert_eq!(after.len(), 10);
+        assert!(!after.contains(&record(3)) && after.contains(&record(99)));
+    }
+
+    #[tokio::test]
+    async fn no_journal_keeps_nothing_and_says_yes() {
+        let journal = Journal::none();
+        journal.keep(vec![1], &record(1)).await.unwrap();
+        journal.forget(vec![1]);
+    }
+}

@@ -1,0 +1,173 @@
+//! NIP-34 events, read once and carried as types from there.
+
+pub mod announcement;
+pub mod pull_request;
+pub mod state;
+
+use std::cmp::Ordering;
+
+use grasp_proto::words::{EventId, Identifier, Npub, RepoId};
+use nostr::{Event, Kind};
+
+/// Repository announcement.
+pub const ANNOUNCEMENT: Kind = Kind::Custom(30617);
+/// Repository state.
+pub const STATE: Kind = Kind::Custom(30618);
+/// Pull request.
+pub const PULL_REQUEST: Kind = Kind::Custom(1618);
+/// Pull request update.
+pub const PULL_REQUEST_UPDATE: Kind = Kind::Custom(1619);
+/// User grasp list.
+pub const GRASP_LIST: Kind = Kind::Custom(10317);
+/// Deletion request (NIP-09).
+pub const DELETION: Kind = Kind::Custom(5);
+
+/// What an event means here. ([`Kind`] cannot be matched on by value.)
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Meaning {
+    /// Kind 30617.
+    Announcement,
+    /// Kind 30618.
+    State,
+    /// Kinds 1618 and 1619.
+    PullRequest,
+    /// Kind 10317.
+    GraspList,
+    /// Kind 5.
+    Deletion,
+    /// Any other kind.
+    Other,
+}
+
+impl Meaning {
+    /// What a kind means.
+    pub fn of(kind: Kind) -> Self {
+        match kind.as_u16() {
+            30617 => Self::Announcement,
+            30618 => Self::State,
+            1618 | 1619 => Self::PullRequest,
+            10317 => Self::GraspList,
+            5 => Self::Deletion,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// Why an event is not what its kind says. The text is fit to be shown to its author.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Malformed(pub String);
+
+/// The id of an event, as a word.
+pub fn id_of(event: &Event) -> EventId {
+    EventId::from_bytes(event.id.to_bytes())
+}
+
+/// The author of an event, as a word.
+pub fn author_of(event: &Event) -> Npub {
+    Npub::from_bytes(event.pubkey.to_bytes())
+}
+
+/// The identifier an addressable event names itself by.
+pub fn identifier_of(event: &Event) -> Result<Identifier, Malformed> {
+    let tag = values(event, "d")
+        .next()
+        .ok_or_else(|| Malformed("no d tag".to_owned()))?;
+    Identifier::parse(tag).map_err(|error| Malformed(error.to_string()))
+}
+
+/// First values of all tags of one name.
+pub fn values<'a>(event: &'a Event, name: &'a str) -> impl Iterator<Item = &'a str> {
+    event
+        .tags
+        .iter()
+        .filter(move |tag| tag.kind() == name)
+        .filter_map(|tag| tag.content())
+}
+
+/// All values of all tags of one name.
+pub fn all_values<'a>(event: &'a Event, name: &'a str) -> impl Iterator<Item = &'a str> {
+    event
+        .tags
+        .iter()
+        .filter(move |tag| tag.kind() == name)
+        .flat_map(|tag| tag.as_slice().iter().skip(1).map(String::as_str))
+}
+
+/// Reads `30617:<owner in hex>:<identifier>`; `None` for any other coordinate.
+pub fn repository_coordinate(text: &str) -> Option<RepoId> {
+    let mut parts = text.splitn(3, ':');
+    if parts.next()? != "30617" {
+        return None;
+    }
+    let owner = Npub::from_hex(parts.next()?).ok()?;
+    let identifier = Identifier::parse(parts.next()?).ok()?;
+    Some(RepoId { owner, identifier })
+}
+
+/// Which of two versions of one replaceable event is the later: by `created_at`, at equal times the
+/// one with the lower id. `Greater`: `a` wins. The one order for store, purgatory, authorisation
+/// and alignment.
+pub fn later(a: &Event, b: &Event) -> Ordering {
+    a.created_at
+        .cmp(&b.created_at)
+        .then_with(|| b.id.cmp(&a.id))
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    //! Events for tests.
+
+    use nostr::{
+        Event, EventBuilder, Kind, Tag, Timestamp,
+        event::FinalizeEvent,
+        key::{Keys, SecretKey},
+    };
+
+    /// Keys that are the same in every run.
+    pub fn keys(seed: u8) -> Keys {
+        Keys::new(SecretKey::from_slice(&[seed.max(1); 32]).unwrap())
+    }
+
+    /// A signed event.
+    pub fn event(keys: &Keys, kind: Kind, at: u64, tags: &[&[&str]]) -> Event {
+        let tags = tags
+            .iter()
+            .map(|tag| Tag::parse(tag.iter().copied()).unwrap());
+        EventBuilder::new(kind, "")
+            .tags(tags)
+            .custom_created_at(Timestamp::from(at))
+            .finalize(keys)
+            .unwrap()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nip34::testing::{event, keys};
+
+    #[test]
+    fn of_two_versions_the_later_then_the_lower_id_wins() {
+        let old = event(&keys(1), STATE, 10, &[&["d", "x"]]);
+        let new = event(&keys(1), STATE, 11, &[&["d", "x"]]);
+        assert_eq!(later(&new, &old), Ordering::Greater);
+        let twin = event(&keys(1), STATE, 10, &[&["d", "x"], &["t", "y"]]);
+        let (low, high) = if old.id < twin.id {
+            (&old, &twin)
+        } else {
+            (&twin, &old)
+        };
+        assert_eq!(later(low, high), Ordering::Greater);
+        assert_eq!(later(low, low), Ordering::Equal);
+    }
+
+    #[test]
+    fn coordinates_may_hold_colons() {
+        let owner = "ab".repeat(32);
+        let repo = repository_coordinate(&format!("30617:{owner}:a:b")).unwrap();
+        assert_eq!(repo.identifier.as_str(), "a:b");
+        assert!(repository_coordinate(&format!("30618:{owner}:a")).is_none());
+        assert!(repository_coordinate(&format!("30617:{owner}:")).is_none());
+    }
+}

@@ -1,0 +1,5 @@
+//! What is allowed: decisions over plain data. Who carries them out is elsewhere.
+
+pub mod push;
+pub mod related;
+pub mod satisfiable;

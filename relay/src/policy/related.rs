@@ -1,0 +1,106 @@
+//! References to what is accepted: which events belong to something that is served here.
+
+use std::collections::BTreeSet;
+
+use grasp_proto::words::{EventId, RepoId};
+use nostr::{
+    Event, Filter,
+    filter::{Alphabet, SingleLetterTag},
+};
+
+use crate::{
+    nip34::{self, repository_coordinate},
+    repository::{Repositories, Standing},
+    store::{Store, StoreError},
+};
+
+const fn lower(letter: Alphabet) -> SingleLetterTag {
+    SingleLetterTag::lowercase(letter)
+}
+
+const fn upper(letter: Alphabet) -> SingleLetterTag {
+    SingleLetterTag::uppercase(letter)
+}
+
+/// References to an event: `e`, `E`, `q` = its id.
+pub const TO_EVENTS: [SingleLetterTag; 3] =
+    [lower(Alphabet::E), upper(Alphabet::E), lower(Alphabet::Q)];
+/// References to an address: `a`, `A`, `q` = its coordinate.
+pub const TO_ADDRESSES: [SingleLetterTag; 3] =
+    [lower(Alphabet::A), upper(Alphabet::A), lower(Alphabet::Q)];
+
+/// References one event is followed up for at most; the first ones count.
+const FOLLOWED: usize = 200;
+
+fn referenced<'a>(event: &'a Event, tags: &[&str]) -> Vec<&'a str> {
+    let all = event.tags.iter().filter(|tag| tags.contains(&tag.kind()));
+    all.filter_map(|tag| tag.content()).take(FOLLOWED).collect()
+}
+
+/// The repositories an event refers to.
+pub fn repositories(event: &Event) -> BTreeSet<RepoId> {
+    let values = referenced(event, &["a", "A", "q"]);
+    values
+        .into_iter()
+        .filter_map(repository_coordinate)
+        .collect()
+}
+
+/// The events an event refers to.
+pub fn events(event: &Event) -> BTreeSet<EventId> {
+    let values = referenced(event, &["e", "E", "q"]);
+    let ids = values
+        .into_iter()
+        .filter_map(|id| EventId::from_hex(id).ok());
+    ids.collect()
+}
+
+/// The filters for what refers to an event, by its id or its address.
+pub fn referring_to(event: &Event) -> Vec<Filter> {
+    let id = event.id.to_hex();
+    let by_id = TO_EVENTS.map(|tag| Filter::new().custom_tag(tag, &id));
+    let mut filters = by_id.to_vec();
+    if let Some(address) = event.coordinate() {
+        let address = address.to_string();
+        filters.extend(TO_ADDRESSES.map(|tag| Filter::new().custom_tag(tag, &address)));
+    }
+    filters
+}
+
+/// Whether an event refers to a served repository or a stored event, or is referred to by one,
+/// leaving `except` out of account. Deletion requests relate nothing: anybody may file one about
+/// anything.
+pub async fn is_related(
+    event: &Event,
+    repositories_here: &Repositories,
+    store: &Store,
+    except: &BTreeSet<EventId>,
+) -> Result<bool, StoreError> {
+    let served = |repo: &RepoId| {
+        repositories_here
+            .standing(repo)
+            .is_some_and(Standing::is_served)
+    };
+    if repositories(event).iter().any(served) {
+        return Ok(true);
+    }
+    for id in events(event).difference(except) {
+        let stored = store.by_id(id).await?;
+        if stored.is_some_and(|stored| stored.kind != nip34::DELETION) {
+            return Ok(true);
+        }
+    }
+    for filter in referring_to(event) {
+        // A few, since the first ones may be deletion requests.
+        let referring = store.query(filter.limit(FOLLOWED)).await?;
+        let counts = |other: &Event| {
+            other.kind != nip34::DELETION
+                && !except.contains(&nip34::id_of(other))
+                && other.id != event.id
+        };
+        if referring.iter().any(counts) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

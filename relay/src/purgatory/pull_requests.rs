@@ -1,0 +1,229 @@
+//! The third store: pull requests without their commit, and commits without their pull request
+//! (placeholders). Either side may come first; an entry holds what is here of both.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dashmap::{DashMap, Entry as Slot};
+use grasp_proto::words::{EventId, Identifier, Oid, RepoId};
+
+use super::{WAITS_FOR, deadlines::Deadlines, states::without};
+use crate::{clock::Moment, nip34::pull_request::PullRequest};
+
+/// What waits under one event id.
+#[derive(Debug, Clone)]
+pub struct Waiting {
+    /// The event; `None`: git came first.
+    pub request: Option<PullRequest>,
+    /// The commits pushed for it before it was known, by the repository they were pushed to.
+    pub pushed: BTreeMap<RepoId, Oid>,
+    /// When the first of it came.
+    pub created: Moment,
+    /// Its deadline.
+    pub expires: Moment,
+}
+
+impl Waiting {
+    fn identifiers(&self) -> BTreeSet<Identifier> {
+        let pushed = self.pushed.keys().map(|repo| repo.identifier.clone());
+        let offered = self.request.iter().flat_map(PullRequest::identifiers);
+        pushed.chain(offered).collect()
+    }
+}
+
+/// Pull requests by event id. Grows by what was admitted and by the placeholders of each
+/// repository, which gitd bounds; shrinks by the clock.
+#[derive(Debug, Default)]
+pub struct PullRequests {
+    entries: DashMap<EventId, Waiting>,
+    by_identifier: DashMap<Identifier, BTreeSet<EventId>>,
+    deadlines: Deadlines<EventId>,
+}
+
+impl PullRequests {
+    /// Changes or makes the entry of `id`; both indexes follow.
+    fn change(&self, id: EventId, now: Moment, change: impl FnOnce(&mut Waiting)) -> Waiting {
+        let (old, new) = {
+            let mut slot = self.entries.entry(id).or_insert_with(|| Waiting {
+                request: None,
+                pushed: BTreeMap::new(),
+                created: now,
+                expires: now,
+            });
+            let old = slot.value().clone();
+            change(&mut slot);
+            let new = slot.value().clone();
+            self.deadlines
+                .change(&id, Some(old.expires), Some(new.expires));
+            (old, new)
+        };
+        let (before, after) = (old.identifiers(), new.identifiers());
+        for identifier in &after {
+            self.by_identifier
+                .entry(identifier.clone())
+                .or_default()
+                .insert(id);
+        }
+        for identifier in before.difference(&after) {
+            without(&self.by_identifier, identifier.clone(), &id);
+        }
+        new
+    }
+
+    /// The event came: 30 minutes from now. Gives the entry as it is with it.
+    pub fn admit(&self, request: PullRequest, now: Moment) -> Waiting {
+        self.change(request.id(), now, |entry| {
+            entry.request = Some(request);
+            entry.expires = now + WAITS_FOR;
+        })
+    }
+
+    /// A commit was pushed for it: 30 minutes from now. Gives the entry as it is with it.
+    pub fn pushed(&self, id: EventId, repo: &RepoId, commit: Oid, now: Moment) -> Waiting {
+        self.change(id, now, |entry| {
+            entry.pushed.insert(repo.clone(), commit);
+            entry.expires = now + WAITS_FOR;
+        })
+    }
+
+    /// Puts an entry back as the journal had it.
+    pub fn restore(&self, id: EventId, restored: Waiting) {
+        self.change(id, restored.created, |entry| *entry = restored);
+    }
+
+    /// What was pushed to these repositories has been removed again.
+    pub fn unpushed(&self, id: &EventId, repos: &[RepoId]) {
+        if let Some(entry) = self.get(id) {
+            self.change(*id, entry.created, |entry| {
+                entry.pushed.retain(|repo, _| !repos.contains(repo));
+            });
+        }
+    }
+
+    /// The entry of this id.
+    pub fn get(&self, id: &EventId) -> Option<Waiting> {
+        self.entries.get(id).map(|entry| entry.value().clone())
+    }
+
+    /// All that wait under one identifier, with their ids.
+    pub fn by_identifier(&self, identifier: &Identifier) -> Vec<(EventId, Waiting)> {
+        let ids = self
+            .by_identifier
+            .get(identifier)
+            .map(|ids| ids.value().clone());
+        ids.unwrap_or_default()
+            .into_iter()
+            .filter_map(|id| Some((id, self.get(&id)?)))
+            .collect()
+    }
+
+    /// Gives it until `until` at least.
+    pub fn extend(&self, id: &EventId, until: Moment) -> Option<Waiting> {
+        let mut entry = self.entries.get_mut(id)?;
+        let old = entry.expires;
+        entry.expires = old.max(until);
+        self.deadlines.change(id, Some(old), Some(entry.expires));
+        Some(entry.value().clone())
+    }
+
+    /// Takes an entry out.
+    pub fn remove(&self, id: &EventId) -> Option<Waiting> {
+        let removed = {
+            let Slot::Occupied(slot) = self.entries.entry(*id) else {
+                return None;
+            };
+            self.deadlines.change(id, Some(slot.get().expires), None);
+            slot.remove()
+        };
+        for identifier in removed.identifiers() {
+            without(&self.by_identifier, identifier, id);
+        }
+        Some(removed)
+    }
+
+    /// At most `most` whose deadline has come.
+    pub fn due(&self, now: Moment, most: usize) -> Vec<EventId> {
+        self.deadlines.due(now, most)
+    }
+
+    /// The identifiers under which something waits.
+    pub fn identifiers(&self) -> Vec<Identifier> {
+        self.by_identifier
+            .iter()
+            .map(|entry| entry.key().clone())
+            .collect()
+    }
+
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether none waits.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use super::*;
+    use crate::nip34::{
+        PULL_REQUEST, author_of,
+        testing::{event, keys},
+    };
+
+    const NOW: Moment = Moment::from_millis(1_000);
+
+    fn request(offered: &[&str]) -> PullRequest {
+        let owner = "ab".repeat(32);
+        let coordinates: Vec<String> = offered
+            .iter()
+            .map(|d| format!("30617:{owner}:{d}"))
+            .collect();
+        let mut tags: Vec<Vec<&str>> = vec![vec!["c", "x"]];
+        tags.extend(coordinates.iter().map(|a| vec!["a", a.as_str()]));
+        let tags: Vec<&[&str]> = tags.iter().map(Vec::as_slice).collect();
+        PullRequest::read(Arc::new(event(&keys(1), PULL_REQUEST, 1, &tags))).unwrap()
+    }
+
+    fn named(text: &str) -> Identifier {
+        Identifier::parse(text).unwrap()
+    }
+
+    #[test]
+    fn either_side_may_come_first() {
+        let store = PullRequests::default();
+        let request = request(&["x"]);
+        let repo = RepoId {
+            owner: author_of(&request.event),
+            identifier: named("y"),
+        };
+        let oid = Oid::from_bytes([1; 20]);
+        let id = request.id();
+        let placeholder = store.pushed(id, &repo, oid, NOW);
+        assert!(placeholder.request.is_none());
+        assert_eq!(store.by_identifier(&named("y")).len(), 1);
+        let whole = store.admit(request, NOW + Duration::from_secs(9));
+        assert_eq!(whole.pushed.get(&repo), Some(&oid));
+        assert_eq!(whole.created, NOW);
+        assert_eq!(whole.expires, NOW + Duration::from_secs(9) + WAITS_FOR);
+        store.unpushed(&id, &[repo]);
+        assert!(store.by_identifier(&named("y")).is_empty());
+        assert_eq!(store.by_identifier(&named("x")).len(), 1);
+        store.remove(&id).unwrap();
+        assert!(store.is_empty() && store.by_identifier.is_empty());
+        assert!(store.due(whole.expires, 9).is_empty());
+    }
+
+    #[test]
+    fn one_offered_to_two_is_found_under_both() {
+        let store = PullRequests::default();
+        store.admit(request(&["x", "y"]), NOW);
+        assert_eq!(store.by_identifier(&named("x")).len(), 1);
+        assert_eq!(store.by_identifier(&named("y")).len(), 1);
+        assert_eq!(store.len(), 1);
+        assert_eq!(store.identifiers().len(), 2);
+    }
+}

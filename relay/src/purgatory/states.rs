@@ -1,0 +1,228 @@
+//! The second store: states whose objects have not come.
+//!
+//! Several may wait under one identifier, of different authors and in different versions: which of
+//! them a push or a fetch fulfils shows when it comes.
+
+use std::collections::BTreeSet;
+
+use dashmap::{DashMap, Entry as Slot};
+use grasp_proto::words::{EventId, Identifier, Npub};
+
+use super::deadlines::Deadlines;
+use crate::{
+    clock::Moment,
+    nip34::{later, state::State},
+};
+
+/// One state that waits.
+#[derive(Debug, Clone)]
+pub struct Waiting {
+    /// What it says.
+    pub state: State,
+    /// When it came.
+    pub created: Moment,
+    /// Its deadline.
+    pub expires: Moment,
+}
+
+/// Versions of one author's state of one identifier that may wait at once; the oldest give way.
+const VERSIONS: usize = 32;
+
+/// States by id. Grows by what was admitted, shrinks by the clock.
+#[derive(Debug, Default)]
+pub struct States {
+    entries: DashMap<EventId, Waiting>,
+    by_author: DashMap<(Identifier, Npub), BTreeSet<EventId>>,
+    by_identifier: DashMap<Identifier, BTreeSet<EventId>>,
+    deadlines: Deadlines<EventId>,
+}
+
+impl States {
+    /// Puts an entry in; gives the id of an older version of it that had to give way.
+    pub fn insert(&self, entry: Waiting) -> Option<EventId> {
+        let id = entry.state.id();
+        let (identifier, author) = (entry.state.identifier.clone(), entry.state.author);
+        let expires = entry.expires;
+        let old = self.entries.insert(id, entry);
+        self.deadlines
+            .change(&id, old.map(|old| old.expires), Some(expires));
+        self.by_identifier
+            .entry(identifier.clone())
+            .or_default()
+            .insert(id);
+        let versions = {
+            let mut versions = self.by_author.entry((identifier, author)).or_default();
+            versions.insert(id);
+            match versions.len() > VERSIONS {
+                true => versions.clone(),
+                false => return None,
+            }
+        };
+        let oldest = versions
+            .iter()
+            .filter_map(|id| self.get(id))
+            .min_by(|a, b| later(&a.state.event, &b.state.event))?;
+        let oldest = oldest.state.id();
+        self.remove(&oldest);
+        Some(oldest)
+    }
+
+    /// The entry of this id.
+    pub fn get(&self, id: &EventId) -> Option<Waiting> {
+        self.entries.get(id).map(|entry| entry.value().clone())
+    }
+
+    fn all_of(&self, ids: Option<BTreeSet<EventId>>) -> Vec<Waiting> {
+        let ids = ids.unwrap_or_default();
+        ids.iter().filter_map(|id| self.get(id)).collect()
+    }
+
+    /// Those of one author under one identifier.
+    pub fn by_author(&self, identifier: &Identifier, author: &Npub) -> Vec<Waiting> {
+        let key = (identifier.clone(), *author);
+        self.all_of(self.by_author.get(&key).map(|ids| ids.value().clone()))
+    }
+
+    /// All that wait under one identifier.
+    pub fn by_identifier(&self, identifier: &Identifier) -> Vec<Waiting> {
+        self.all_of(
+            self.by_identifier
+                .get(identifier)
+                .map(|ids| ids.value().clone()),
+        )
+    }
+
+    /// Gives it until `until` at least.
+    pub fn extend(&self, id: &EventId, until: Moment) -> Option<Waiting> {
+        let mut entry = self.entries.get_mut(id)?;
+        let old = entry.expires;
+        entry.expires = old.max(until);
+        self.deadlines.change(id, Some(old), Some(entry.expires));
+        Some(entry.value().clone())
+    }
+
+    /// Takes an entry out.
+    pub fn remove(&self, id: &EventId) -> Option<Waiting> {
+        let removed = {
+            let Slot::Occupied(slot) = self.entries.entry(*id) else {
+                return None;
+            };
+            self.deadlines.change(id, Some(slot.get().expires), None);
+            slot.remove()
+        };
+        let (identifier, author) = (removed.state.identifier.clone(), removed.state.author);
+        without(&self.by_author, (identifier.clone(), author), id);
+        without(&self.by_identifier, identifier, id);
+        Some(removed)
+    }
+
+    /// At most `most` whose deadline has come.
+    pub fn due(&self, now: Moment, most: usize) -> Vec<EventId> {
+        self.deadlines.due(now, most)
+    }
+
+    /// The identifiers under which something waits.
+    pub fn identifiers(&self) -> Vec<Identifier> {
+        self.by_identifier
+            .iter()
+            .map(|entry| entry.key().clone())
+            .collect()
+    }
+
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether none waits.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+}
+
+/// Takes `id` out of the set at `key`, and the set with its last member.
+pub(super) fn without<K: Eq + std::hash::Hash>(
+    index: &DashMap<K, BTreeSet<EventId>>,
+    key: K,
+    id: &EventId,
+) {
+    if let Slot::Occupied(mut slot) = index.entry(key) {
+        slot.get_mut().remove(id);
+        if slot.get().is_empty() {
+            slot.remove();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use super::*;
+    use crate::nip34::{
+        STATE,
+        testing::{event, keys},
+    };
+
+    fn waiting(seed: u8, at: u64, identifier: &str) -> Waiting {
+        let event = event(&keys(seed), STATE, at, &[&["d", identifier]]);
+        let created = Moment::from_millis(at);
+        Waiting {
+            state: State::read(Arc::new(event)).unwrap(),
+            created,
+            expires: created + Duration::from_secs(10),
+        }
+    }
+
+    #[test]
+    fn entries_are_found_by_identifier_and_by_author() {
+        let store = States::default();
+        for entry in [
+            waiting(1, 1, "x"),
+            waiting(1, 2, "x"),
+            waiting(2, 1, "x"),
+            waiting(1, 1, "y"),
+        ] {
+            store.insert(entry);
+        }
+        let x = Identifier::parse("x").unwrap();
+        let author = waiting(1, 1, "x").state.author;
+        assert_eq!(store.by_identifier(&x).len(), 3);
+        assert_eq!(store.by_author(&x, &author).len(), 2);
+        assert_eq!(store.identifiers().len(), 2);
+        for entry in store.by_identifier(&x) {
+            store.remove(&entry.state.id()).unwrap();
+        }
+        assert!(store.by_identifier(&x).is_empty());
+        assert_eq!(store.len(), 1);
+        assert!(!store.by_identifier.contains_key(&x) && store.by_author.len() == 1);
+    }
+
+    #[test]
+    fn of_too_many_versions_the_oldest_gives_way() {
+        let store = States::default();
+        for at in 0..VERSIONS as u64 {
+            assert_eq!(store.insert(waiting(1, 100 + at, "x")), None);
+        }
+        let oldest = waiting(1, 100, "x").state.id();
+        assert_eq!(store.insert(waiting(1, 999, "x")), Some(oldest));
+        assert_eq!(store.len(), VERSIONS);
+    }
+
+    #[test]
+    fn deadlines_follow() {
+        let store = States::default();
+        let entry = waiting(1, 1, "x");
+        let id = entry.state.id();
+        store.insert(entry.clone());
+        assert_eq!(store.due(entry.expires, 9), [id]);
+        store.extend(&id, entry.expires + Duration::from_secs(5));
+        assert!(store.due(entry.expires, 9).is_empty());
+        store.remove(&id);
+        assert!(
+            store
+                .due(entry.expires + Duration::from_secs(60), 9)
+                .is_empty()
+        );
+    }
+}

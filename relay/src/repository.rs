@@ -1,0 +1,168 @@
+//! What is known of the repositories of an identifier: announcements served and waiting.
+//!
+//! Kept in memory beside store and purgatory, so that who may do what is answered without a look
+//! at the disk. Built at start from both, changed by `admit` and `release` alone. Grows by what
+//! was admitted.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dashmap::{DashMap, Entry};
+use grasp_proto::words::{Identifier, Npub, RepoId};
+
+use crate::{maintainers::Maintainers, nip34::announcement::Announcement};
+
+/// How an announcement stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// Served, and so is its repository.
+    Active,
+    /// In purgatory; its repository is there to be pushed to, unless it is soft-expired.
+    Waiting,
+    /// Served for its maintainers' sake; its repository is elsewhere.
+    Elsewhere,
+}
+
+impl Standing {
+    /// Whether there is, or may be, a repository here.
+    pub fn is_here(self) -> bool {
+        self != Self::Elsewhere
+    }
+
+    /// Whether the announcement is served.
+    pub fn is_served(self) -> bool {
+        self != Self::Waiting
+    }
+}
+
+#[derive(Debug, Default)]
+struct Project {
+    standing: BTreeMap<Npub, Standing>,
+    maintainers: Maintainers,
+}
+
+/// All announcements, by identifier and owner.
+#[derive(Debug, Default)]
+pub struct Repositories {
+    projects: DashMap<Identifier, Project>,
+}
+
+impl Repositories {
+    /// An announcement stands so from now on.
+    pub fn set(&self, announcement: &Announcement, standing: Standing) {
+        let RepoId { owner, identifier } = &announcement.repo;
+        let mut project = self.projects.entry(identifier.clone()).or_default();
+        project.standing.insert(*owner, standing);
+        project
+            .maintainers
+            .announce(*owner, &announcement.maintainers);
+    }
+
+    /// There is no announcement of this repository any more.
+    pub fn remove(&self, repo: &RepoId) {
+        if let Entry::Occupied(mut project) = self.projects.entry(repo.identifier.clone()) {
+            project.get_mut().standing.remove(&repo.owner);
+            project.get_mut().maintainers.withdraw(&repo.owner);
+            if project.get().standing.is_empty() {
+                project.remove();
+            }
+        }
+    }
+
+    /// How a repository stands; `None`: nobody announced it.
+    pub fn standing(&self, repo: &RepoId) -> Option<Standing> {
+        let project = self.projects.get(&repo.identifier)?;
+        project.standing.get(&repo.owner).copied()
+    }
+
+    /// Whether anybody announced the identifier.
+    pub fn is_announced(&self, identifier: &Identifier) -> bool {
+        self.projects.contains_key(identifier)
+    }
+
+    /// The maintainer set of a repository; empty if nobody announced it.
+    pub fn maintainers(&self, repo: &RepoId) -> BTreeSet<Npub> {
+        let project = self.projects.get(&repo.identifier);
+        project.map_or_else(BTreeSet::new, |project| {
+            project.maintainers.set_of(&repo.owner)
+        })
+    }
+
+    /// The repositories whose maintainer set `author` is in, and how they stand.
+    pub fn trusting(&self, identifier: &Identifier, author: &Npub) -> Vec<(RepoId, Standing)> {
+        let Some(project) = self.projects.get(identifier) else {
+            return Vec::new();
+        };
+        let owners = project.maintainers.owners_trusting(author).into_iter();
+        owners
+            .filter_map(|owner| {
+                let identifier = identifier.clone();
+                let standing = *project.standing.get(&owner)?;
+                Some((RepoId { owner, identifier }, standing))
+            })
+            .collect()
+    }
+
+    /// The owners who announced the identifier and stand so.
+    pub fn owners(&self, identifier: &Identifier, standing: Standing) -> Vec<Npub> {
+        let Some(project) = self.projects.get(identifier) else {
+            return Vec::new();
+        };
+        let all = project.standing.iter();
+        all.filter(|(_, other)| **other == standing)
+            .map(|(owner, _)| *owner)
+            .collect()
+    }
+
+    /// How many are served from here.
+    pub fn active(&self) -> usize {
+        let count = |project: &Project| {
+            let standings = project.standing.values();
+            standings.filter(|s| **s == Standing::Active).count()
+        };
+        self.projects.iter().map(|entry| count(entry.value())).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::nip34::{
+        ANNOUNCEMENT,
+        testing::{event, keys},
+    };
+
+    fn announcement(seed: u8, maintainers: &[u8]) -> Announcement {
+        let keys_of = |seed: &u8| keys(*seed).public_key().to_hex();
+        let named: Vec<String> = maintainers.iter().map(keys_of).collect();
+        let mut tag = vec!["maintainers"];
+        tag.extend(named.iter().map(String::as_str));
+        let event = event(&keys(seed), ANNOUNCEMENT, 1, &[&["d", "x"], &tag]);
+        Announcement::read(Arc::new(event)).unwrap()
+    }
+
+    #[test]
+    fn waiting_announcements_count_for_maintainership() {
+        let known = Repositories::default();
+        let (first, second, third) = (
+            announcement(1, &[2]),
+            announcement(2, &[3]),
+            announcement(3, &[]),
+        );
+        known.set(&first, Standing::Active);
+        known.set(&second, Standing::Waiting);
+        let identifier = &first.repo.identifier;
+        let author = third.repo.owner;
+        assert_eq!(known.trusting(identifier, &author).len(), 2);
+        assert!(known.maintainers(&first.repo).contains(&author));
+        assert_eq!(
+            known.owners(identifier, Standing::Waiting),
+            [second.repo.owner]
+        );
+        known.remove(&second.repo);
+        assert!(known.trusting(identifier, &author).is_empty());
+        known.remove(&first.repo);
+        assert!(!known.is_announced(identifier));
+    }
+}

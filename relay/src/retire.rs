@@ -1,0 +1,169 @@
+//! What goes when an announcement goes: its repository, and everything that was accepted only
+//! because of it. To be called in the queue of the identifier only.
+
+use std::collections::BTreeSet;
+
+use grasp_proto::words::{EventId, RepoId};
+use nostr::{Event, Filter};
+
+use crate::{
+    git::GitError,
+    journal::JournalError,
+    nip34::{self, Meaning, author_of, id_of},
+    policy::related,
+    release::Release,
+    repository::Standing,
+    store::StoreError,
+};
+
+/// Why something could not be taken away.
+#[derive(Debug, thiserror::Error)]
+pub enum RetireError {
+    /// The event store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+}
+
+/// Events looked through for one step of a cascade.
+const A_STEP: usize = 5_000;
+
+impl Release {
+    /// Takes a waiting announcement out of purgatory, with its repository and the states that
+    /// nobody else's announcement authorises.
+    pub async fn drop_waiting(&self, repo: &RepoId) -> Result<(), RetireError> {
+        self.purgatory.doom(repo, false).await?;
+        self.purgatory.remove_announcement(repo);
+        self.repositories.remove(repo);
+        self.drop_unauthorised_states(repo);
+        self.carry_out_doom(repo).await;
+        Ok(())
+    }
+
+    /// Takes the states out of purgatory that no announcement of the identifier authorises.
+    fn drop_unauthorised_states(&self, gone: &RepoId) {
+        for entry in self.purgatory.states.by_identifier(&gone.identifier) {
+            let author = &entry.state.author;
+            if self
+                .repositories
+                .trusting(&gone.identifier, author)
+                .is_empty()
+            {
+                self.purgatory.remove_state(&entry.state.id());
+            }
+        }
+    }
+
+    /// Takes a served announcement out of service, with its repository and everything that was
+    /// accepted only because of it.
+    pub async fn delist(&self, repo: &RepoId, announcement: &Event) -> Result<(), RetireError> {
+        self.purgatory.doom(repo, true).await?;
+        self.store.remove([id_of(announcement)]).await?;
+        self.repositories.remove(repo);
+        self.remove_dependants(repo, announcement).await?;
+        self.drop_unauthorised_states(repo);
+        self.carry_out_doom(repo).await;
+        Ok(())
+    }
+
+    /// Finishes what [`Release::drop_waiting`] and [`Release::delist`] began, now or, if gitd cannot
+    /// be reached or an upload still runs, when it is called again. Says whether the repository has
+    /// gone.
+    pub async fn carry_out_doom(&self, repo: &RepoId) -> bool {
+        let Some(retire) = self.purgatory.is_doomed(repo) else {
+            return true;
+        };
+        let gone = match retire {
+            true => self.git.retire(repo).await,
+            false => self.git.delete(repo).await,
+        };
+        match gone {
+            Ok(()) | Err(GitError::NotFound) => {
+                self.purgatory.undoom(repo);
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%repo, %error, "a repository that is to go is still there");
+                false
+            }
+        }
+    }
+
+    /// Removes what refers to a repository and to nothing else that is served; then what refers to
+    /// that, and so on.
+    async fn remove_dependants(
+        &self,
+        repo: &RepoId,
+        announcement: &Event,
+    ) -> Result<(), StoreError> {
+        let coordinate = repo.coordinate();
+        let mut filters: Vec<Filter> = related::TO_ADDRESSES
+            .map(|tag| Filter::new().custom_tag(tag, &coordinate))
+            .to_vec();
+        filters.extend(related::referring_to(announcement));
+        let states = Filter::new()
+            .kind(nip34::STATE)
+            .identifier(repo.identifier.as_str());
+        let maintained = Filter::new()
+            .kind(nip34::ANNOUNCEMENT)
+            .identifier(repo.identifier.as_str());
+        filters.extend([states, maintained]);
+        let mut gone: BTreeSet<EventId> = BTreeSet::from([id_of(announcement)]);
+        while let Some(filter) = filters.pop() {
+            for event in self.store.query(filter.limit(A_STEP)).await? {
+                let id = id_of(&event);
+                if gone.contains(&id) || self.stands_by_itself(&event, &gone).await? {
+                    continue;
+                }
+                gone.insert(id);
+                self.store.remove([id]).await?;
+                if event.kind == nip34::ANNOUNCEMENT
+                    && let Ok(identifier) = nip34::identifier_of(&event)
+                {
+                    let owner = author_of(&event);
+                    self.repositories.remove(&RepoId { owner, identifier });
+                }
+                filters.extend(related::referring_to(&event));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether an event would be accepted now, were it not for what has gone.
+    async fn stands_by_itself(
+        &self,
+        event: &Event,
+        gone: &BTreeSet<EventId>,
+    ) -> Result<bool, StoreError> {
+        let author = author_of(event);
+        let trusted = |except: Option<RepoId>| {
+            let Ok(identifier) = nip34::identifier_of(event) else {
+                return false;
+            };
+            let trusting = self.repositories.trusting(&identifier, &author);
+            trusting
+                .into_iter()
+                .any(|(repo, _)| Some(&repo) != except.as_ref())
+        };
+        match Meaning::of(event.kind) {
+            Meaning::Deletion | Meaning::GraspList => Ok(true),
+            Meaning::State => Ok(trusted(None)),
+            Meaning::Announcement => {
+                let Ok(identifier) = nip34::identifier_of(event) else {
+                    return Ok(false);
+                };
+                let repo = RepoId {
+                    owner: author,
+                    identifier,
+                };
+                match self.repositories.standing(&repo) {
+                    Some(Standing::Elsewhere) => Ok(trusted(Some(repo))),
+                    standing => Ok(standing.is_some()),
+                }
+            }
+            _ => related::is_related(event, &self.repositories, &self.store, gone).await,
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! One queue per identifier: what decides on an identifier happens one after another.
+//!
+//! Each piece of work runs in a task of its own, so that a caller who goes away leaves nothing half
+//! done. Work that somebody waits for at a terminal goes before work that can wait: a thousand
+//! announcements of one identifier do not hold up a push.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use dashmap::{DashMap, Entry};
+use grasp_proto::words::Identifier;
+use tokio::sync::oneshot;
+
+/// Who goes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// Pushes.
+    Urgent,
+    /// Everything else.
+    Normal,
+}
+
+#[derive(Debug, Default)]
+struct Lane {
+    urgent: VecDeque<oneshot::Sender<Pass>>,
+    normal: VecDeque<oneshot::Sender<Pass>>,
+}
+
+/// The queues. An identifier without work takes no room.
+#[derive(Debug, Clone, Default)]
+pub struct Serial {
+    // Bounded by the connections and calls that wait in them. An entry means: somebody runs.
+    lanes: Arc<DashMap<Identifier, Mutex<Lane>>>,
+}
+
+/// The right to run; passed on when dropped.
+#[derive(Debug)]
+struct Pass {
+    /// `None`: passed on already.
+    serial: Option<Serial>,
+    identifier: Identifier,
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        if let Some(serial) = self.serial.take() {
+            serial.pass_on(&self.identifier);
+        }
+    }
+}
+
+impl Serial {
+    /// Runs `work` when it is its turn under `identifier`, in a task of its own, and gives its
+    /// result. Dropping the returned future does not stop the work.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        identifier: &Identifier,
+        turn: Turn,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> T {
+        let (serial, identifier) = (self.clone(), identifier.clone());
+        let work = async move {
+            let pass = serial.wait(identifier, turn).await;
+            let result = work.await;
+            drop(pass);
+            result
+        };
+        let task = match grasp_proto::transport::Trace::current() {
+            Some(trace) => tokio::spawn(trace.scope(work)),
+            None => tokio::spawn(work),
+        };
+        match task.await {
+            Ok(result) => result,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+
+    async fn wait(&self, identifier: Identifier, turn: Turn) -> Pass {
+        let receiver = match self.lanes.entry(identifier.clone()) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(Mutex::default());
+                None
+            }
+            Entry::Occupied(mut occupied) => {
+                let lane = occupied.get_mut().get_mut();
+                let lane = lane.unwrap_or_else(PoisonError::into_inner);
+                let (sender, receiver) = oneshot::channel();
+                match turn {
+                    Turn::Urgent => lane.urgent.push_back(sender),
+                    Turn::Normal => lane.normal.push_back(sender),
+                }
+                Some(receiver)
+            }
+        };
+        match receiver {
+            None => Pass {
+                serial: Some(self.clone()),
+                identifier,
+            },
+            Some(receiver) => receiver.await.expect("a pass is always passed on"),
+        }
+    }
+
+    fn pass_on(&self, identifier: &Identifier) {
+        loop {
+            let next = {
+                let Entry::Occupied(mut occupied) = self.lanes.entry(identifier.clone()) else {
+                    return;
+                };
+                let lane = occupied.get_mut().get_mut();
+                let lane = lane.unwrap_or_else(PoisonError::into_inner);
+                match lane.urgent.pop_front().or_else(|| lane.normal.pop_front()) {
+                    Some(next) => next,
+                    None => {
+                        occupied.remove();
+                        return;
+                    }
+                }
+            };
+            let pass = Pass {
+                serial: Some(self.clone()),
+                identifier: identifier.clone(),
+            };
+            match next.send(pass) {
+                Ok(()) => return,
+                // The waiter is gone (the runtime is ending): the next one, and not by recursion.
+                Err(mut pass) => pass.serial = None,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    fn name(text: &str) -> Identifier {
+        Identifier::parse(text).unwrap()
+    }
+
+    fn queued(serial: &Serial, identifier: &Identifier) -> usize {
+        serial.lanes.get(identifier).map_or(0, |lane| {
+            let lane = lane.lock().unwrap();
+            lane.urgent.len() + lane.normal.len()
+        })
+    }
+
+    #[tokio::test]
+    async fn work_on_one_identifier_is_one_after_another() {
+        let (serial, x) = (Serial::default(), name("x"));
+        let running = Arc::new(AtomicUsize::new(0));
+        let work = |_| {
+            let running = running.clone();
+            serial.run(&x, Turn::Normal, async move {
+                assert_eq!(running.fetch_add(1, Ordering::SeqCst), 0);
+                tokio::task::yield_now().await;
+                running.fetch_sub(1, Ordering::SeqCst);
+            })
+        };
+        futures::future::join_all((0..50).map(work)).await;
+        assert!(serial.lanes.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_caller_who_goes_away_leaves_nothing_half_done() {
+        let (serial, x) = (Serial::default(), name("x"));
+        let (go, gate) = oneshot::channel::<()>();
+        let (done, finished) = oneshot::channel();
+        let work = async move {
+            gate.await.unwrap();
+            done.send(()).unwrap();
+        };
+        let mut caller = Box::pin(serial.run(&x, Turn::Normal, work));
+        assert!(futures::poll!(&mut caller).is_pending());
+        drop(caller);
+        go.send(()).unwrap();
+        finished.await.unwrap();
+        serial.run(&x, Turn::Normal, async {}).await;
+    }
+
+    #[tokio::test]
+    async fn pushes_go_first_and_identifiers_do_not_wait_for_each_other() {
+        let serial = Serial::default();
+        let (go, gate) = oneshot::channel::<()>();
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let x = name("x");
+        let first = {
+            let (serial, x) = (serial.clone(), x.clone());
+            tokio::spawn(async move {
+                serial
+                    .run(&x, Turn::Normal, async { gate.await.unwrap() })
+                    .await;
+            })
+        };
+        while serial.lanes.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        let mut waiting = Vec::new();
+        for (n, turn) in [Turn::Normal, Turn::Normal, Turn::Urgent]
+            .into_iter()
+            .enumerate()
+        {
+            let (behind, x, order) = (serial.clone(), x.clone(), order.clone());
+            waiting.push(tokio::spawn(async move {
+                let work = async move { order.lock().unwrap().push(n) };
+                behind.run(&x, turn, work).await;
+            }));
+            while queued(&serial, &name("x")) < n + 1 {
+                tokio::task::yield_now().await;
+            }
+        }
+        serial.run(&name("y"), Turn::Normal, async {}).await;
+        go.send(()).unwrap();
+        first.await.unwrap();
+        for one in waiting {
+            one.await.unwrap();
+        }
+        assert_eq!(*order.lock().unwrap(), [2, 0, 1]);
+    }
+}

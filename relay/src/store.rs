@@ -1,0 +1,347 @@
+//! Events kept: LMDB or memory. Scans run off the async threads.
+//!
+//! The database's own handling of deletions (NIP-09) and vanishing (NIP-62) is off: deletions are
+//! judged by `admit`, by rules that are ours.
+
+use std::{cmp::Ordering, fmt, path::Path, sync::Arc};
+
+use grasp_proto::words::{EventId as Id, Identifier, Npub, RepoId};
+use nostr::{
+    Event, EventId, Filter, Kind, PublicKey, Timestamp,
+    filter::{Alphabet, SingleLetterTag},
+    util::BoxedFuture,
+};
+use nostr_database::{
+    Backend, DatabaseEventStatus, Events, Features, NostrDatabase, RejectedReason, SaveEventStatus,
+    error::Error,
+};
+use nostr_lmdb::NostrLmdb;
+use nostr_memory::MemoryDatabase;
+
+use crate::{config, nip34};
+
+/// The `d` tag.
+const D: SingleLetterTag = SingleLetterTag::lowercase(Alphabet::D);
+
+/// The database failed. Nothing is known about what was asked.
+#[derive(Debug, thiserror::Error)]
+#[error("the event store failed: {0}")]
+pub struct StoreError(#[from] Error);
+
+/// What became of an event that was to be kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Saved {
+    /// It is kept now.
+    New,
+    /// It was kept before.
+    Known,
+    /// A later version of it is kept.
+    Replaced,
+}
+
+/// The events that are served. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Store {
+    database: Arc<dyn NostrDatabase>,
+}
+
+impl Store {
+    /// Opens the store of this kind, on disk in `directory`.
+    pub async fn open(backend: config::Backend, directory: &Path) -> Result<Self, StoreError> {
+        let database: Arc<dyn NostrDatabase> = match backend {
+            config::Backend::Lmdb => {
+                let lmdb = NostrLmdb::builder(directory)
+                    .process_nip09(false)
+                    .process_nip62(false);
+                Arc::new(lmdb.build().await?)
+            }
+            config::Backend::Memory => Arc::new(
+                MemoryDatabase::builder()
+                    .process_nip09(false)
+                    .process_nip62(false)
+                    .build(),
+            ),
+        };
+        Ok(Self {
+            database: Arc::new(OffThread(database)),
+        })
+    }
+
+    /// The database for those who only read it.
+    pub fn database(&self) -> Arc<dyn NostrDatabase> {
+        self.database.clone()
+    }
+
+    /// Keeps an event; of a replaceable one only the latest version.
+    pub async fn save(&self, event: &Event) -> Result<Saved, StoreError> {
+        let status = match self.database.save_event(event).await {
+            // One bad event fails its whole batch, that is: others' too. Once more, by itself.
+            Err(_) => self.database.save_event(event).await?,
+            Ok(status) => status,
+        };
+        match status {
+            SaveEventStatus::Success => Ok(Saved::New),
+            SaveEventStatus::Rejected(RejectedReason::Duplicate) => Ok(Saved::Known),
+            SaveEventStatus::Rejected(RejectedReason::Replaced) => Ok(Saved::Replaced),
+            SaveEventStatus::Rejected(reason) => {
+                Err(Error::other(format!("it refused the event: {reason:?}")).into())
+            }
+        }
+    }
+
+    /// The event of this id.
+    pub async fn by_id(&self, id: &Id) -> Result<Option<Event>, StoreError> {
+        let id = EventId::from_byte_array(*id.as_bytes());
+        Ok(self.database.event_by_id(&id).await?)
+    }
+
+    /// Whether the event of this id is kept.
+    pub async fn has(&self, id: &Id) -> Result<bool, StoreError> {
+        let id = EventId::from_byte_array(*id.as_bytes());
+        Ok(self.database.check_id(&id).await? == DatabaseEventStatus::Saved)
+    }
+
+    /// What matches, latest first.
+    pub async fn query(&self, filter: Filter) -> Result<Vec<Event>, StoreError> {
+        Ok(self.database.query(filter).await?.into_iter().collect())
+    }
+
+    /// The addressable event of this author, kind and identifier.
+    pub async fn addressable(
+        &self,
+        kind: Kind,
+        author: &Npub,
+        identifier: &str,
+    ) -> Result<Option<Event>, StoreError> {
+        let found = self.by_authors([*author], identifier).await?;
+        Ok(found.into_iter().find(|event| event.kind == kind))
+    }
+
+    /// The announcement of a repository.
+    pub async fn announcement(&self, repo: &RepoId) -> Result<Option<Event>, StoreError> {
+        self.addressable(nip34::ANNOUNCEMENT, &repo.owner, repo.identifier.as_str())
+            .await
+    }
+
+    /// The states by any of these authors, one each at most.
+    pub async fn states(
+        &self,
+        authors: impl IntoIterator<Item = Npub>,
+        identifier: &Identifier,
+    ) -> Result<Vec<Event>, StoreError> {
+        let mut found = self.by_authors(authors, identifier.as_str()).await?;
+        found.retain(|event| event.kind == nip34::STATE);
+        Ok(found)
+    }
+
+    /// Everything by these authors with this `d` tag. Without kinds, because with them the database
+    /// walks all that an author ever wrote of the kind.
+    async fn by_authors(
+        &self,
+        authors: impl IntoIterator<Item = Npub>,
+        identifier: &str,
+    ) -> Result<Vec<Event>, StoreError> {
+        let authors = authors.into_iter().map(public_key);
+        let filter = Filter::new().authors(authors).custom_tag(D, identifier);
+        let mut found = self.query(filter).await?;
+        found.retain(|event| nip34::values(event, "d").next() == Some(identifier));
+        Ok(found)
+    }
+
+    /// Deletes these events.
+    pub async fn remove(&self, ids: impl IntoIterator<Item = Id>) -> Result<(), StoreError> {
+        let ids: Vec<EventId> = ids
+            .into_iter()
+            .map(|id| EventId::from_byte_array(*id.as_bytes()))
+            .collect();
+        if !ids.is_empty() {
+            self.database.delete(Filter::new().ids(ids)).await?;
+        }
+        Ok(())
+    }
+}
+
+/// The library's type for a key.
+pub fn public_key(key: Npub) -> PublicKey {
+    PublicKey::from_byte_array(*key.as_bytes())
+}
+
+/// A database whose scans run on blocking threads, and whose answers are right where the library's
+/// are not.
+struct OffThread(Arc<dyn NostrDatabase>);
+
+impl fmt::Debug for OffThread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl OffThread {
+    /// Drives one of the library's futures where it may block.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl for<'a> FnOnce(&'a dyn NostrDatabase) -> BoxedFuture<'a, Result<T, Error>>
+        + Send
+        + 'static,
+    ) -> Result<T, Error> {
+        let database = self.0.clone();
+        let runtime = tokio::runtime::Handle::current();
+        tokio::task::spawn_blocking(move || runtime.block_on(work(&*database)))
+            .await
+            .map_err(Error::other)?
+    }
+}
+
+/// By author, kind and tag together, the LMDB back end goes through events in the order of their
+/// ids and stops at the limit, wherever the latest are: the limit must be ours.
+fn limit_of_ours(filter: &mut Filter) -> Option<usize> {
+    let unordered = filter.authors.is_some() && filter.kinds.is_some();
+    match unordered && !filter.generic_tags.is_empty() {
+        true => filter.limit.take(),
+        false => None,
+    }
+}
+
+impl NostrDatabase for OffThread {
+    fn backend(&self) -> Backend {
+        self.0.backend()
+    }
+
+    fn features(&self) -> Features {
+        self.0.features()
+    }
+
+    fn save_event<'a>(
+        &'a self,
+        event: &'a Event,
+    ) -> BoxedFuture<'a, Result<SaveEventStatus, Error>> {
+        self.0.save_event(event)
+    }
+
+    fn check_id<'a>(
+        &'a self,
+        event_id: &'a EventId,
+    ) -> BoxedFuture<'a, Result<DatabaseEventStatus, Error>> {
+        self.0.check_id(event_id)
+    }
+
+    fn event_by_id<'a>(
+        &'a self,
+        event_id: &'a EventId,
+    ) -> BoxedFuture<'a, Result<Option<Event>, Error>> {
+        self.0.event_by_id(event_id)
+    }
+
+    fn count(&self, filter: Filter) -> BoxedFuture<'_, Result<usize, Error>> {
+        Box::pin(self.blocking(|database| database.count(filter)))
+    }
+
+    fn query(&self, mut filter: Filter) -> BoxedFuture<'_, Result<Events, Error>> {
+        let limit = limit_of_ours(&mut filter);
+        let ids_only = filter.clone();
+        Box::pin(async move {
+            let found = self.blocking(|database| database.query(filter)).await?;
+            let Some(limit) = limit else {
+                return Ok(found);
+            };
+            let mut latest = Events::new(&ids_only.limit(limit));
+            latest.extend(found.into_iter().take(limit));
+            Ok(latest)
+        })
+    }
+
+    fn negentropy_items(
+        &self,
+        mut filter: Filter,
+    ) -> BoxedFuture<'_, Result<Vec<(EventId, Timestamp)>, Error>> {
+        let limit = limit_of_ours(&mut filter);
+        Box::pin(async move {
+            let mut items = self
+                .blocking(|database| database.negentropy_items(filter))
+                .await?;
+            if let Some(limit) = limit {
+                items.sort_unstable_by(latest_first);
+                items.truncate(limit);
+            }
+            Ok(items)
+        })
+    }
+
+    fn delete(&self, filter: Filter) -> BoxedFuture<'_, Result<(), Error>> {
+        self.0.delete(filter)
+    }
+
+    fn wipe(&self) -> BoxedFuture<'_, Result<(), Error>> {
+        self.0.wipe()
+    }
+}
+
+fn latest_first(a: &(EventId, Timestamp), b: &(EventId, Timestamp)) -> Ordering {
+    b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nip34::testing::{event, keys};
+
+    async fn stores() -> Vec<(Store, Option<tempfile::TempDir>)> {
+        let directory = tempfile::tempdir().unwrap();
+        let lmdb = Store::open(config::Backend::Lmdb, directory.path())
+            .await
+            .unwrap();
+        let memory = Store::open(config::Backend::Memory, Path::new(""))
+            .await
+            .unwrap();
+        vec![(lmdb, Some(directory)), (memory, None)]
+    }
+
+    #[tokio::test]
+    async fn of_a_replaceable_event_the_latest_version_is_kept() {
+        for (store, _directory) in stores().await {
+            let state = |at| event(&keys(1), nip34::STATE, at, &[&["d", "x"]]);
+            assert_eq!(store.save(&state(2)).await.unwrap(), Saved::New);
+            assert_eq!(store.save(&state(2)).await.unwrap(), Saved::Known);
+            assert_eq!(store.save(&state(1)).await.unwrap(), Saved::Replaced);
+            assert_eq!(store.save(&state(3)).await.unwrap(), Saved::New);
+            let author = nip34::author_of(&state(3));
+            let identifier = Identifier::parse("x").unwrap();
+            let kept = store.states([author], &identifier).await.unwrap();
+            assert_eq!(kept, [state(3)]);
+        }
+    }
+
+    #[tokio::test]
+    async fn deletion_requests_delete_nothing_by_themselves() {
+        for (store, _directory) in stores().await {
+            let issue = event(&keys(1), Kind::Custom(1621), 1, &[]);
+            store.save(&issue).await.unwrap();
+            let deletion = event(&keys(1), nip34::DELETION, 2, &[&["e", &issue.id.to_hex()]]);
+            store.save(&deletion).await.unwrap();
+            assert!(store.has(&nip34::id_of(&issue)).await.unwrap());
+            store.remove([nip34::id_of(&issue)]).await.unwrap();
+            assert!(!store.has(&nip34::id_of(&issue)).await.unwrap());
+            assert_eq!(store.save(&issue).await.unwrap(), Saved::New);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_limit_gives_the_latest() {
+        for (store, _directory) in stores().await {
+            for at in 1..=40 {
+                let comment = event(&keys(1), Kind::Custom(1111), at, &[&["d", "x"]]);
+                store.save(&comment).await.unwrap();
+            }
+            let filter = Filter::new()
+                .author(keys(1).public_key())
+                .kind(Kind::Custom(1111))
+                .identifier("x")
+                .limit(3);
+            let found = store.query(filter.clone()).await.unwrap();
+            let times: Vec<u64> = found.iter().map(|e| e.created_at.as_secs()).collect();
+            assert_eq!(times, [40, 39, 38]);
+            let items = store.database().negentropy_items(filter).await.unwrap();
+            assert_eq!(items.len(), 3);
+        }
+    }
+}
