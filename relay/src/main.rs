@@ -1,0 +1,26 @@
+//! The relay as a process of its own.
+
+use std::path::Path;
+
+use grasp_relay::Config;
+use grasp_proto::{
+    process::{
+        die_with_parent, init_logging, raise_file_limit, settings::Settings, stop_on_signal,
+    },
+    transport::Role,
+};
+
+fn main() -> anyhow::Result<()> {
+    die_with_parent();
+    let settings = Settings::load([], Path::new("."))?;
+    init_logging(&settings, Role::Relay)?;
+    settings.warn();
+    raise_file_limit();
+    let config = Config::from_settings(&settings)?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    runtime.block_on(async {
+        let stop = stop_on_signal(|| ())?;
+        let ready = |address| tracing::info!("listening on {address}");
+        anyhow::Ok(grasp_relay::run(config, stop, ready).await?)
+    })
+}
