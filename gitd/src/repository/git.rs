@@ -6,6 +6,7 @@
 
 use std::{
     ffi::OsStr,
+    os::fd::{AsFd, BorrowedFd},
     path::Path,
     process::{Output, Stdio},
     sync::Arc,
@@ -29,7 +30,7 @@ const CONFIG: &[&str] = &[
     "core.fsmonitor=false",
     "core.bigFileThreshold=1m",
     "core.packedGitWindowSize=1m",
-    "core.packedGitLimit=16m",
+    "core.packedGitLimit=2m",
     "core.deltaBaseCacheLimit=4m",
     "pack.windowMemory=8m",
     "pack.deltaCacheSize=8m",
@@ -189,6 +190,9 @@ pub struct Pipes {
     pub stderr: ChildStderr,
 }
 
+/// How much a pipe to or from git holds.
+const PIPE: usize = 256 * 1024;
+
 /// Starts `command` with pipes on all three ends.
 pub fn spawn(
     mut command: std::process::Command,
@@ -200,6 +204,14 @@ pub fn spawn(
         .stderr(Stdio::piped());
     let mut child = tokio::process::Command::from(command).spawn()?;
     let missing = || std::io::Error::other("a pipe is missing");
+    // Fewer switches between git and us. Where the system has no more to give, the usual will do.
+    let widen = |pipe: Option<BorrowedFd<'_>>| {
+        if let Some(pipe) = pipe {
+            let _ = rustix::pipe::fcntl_setpipe_size(pipe, PIPE);
+        }
+    };
+    widen(child.stdin.as_ref().map(AsFd::as_fd));
+    widen(child.stdout.as_ref().map(AsFd::as_fd));
     let pipes = Pipes {
         stdin: child.stdin.take().ok_or_else(missing)?,
         stdout: child.stdout.take().ok_or_else(missing)?,

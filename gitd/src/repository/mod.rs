@@ -215,6 +215,8 @@ impl Repositories {
     /// The repositories below `root`, which is made if it is not there. What an earlier process left
     /// undone is finished or thrown away.
     pub fn open(root: PathBuf, consolidator: Arc<Consolidator>) -> Result<Self, Error> {
+        // Repositories are opened for one request: a cache would only be memory.
+        git2::opts::enable_caching(false);
         let repositories = Self {
             layout: Layout::new(root),
             views: Locks::new(),
