@@ -15,7 +15,6 @@ use crate::{
     clock::Moment,
     deletion::{self, Target},
     domain::Domain,
-    git::GitError,
     journal::JournalError,
     nip34::{
         self, ANNOUNCEMENT, DELETION, Meaning, STATE, announcement::Announcement, author_of, id_of,
@@ -244,8 +243,8 @@ impl Admit {
         let standing = repositories.standing(repo);
         if announcement.lists(&self.domain) {
             if standing == Some(Standing::Active) {
-                repositories.set(&announcement, Standing::Active);
                 let verdict = self.keep(&announcement.event).await?;
+                repositories.set(&announcement, Standing::Active);
                 self.settle_after(repo).await;
                 return Ok(verdict);
             }
@@ -289,7 +288,8 @@ impl Admit {
         purgatory.extend_states_of(&repo.identifier, repositories.maintainers(repo));
         self.make_repository(repo).await;
         if let Err(error) = self.release.promote_if_here(repo).await {
-            tracing::warn!(%repo, %error, "an announcement waits though its data may be here");
+            let what = "an announcement waits though its data may be here";
+            self.release.note(&repo.identifier, &error, what);
         }
         Ok(match repositories.standing(repo) {
             Some(Standing::Active) => Verdict::served(),
@@ -306,7 +306,8 @@ impl Admit {
     /// A change of who maintains what may let something out.
     async fn settle_after(&self, repo: &RepoId) {
         if let Err(error) = self.release.identifier(&repo.identifier).await {
-            tracing::warn!(%repo, %error, "nothing was released");
+            self.release
+                .note(&repo.identifier, &error, "nothing was released");
         }
     }
 
@@ -375,7 +376,8 @@ impl Admit {
         match attempt.await {
             Ok(served) => served,
             Err(error) => {
-                tracing::warn!(state = %state.id(), %error, "a state waits");
+                let what = "a state waits though its data may be here";
+                self.release.note(&state.identifier, &error, what);
                 false
             }
         }
@@ -407,12 +409,17 @@ impl Admit {
 
     async fn pull_request(self, request: PullRequest) -> Result<Verdict, Failed> {
         let purgatory = &self.release.purgatory;
-        let id = request.id();
+        let (id, identifiers) = (request.id(), request.identifiers());
         purgatory.pull_requests.admit(request, self.now());
         match self.release.pull_request(&id).await {
             Ok(true) => return Ok(Verdict::served()),
             Ok(false) => {}
-            Err(error) => tracing::warn!(pull_request = %id, %error, "a pull request waits"),
+            Err(error) => {
+                let what = "a pull request waits though its data may be here";
+                for identifier in identifiers {
+                    self.release.note(&identifier, &error, what);
+                }
+            }
         }
         if let Err(error) = purgatory.keep_pull_request(&id).await {
             purgatory.remove_pull_request(&id);
@@ -558,7 +565,8 @@ impl Admit {
             if standing == Standing::Active
                 && let Err(error) = self.release.realign(&repo).await
             {
-                tracing::warn!(%repo, %error, "a repository still shows a deleted state");
+                let what = "a repository still shows a deleted state";
+                self.release.note(&repo.identifier, &error, what);
             }
         }
         Ok(())
@@ -577,14 +585,15 @@ pub async fn make_repository(release: &Release, repo: &RepoId) {
         return;
     }
     if !release.carry_out_doom(repo).await {
+        release.unfinished.insert(repo.identifier.clone(), ());
         return;
     }
     match release.git.create(repo).await {
         Ok(_) => release.purgatory.announcements.made(repo),
-        Err(error @ GitError::Unreachable(_)) => {
-            tracing::warn!(%repo, %error, "a repository is made later");
+        Err(error) => {
+            let what = "a repository could not be made yet";
+            release.note(&repo.identifier, &error.into(), what);
         }
-        Err(error) => tracing::error!(%repo, %error, "a repository could not be made"),
     }
 }
 
@@ -595,14 +604,14 @@ pub fn go_on(release: &Release, serial: &Serial, state: State, behind: RepoId) {
     tokio::spawn(async move {
         let mut behind = Some(behind);
         while let Some(last) = behind {
-            let (release, state) = (release.clone(), state.clone());
+            let (worker, state) = (release.clone(), state.clone());
             let identifier = state.identifier.clone();
-            let work = async move { release.state(&state, None, Some(&last)).await };
+            let work = async move { worker.state(&state, None, Some(&last)).await };
             match serial.run(&identifier, Turn::Normal, work).await {
                 Ok(released) => behind = released.go_on_behind,
                 Err(error) => {
                     // It is still in purgatory: the next release begins anew.
-                    tracing::warn!(%error, "a release stopped half-way");
+                    release.note(&identifier, &error, "a release stopped half-way");
                     behind = None;
                 }
             }

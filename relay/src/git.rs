@@ -1,12 +1,6 @@
 //! What the relay needs from gitd: a small trait, its gRPC implementation, a stand-in for tests.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures::future::BoxFuture;
 use grasp_proto::{
@@ -132,10 +126,6 @@ pub trait Git: Send + Sync + 'static {
 
     /// Whether gitd answers.
     fn reachable(&self) -> BoxFuture<'_, bool>;
-
-    /// Whether a call failed for want of an answer since this was last asked: what it was to do
-    /// may or may not be done, and is to be tried again.
-    fn left_something_unknown(&self) -> bool;
 }
 
 /// [`Git`] over gRPC.
@@ -143,7 +133,6 @@ pub trait Git: Send + Sync + 'static {
 pub struct Gitd {
     client: RepositoriesClient<AuthorizedChannel>,
     health: HealthClient<AuthorizedChannel>,
-    unknown: Arc<AtomicBool>,
 }
 
 impl Gitd {
@@ -155,23 +144,7 @@ impl Gitd {
                 .max_decoding_message_size(MAX_MESSAGE)
                 .max_encoding_message_size(MAX_MESSAGE),
             health: HealthClient::new(channel),
-            unknown: Arc::default(),
         }
-    }
-
-    /// Runs a call, and remembers if nobody answered.
-    fn call<'a, T: Send + 'a>(
-        &self,
-        work: impl Future<Output = Result<T, GitError>> + Send + 'a,
-    ) -> BoxFuture<'a, Result<T, GitError>> {
-        let unknown = self.unknown.clone();
-        Box::pin(async move {
-            let result = work.await;
-            if let Err(GitError::Unreachable(_)) = &result {
-                unknown.store(true, Ordering::SeqCst);
-            }
-            result
-        })
     }
 }
 
@@ -190,7 +163,7 @@ impl Git for Gitd {
     fn create<'a>(&'a self, repo: &'a RepoId) -> BoxFuture<'a, Result<String, GitError>> {
         let mut client = self.client.clone();
         let repository = Some(repo.into());
-        self.call(async move {
+        Box::pin(async move {
             let answer = client.create(wire::CreateRequest { repository }).await?;
             Ok(answer.into_inner().incarnation)
         })
@@ -202,7 +175,7 @@ impl Git for Gitd {
             repository: Some(repo.into()),
             incarnation: String::new(),
         };
-        self.call(async move {
+        Box::pin(async move {
             client.retire(request).await?;
             Ok(())
         })
@@ -214,7 +187,7 @@ impl Git for Gitd {
             repository: Some(repo.into()),
             incarnation: String::new(),
         };
-        self.call(async move {
+        Box::pin(async move {
             client.delete(request).await?;
             Ok(())
         })
@@ -231,7 +204,7 @@ impl Git for Gitd {
             names: names.iter().map(ToString::to_string).collect(),
             prefix: String::new(),
         };
-        self.call(async move {
+        Box::pin(async move {
             let mut refs = Refs::default();
             let mut stream = client.list_refs(request).await?.into_inner();
             while let Some(batch) = stream.message().await? {
@@ -262,7 +235,7 @@ impl Git for Gitd {
             commits: bytes(commits),
             staged_in: staged_in.map(Into::into),
         };
-        self.call(async move {
+        Box::pin(async move {
             let answer = client.missing(request).await?.into_inner();
             let absent = answer.missing.iter().chain(&answer.not_commits);
             let absent = absent.map(|oid| words(Oid::from_slice(oid)));
@@ -293,7 +266,7 @@ impl Git for Gitd {
         });
         // Thousands of refs take a while to write.
         request.set_timeout(std::time::Duration::from_secs(120));
-        self.call(async move {
+        Box::pin(async move {
             client.align(request).await?;
             Ok(())
         })
@@ -314,7 +287,7 @@ impl Git for Gitd {
             expected: None,
             signed_for,
         };
-        self.call(async move {
+        Box::pin(async move {
             client.put_ref(request).await?;
             Ok(())
         })
@@ -332,7 +305,7 @@ impl Git for Gitd {
             name: name.to_string(),
             expected: None,
         };
-        self.call(async move {
+        Box::pin(async move {
             client.delete_ref(request).await?;
             Ok(())
         })
@@ -345,8 +318,5 @@ impl Git for Gitd {
             request.set_timeout(std::time::Duration::from_secs(2));
             health.check(request).await.is_ok()
         })
-    }
-    fn left_something_unknown(&self) -> bool {
-        self.unknown.swap(false, Ordering::SeqCst)
     }
 }

@@ -176,7 +176,7 @@ fn read_all(env: &Env, database: Database<Bytes, Bytes>) -> Result<Vec<Record>, 
         match serde_json::from_slice(entry?.1) {
             Ok(record) => records.push(record),
             Err(error) => {
-                tracing::error!(%error, "a record of the purgatory journal is unreadable")
+                tracing::error!(%error, "a record of the purgatory journal is unreadable");
             }
         }
     }

@@ -112,6 +112,7 @@ pub async fn run(
         repositories,
         git: git.clone(),
         live: Arc::new(Live::new()),
+        unfinished: Arc::default(),
     };
     let serial = Serial::default();
     sweep::reconcile(&release).await?;

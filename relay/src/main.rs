@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use grasp_relay::Config;
 use grasp_proto::{
     process::{
         die_with_parent, init_logging, raise_file_limit, settings::Settings, stop_on_signal,
     },
     transport::Role,
 };
+use grasp_relay::Config;
 
 fn main() -> anyhow::Result<()> {
     die_with_parent();

@@ -9,6 +9,7 @@ use std::{
     sync::Arc,
 };
 
+use dashmap::DashMap;
 use grasp_proto::words::{EventId, Identifier, Oid, RefName, RepoId};
 use nostr::{Event, Filter};
 
@@ -87,9 +88,26 @@ pub struct Release {
     pub git: Arc<dyn Git>,
     /// Those who are told.
     pub live: Arc<Live>,
+    /// Identifiers under which something failed that may succeed by itself: tried again by
+    /// [`crate::sweep`]. As many as are announced.
+    pub unfinished: Arc<DashMap<Identifier, ()>>,
 }
 
 impl Release {
+    /// Says why something under an identifier was not done, and has it tried again if that may
+    /// help.
+    pub fn note(&self, identifier: &Identifier, error: &ReleaseError, what: &str) {
+        let passes = match error {
+            ReleaseError::Git(GitError::Unreachable(_) | GitError::Failed(_)) => true,
+            ReleaseError::Git(_) => false,
+            ReleaseError::Store(_) => true,
+        };
+        if passes {
+            self.unfinished.insert(identifier.clone(), ());
+        }
+        tracing::warn!(%identifier, %error, "{what}");
+    }
+
     /// Stores an event and tells the subscribers, unless it was stored before.
     pub async fn serve(&self, event: &Event) -> Result<Saved, StoreError> {
         let saved = self.store.save(event).await?;
@@ -148,7 +166,9 @@ impl Release {
         }
         states.sort_by(|a, b| later(&a.event, &b.event));
         let mut wanted = Wanted::default();
-        states.iter().for_each(|state| wanted.state(state));
+        for state in &states {
+            wanted.state(state);
+        }
         let absent = self.absent(identifier, &wanted).await?;
         for state in states.iter().filter(|state| satisfiable(state, &absent)) {
             let mut behind = None;
@@ -160,7 +180,7 @@ impl Release {
                     Ok(_) => break,
                     Err(error) if error.is_unreachable() => return Err(error),
                     Err(error) => {
-                        tracing::warn!(state = %state.id(), %error, "a state stays in purgatory");
+                        self.note(identifier, &error, "a state stays in purgatory");
                         break;
                     }
                 }
@@ -170,9 +190,7 @@ impl Release {
             match self.pull_request(&id).await {
                 Ok(_) => {}
                 Err(error) if error.is_unreachable() => return Err(error),
-                Err(error) => {
-                    tracing::warn!(pull_request = %id, %error, "a pull request stays in purgatory");
-                }
+                Err(error) => self.note(identifier, &error, "a pull request stays in purgatory"),
             }
         }
         Ok(())
@@ -223,7 +241,7 @@ impl Release {
                 Err(error) if error.is_unreachable() => return Err(error),
                 Err(error) => {
                     all_settled = false;
-                    tracing::warn!(%repo, %error, "a repository was not aligned");
+                    self.note(&repo.identifier, &error, "a repository was not aligned");
                 }
             }
         }
@@ -273,7 +291,11 @@ impl Release {
                 .objects()
                 .map(|(name, oid)| (name.clone(), oid))
                 .collect(),
-            head: state.head.clone(),
+            // As soon as that branch's data is here, and no sooner.
+            head: state
+                .head
+                .clone()
+                .filter(|head| state.oid_of(head).is_some()),
             expected: aim.map(|aim| aim.expected.clone()).unwrap_or_default(),
             incarnation: aim.map(|aim| aim.incarnation.clone()).unwrap_or_default(),
         };

@@ -1,7 +1,10 @@
 //! What goes when an announcement goes: its repository, and everything that was accepted only
 //! because of it. To be called in the queue of the identifier only.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use grasp_proto::words::{EventId, RepoId};
 use nostr::{Event, Filter};
@@ -9,7 +12,7 @@ use nostr::{Event, Filter};
 use crate::{
     git::GitError,
     journal::JournalError,
-    nip34::{self, Meaning, author_of, id_of},
+    nip34::{self, Meaning, announcement::Announcement, author_of, id_of},
     policy::related,
     release::Release,
     repository::Standing,
@@ -27,8 +30,10 @@ pub enum RetireError {
     Journal(#[from] JournalError),
 }
 
-/// Events looked through for one step of a cascade.
+/// Events one reference is followed to.
 const A_STEP: usize = 5_000;
+/// Events looked through for one repository; what is connected with it by more stays.
+const LOOKED_THROUGH: usize = 50_000;
 
 impl Release {
     /// Takes a waiting announcement out of purgatory, with its repository and the states that
@@ -36,7 +41,7 @@ impl Release {
     pub async fn drop_waiting(&self, repo: &RepoId) -> Result<(), RetireError> {
         self.purgatory.doom(repo, false).await?;
         self.purgatory.remove_announcement(repo);
-        self.repositories.remove(repo);
+        self.stand_as_stored(repo).await;
         self.drop_unauthorised_states(repo);
         self.carry_out_doom(repo).await;
         Ok(())
@@ -52,6 +57,23 @@ impl Release {
                 .is_empty()
             {
                 self.purgatory.remove_state(&entry.state.id());
+            }
+        }
+    }
+
+    /// A repository whose announcement does not wait any more stands as the store says: it may
+    /// have been announced without us before.
+    pub async fn stand_as_stored(&self, repo: &RepoId) {
+        self.repositories.remove(repo);
+        match self.store.announcement(repo).await {
+            Ok(Some(event)) => {
+                if let Ok(announcement) = Announcement::read(Arc::new(event)) {
+                    self.repositories.set(&announcement, Standing::Elsewhere);
+                }
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tracing::error!(%repo, %error, "an announcement is forgotten till restart")
             }
         }
     }
@@ -91,13 +113,51 @@ impl Release {
         }
     }
 
-    /// Removes what refers to a repository and to nothing else that is served; then what refers to
-    /// that, and so on.
+    /// Removes what was accepted only because of a repository: all that refers to it, and to that,
+    /// and so on, or is referred to by it, but for what something else holds.
     async fn remove_dependants(
         &self,
         repo: &RepoId,
         announcement: &Event,
     ) -> Result<(), StoreError> {
+        let mut doubtful = self.dependants(repo, announcement).await?;
+        let mut gone: BTreeSet<EventId> = doubtful.keys().copied().collect();
+        gone.insert(id_of(announcement));
+        // Two that refer to each other hold neither: what stands is found from outside, and then
+        // what stands by that.
+        loop {
+            let mut stands = Vec::new();
+            for (id, event) in &doubtful {
+                if self.stands_by_itself(event, &gone).await? {
+                    stands.push(*id);
+                }
+            }
+            if stands.is_empty() {
+                break;
+            }
+            for id in stands {
+                gone.remove(&id);
+                doubtful.remove(&id);
+            }
+        }
+        for event in doubtful.values() {
+            if event.kind == nip34::ANNOUNCEMENT
+                && let Ok(identifier) = nip34::identifier_of(event)
+            {
+                let owner = author_of(event);
+                self.repositories.remove(&RepoId { owner, identifier });
+            }
+        }
+        self.store.remove(doubtful.into_keys()).await
+    }
+
+    /// Everything that is connected with a repository by references, and so may have been accepted
+    /// because of it.
+    async fn dependants(
+        &self,
+        repo: &RepoId,
+        announcement: &Event,
+    ) -> Result<BTreeMap<EventId, Event>, StoreError> {
         let coordinate = repo.coordinate();
         let mut filters: Vec<Filter> = related::TO_ADDRESSES
             .map(|tag| Filter::new().custom_tag(tag, &coordinate))
@@ -110,25 +170,32 @@ impl Release {
             .kind(nip34::ANNOUNCEMENT)
             .identifier(repo.identifier.as_str());
         filters.extend([states, maintained]);
-        let mut gone: BTreeSet<EventId> = BTreeSet::from([id_of(announcement)]);
-        while let Some(filter) = filters.pop() {
+        let mut found = BTreeMap::new();
+        while let Some(filter) = filters.pop()
+            && found.len() < LOOKED_THROUGH
+        {
             for event in self.store.query(filter.limit(A_STEP)).await? {
                 let id = id_of(&event);
-                if gone.contains(&id) || self.stands_by_itself(&event, &gone).await? {
+                let own = matches!(
+                    Meaning::of(event.kind),
+                    Meaning::Deletion | Meaning::GraspList
+                );
+                if own || found.contains_key(&id) || id == id_of(announcement) {
                     continue;
                 }
-                gone.insert(id);
-                self.store.remove([id]).await?;
-                if event.kind == nip34::ANNOUNCEMENT
-                    && let Ok(identifier) = nip34::identifier_of(&event)
-                {
-                    let owner = author_of(&event);
-                    self.repositories.remove(&RepoId { owner, identifier });
-                }
                 filters.extend(related::referring_to(&event));
+                let referred = related::events(&event).into_iter();
+                let referred: Vec<_> = referred
+                    .map(|id| nostr::EventId::from_byte_array(*id.as_bytes()))
+                    .collect();
+                // No ids at all would ask for everything.
+                if !referred.is_empty() {
+                    filters.push(Filter::new().ids(referred));
+                }
+                found.insert(id, event);
             }
         }
-        Ok(())
+        Ok(found)
     }
 
     /// Whether an event would be accepted now, were it not for what has gone.

@@ -1,7 +1,7 @@
 //! The clock of purgatory: what is due expires, after a last try to release it.
 //!
-//! While the git storage cannot be reached nothing expires. When it is back, everything is tried
-//! again: nobody knew whether its data was here.
+//! While the git storage cannot be reached nothing expires. When it is back, what failed meanwhile is
+//! tried again: nobody knew whether its data was here.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -103,7 +103,7 @@ async fn expire(release: Release, identifier: Identifier, now: Moment) {
         }
         if entry.soft_expired {
             purgatory.remove_announcement(&repo);
-            release.repositories.remove(&repo);
+            release.stand_as_stored(&repo).await;
             purgatory.remember_expired(entry.announcement.id());
             tracing::info!(%repo, "an announcement expired for good");
             continue;
@@ -196,35 +196,53 @@ fn is_served(release: &Release, repo: &RepoId) -> bool {
     release.repositories.standing(repo) == Some(Standing::Active)
 }
 
-/// Tries everything that waits: repositories that were not made, releases, what is to go.
-pub async fn try_everything(release: &Release, serial: &Serial) {
-    for repo in release.purgatory.doomed() {
-        let (release, queue) = (release.clone(), repo.identifier.clone());
-        let work = async move { release.carry_out_doom(&repo).await };
-        serial.run(&queue, Turn::Normal, work).await;
-    }
-    for repo in release.purgatory.announcements.all() {
-        let (release, queue) = (release.clone(), repo.identifier.clone());
-        let work = async move {
+/// Tries whatever waits under an identifier: what is to go, repositories that were not made,
+/// announcements, releases.
+pub async fn try_again(release: &Release, serial: &Serial, identifier: &Identifier) {
+    let (worker, queue) = (release.clone(), identifier.clone());
+    let work = async move {
+        let (release, identifier) = (worker, queue);
+        for repo in release.purgatory.doomed() {
+            if repo.identifier == identifier {
+                release.carry_out_doom(&repo).await;
+            }
+        }
+        for owner in release.repositories.owners(&identifier, Standing::Waiting) {
+            let repo = RepoId {
+                owner,
+                identifier: identifier.clone(),
+            };
             make_repository(&release, &repo).await;
             if let Err(error) = release.promote_if_here(&repo).await {
-                tracing::warn!(%repo, %error, "an announcement was not promoted");
+                release.note(&identifier, &error, "an announcement was not promoted");
             }
-        };
-        serial.run(&queue, Turn::Normal, work).await;
-    }
-    for identifier in release.purgatory.identifiers() {
-        let (release, queue) = (release.clone(), identifier.clone());
-        let work = async move {
-            if let Err(error) = release.identifier(&identifier).await {
-                tracing::warn!(%identifier, %error, "nothing was released");
-            }
-        };
-        serial.run(&queue, Turn::Normal, work).await;
+        }
+        if let Err(error) = release.identifier(&identifier).await {
+            release.note(&identifier, &error, "nothing was released");
+        }
+    };
+    serial.run(identifier, Turn::Normal, work).await;
+}
+
+/// Tries everything that waits.
+pub async fn try_everything(release: &Release, serial: &Serial) {
+    let mut all = release.purgatory.identifiers();
+    all.extend(release.purgatory.doomed().into_iter().map(|r| r.identifier));
+    for identifier in all {
+        try_again(release, serial, &identifier).await;
     }
 }
 
-/// Sweeps, and tries everything whenever the git storage comes back, until `stop`.
+/// Tries again what failed for reasons that pass.
+pub async fn try_unfinished(release: &Release, serial: &Serial) {
+    let unfinished: Vec<Identifier> = release.unfinished.iter().map(|e| e.key().clone()).collect();
+    for identifier in unfinished {
+        release.unfinished.remove(&identifier);
+        try_again(release, serial, &identifier).await;
+    }
+}
+
+/// Sweeps, and tries again what failed as soon as the git storage is there, until `stop`.
 pub async fn run(release: Release, serial: Serial, every: Duration, stop: CancellationToken) {
     let mut sweeps = tokio::time::interval(every);
     sweeps.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -237,10 +255,11 @@ pub async fn run(release: Release, serial: Serial, every: Duration, stop: Cancel
             _ = sweeps.tick() => sweep(&release, &serial).await,
             _ = watch.tick() => {
                 let is_there = release.git.reachable().await;
-                let unknown = is_there && release.git.left_something_unknown();
-                if unknown || is_there && !was_there {
-                    tracing::info!("the git storage is back");
-                    try_everything(&release, &serial).await;
+                if is_there {
+                    if !was_there {
+                        tracing::info!("the git storage is back");
+                    }
+                    try_unfinished(&release, &serial).await;
                 } else if was_there && !is_there {
                     tracing::warn!("the git storage cannot be reached: nothing expires");
                 }

@@ -311,7 +311,12 @@ impl PushService {
                     Failed::Git(GitError::Refused(why))
                     | Failed::Release(ReleaseError::Git(GitError::Refused(why))),
                 ) => break Some(why),
-                Err(other) => return Err(other),
+                Err(other) => {
+                    // It may have been half done: whoever it was for gets the other half.
+                    let identifier = asked.repo.identifier.clone();
+                    self.release.unfinished.insert(identifier, ());
+                    return Err(other);
+                }
             }
         };
         let result = if reason.is_some() {
@@ -404,7 +409,9 @@ impl PushService {
             let release = service.release.clone();
             let work = async move { release.identifier(&repo.identifier).await };
             if let Err(error) = service.serial.run(&identifier, Turn::Normal, work).await {
-                tracing::warn!(%identifier, %error, "nothing else was released");
+                service
+                    .release
+                    .note(&identifier, &error, "nothing else was released");
             }
         });
     }

@@ -12,6 +12,9 @@ use super::{Malformed, author_of, id_of, identifier_of};
 pub enum Target {
     /// At this object.
     At(Oid),
+    /// Where another ref of the state is, at this object: needs none of its own, and need not be
+    /// pushed.
+    Follows(Oid),
     /// At something that is no object id of ours and so never arrives.
     Never,
 }
@@ -61,11 +64,9 @@ impl State {
         }
         // A ref that follows another is where that one is; one that follows nothing needs nothing.
         for (name, followed) in symbolic {
-            let target = RefName::parse(followed)
-                .ok()
-                .and_then(|followed| refs.get(&followed).copied());
-            if let Some(target) = target {
-                refs.insert(name, target);
+            let followed = RefName::parse(followed).ok();
+            if let Some(Target::At(oid)) = followed.and_then(|followed| refs.get(&followed)) {
+                refs.insert(name, Target::Follows(*oid));
             }
         }
         refuse_conflicts(&refs)?;
@@ -96,7 +97,7 @@ impl State {
     /// Its refs with their objects; those that never arrive are left out.
     pub fn objects(&self) -> impl Iterator<Item = (&RefName, Oid)> {
         self.refs.iter().filter_map(|(name, target)| match target {
-            Target::At(oid) => Some((name, *oid)),
+            Target::At(oid) | Target::Follows(oid) => Some((name, *oid)),
             Target::Never => None,
         })
     }
@@ -104,7 +105,7 @@ impl State {
     /// Where it says a ref is.
     pub fn oid_of(&self, name: &RefName) -> Option<Oid> {
         match self.refs.get(name) {
-            Some(Target::At(oid)) => Some(*oid),
+            Some(Target::At(oid) | Target::Follows(oid)) => Some(*oid),
             _ => None,
         }
     }

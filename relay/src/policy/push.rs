@@ -137,7 +137,7 @@ fn fulfilled(case: &Case, branches: &[&Command]) -> Result<EventId, Refused> {
         match differs(state, &after, case.current) {
             None => return Ok(state.id()),
             Some(reason) => {
-                first_reason.get_or_insert_with(|| (state, reason));
+                first_reason.get_or_insert((state, reason));
             }
         }
     }
@@ -166,7 +166,7 @@ fn differs(
     for (name, new) in after {
         match (state.refs.get(*name), new.is_zero()) {
             (None, false) => return Some(format!("{name} is not in the state")),
-            (Some(Target::At(oid)), false) if oid != new => {
+            (Some(Target::At(oid) | Target::Follows(oid)), false) if oid != new => {
                 return Some(format!("{name} is {oid} in the state, not {new}"));
             }
             (Some(_), true) => {
@@ -177,8 +177,10 @@ fn differs(
     }
     let mut moved = false;
     for (name, target) in state.refs.iter() {
-        let Target::At(wanted) = target else {
-            return Some(format!("{name} has no object id in the state"));
+        let wanted = match target {
+            Target::At(wanted) => wanted,
+            Target::Follows(_) => continue,
+            Target::Never => return Some(format!("{name} has no object id in the state")),
         };
         let pushed = after.get(name);
         let now = current.get(name);

@@ -1,0 +1,117 @@
+//! What transfers and idle connections cost. A process of its own, as all of it is measured.
+
+#[allow(dead_code)]
+#[path = "outside/support.rs"]
+mod support;
+#[path = "outside/upstream.rs"]
+mod upstream;
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::Mutex,
+};
+
+use crate::{
+    support::{Service, in_time},
+    upstream::{NPUB, send, service},
+};
+
+/// One measurement at a time.
+static ALONE: Mutex<()> = Mutex::const_new(());
+
+fn resident() -> u64 {
+    grasp_proto::process::resident_bytes().unwrap()
+}
+
+#[tokio::test]
+async fn an_upload_waits_for_a_slow_gitd_and_memory_does_not_grow() {
+    let _alone = ALONE.lock().await;
+    let (service, mut requests) = service(&[]).await;
+    const SIZE: usize = 256 << 20;
+    let head = format!(
+        "POST /{NPUB}/x.git/git-receive-pack HTTP/1.1\r\nContent-Length: {SIZE}\r\nExpect: 100-continue"
+    );
+    let mut client = send(&service, &head).await;
+    let mut upstream = in_time(requests.recv()).await.unwrap();
+    let mut line = [0; 25];
+    in_time(client.read_exact(&mut line)).await.unwrap();
+    assert_eq!(&line, b"HTTP/1.1 100 Continue\r\n\r\n");
+    let before = resident();
+    let (mut reading, mut writing) = client.into_split();
+    let upload = tokio::spawn(async move {
+        let chunk = vec![7; 1 << 16];
+        for _ in 0..SIZE / chunk.len() {
+            writing.write_all(&chunk).await.unwrap();
+        }
+        writing
+    });
+    let mut got = 0;
+    let mut chunk = vec![0; 1 << 16];
+    let mut most = 0;
+    while got < SIZE {
+        let read = in_time(upstream.stream.read(&mut chunk)).await.unwrap();
+        assert_ne!(read, 0);
+        got += read;
+        most = most.max(resident().saturating_sub(before));
+    }
+    let _writing = in_time(upload).await.unwrap();
+    // And the same back, in chunks.
+    let head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    upstream.stream.write_all(head).await.unwrap();
+    let download = tokio::spawn(async move {
+        let data = vec![7; 1 << 16];
+        for _ in 0..SIZE / data.len() {
+            upstream.stream.write_all(b"10000\r\n").await.unwrap();
+            upstream.stream.write_all(&data).await.unwrap();
+            upstream.stream.write_all(b"\r\n").await.unwrap();
+        }
+        upstream.stream.write_all(b"0\r\n\r\n").await.unwrap();
+    });
+    let mut got = 0;
+    while got < SIZE {
+        let read = in_time(reading.read(&mut chunk)).await.unwrap();
+        assert_ne!(read, 0);
+        got += read;
+        most = most.max(resident().saturating_sub(before));
+    }
+    in_time(download).await.unwrap();
+    println!("over idle: {} KiB", most >> 10);
+    assert!(most < 16 << 20, "{most}");
+}
+
+#[tokio::test]
+async fn an_idle_websocket_costs_little() {
+    let _alone = ALONE.lock().await;
+    const CLIENTS: usize = 400;
+    let service = Service::start().await;
+    let connect = async || {
+        let handshake = "GET / HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
+        let mut client = send(&service, handshake).await;
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            assert_ne!(in_time(client.read_buf(&mut head)).await.unwrap(), 0);
+        }
+        // A masked text frame with a mask of zeros.
+        let text = br#"["REQ","s",{"kinds":[1]}]"#;
+        let mut frame = vec![0x81, 0x80 | u8::try_from(text.len()).unwrap(), 0, 0, 0, 0];
+        frame.extend_from_slice(text);
+        client.write_all(&frame).await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(br#"["EOSE","s"]"#) {
+            assert_ne!(in_time(client.read_buf(&mut answer)).await.unwrap(), 0);
+        }
+        client
+    };
+    let mut clients = Vec::new();
+    for _ in 0..100 {
+        clients.push(connect().await);
+    }
+    let before = resident();
+    for _ in 0..CLIENTS {
+        clients.push(connect().await);
+    }
+    let each = (resident() - before) / CLIENTS as u64;
+    println!("{each} bytes for each websocket with a subscription");
+    assert!(each < 64 << 10, "{each}");
+}
