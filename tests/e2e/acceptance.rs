@@ -599,34 +599,44 @@ async fn of_two_equally_old_states_the_one_with_the_lower_id_wins() {
 }
 
 #[tokio::test]
-async fn of_two_equally_old_waiting_states_the_one_with_the_lower_id_counts() {
+async fn of_two_equally_old_waiting_states_the_one_with_the_lower_id_prevails() {
     let service = Service::start().await;
     let mut client = Client::connect(&service).await;
     for (identifier, lower_first) in [("lower-first", true), ("lower-last", false)] {
         let project = Project::announced(&service, &mut client, identifier).await;
-        project.repo.git(&["branch", "other"]).await.good();
         let first = project.repo.oid("main").await;
-        project.repo.commit().await;
-        let second = project.repo.oid("main").await;
+        let second = project.repo.commit().await;
         let at = crate::support::events::next_second();
         let sign = |oid: &str| {
             let draft = state(identifier, &[("refs/heads/main", oid)]);
-            (draft.at(at).sign(&project.owner), oid.to_owned())
+            (
+                draft.at(at).sign(&project.owner),
+                format!("+{oid}:refs/heads/main"),
+            )
         };
         let mut both = [sign(&first), sign(&second)];
-        both.sort_by_key(|(event, _)| event.id.to_hex());
-        let [lower, higher] = both.clone();
-        if !lower_first {
-            both.reverse();
-        }
         for (event, _) in &both {
-            client.publish(event).await;
+            client.publish(event).await.waits();
         }
-        let refspec = format!("{}:refs/heads/main", higher.1);
-        project.push(&service, &[&refspec]).await.refused();
-        let refspec = format!("{}:refs/heads/main", lower.1);
-        project.push(&service, &[&refspec]).await.good();
-        assert!(client.serves(&lower.0).await);
+        both.sort_by_key(|(event, _)| event.id.to_hex());
+        let [lower, higher] = both;
+        if lower_first {
+            project.push(&service, &[&lower.1]).await.good();
+            project.push(&service, &[&higher.1]).await.refused();
+        } else {
+            project.push(&service, &[&higher.1]).await.good();
+            project.push(&service, &[&lower.1]).await.good();
+        }
+        let author = project.owner.public_key().to_hex();
+        let served = client
+            .query(json!({"kinds": [30618], "authors": [author]}))
+            .await;
+        assert_eq!(served, std::slice::from_ref(&lower.0));
+        let main = project
+            .remote_ref(&service, "refs/heads/main")
+            .await
+            .unwrap();
+        assert!(lower.1.contains(&main));
     }
 }
 
@@ -743,7 +753,10 @@ async fn several_waiting_states_are_all_released_when_their_data_comes() {
     let second = project.repo.commit().await;
     let newer = project.update(&service, &mut client, &["main"]).await;
     // The newer push brought what the older names, too.
-    assert!(client.serves(&older).await);
+    until("the older is served as well", || async {
+        Client::connect(&service).await.serves(&older).await
+    })
+    .await;
     assert!(client.serves(&newer).await);
     assert_eq!(
         git::remote_ref(&project.url(&service), "HEAD").await,

@@ -140,7 +140,10 @@ async fn a_pull_request_is_released_by_a_push_of_its_commit_to_a_branch() {
         .await
         .good();
     project.update(&service, &mut client, &["main"]).await;
-    assert!(client.serves(&event).await);
+    until("the pull request is served", || async {
+        Client::connect(&service).await.serves(&event).await
+    })
+    .await;
     assert_eq!(
         project.remote_ref(&service, &nostr_ref(&event)).await,
         Some(commit)

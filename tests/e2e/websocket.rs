@@ -116,7 +116,7 @@ async fn bad_reconciliation_messages_do_not_end_the_connection() {
         json!(["NEG-OPEN", "n", {}, "zz"]),
         json!(["NEG-OPEN", "n", {}, "6"]),
         json!(["NEG-OPEN", "n", {}, ""]),
-        json!(["NEG-OPEN", "n", {}, "61ffffffff"]),
+        json!(["NEG-OPEN", "n", {}, "6100000100"]),
         json!(["NEG-OPEN", "n"]),
         json!(["NEG-OPEN", "n", "x", "61"]),
         json!(["NEG-MSG", "never-opened", "61"]),
@@ -153,11 +153,15 @@ async fn an_oversized_message_ends_its_own_connection_with_a_code() {
     frame.extend((256_u64 << 20).to_be_bytes());
     frame.extend([0; 4]);
     socket.get_mut().write_all(&frame).await.unwrap();
-    let answer = soon("the end of the connection", socket.next()).await;
-    match answer {
-        Some(Ok(Message::Close(Some(frame)))) => assert_eq!(u16::from(frame.code), 1009),
-        answer => panic!("no close code: {answer:?}"),
-    }
+    let code = async {
+        while let Some(Ok(message)) = socket.next().await {
+            if let Message::Close(frame) = message {
+                return frame.map(|frame| u16::from(frame.code));
+            }
+        }
+        None
+    };
+    assert_eq!(soon("the end of the connection", code).await, Some(1009));
     lives(&mut other).await;
 }
 

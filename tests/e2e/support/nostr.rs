@@ -10,10 +10,11 @@ use serde_json::{Value, json};
 use tokio::{
     net::{TcpSocket, TcpStream},
     sync::mpsc,
+    task::AbortHandle,
 };
 use tokio_tungstenite::{WebSocketStream, client_async, tungstenite::Message};
 
-use super::{Event, Service, soon};
+use super::{Event, PATIENCE, Service, soon};
 
 type Socket = WebSocketStream<TcpStream>;
 
@@ -78,6 +79,7 @@ pub struct Client {
     unread: VecDeque<Value>,
     closed: Option<Closed>,
     subscriptions: usize,
+    reader: AbortHandle,
 }
 
 async fn read(mut stream: SplitStream<Socket>, inbox: mpsc::UnboundedSender<Incoming>) {
@@ -110,13 +112,14 @@ impl Client {
         let (socket, _) = client_async(url, stream).await.ok()?;
         let (sink, stream) = socket.split();
         let (sender, inbox) = mpsc::unbounded_channel();
-        tokio::spawn(read(stream, sender));
+        let reader = tokio::spawn(read(stream, sender)).abort_handle();
         Some(Self {
             sink,
             inbox,
             unread: VecDeque::new(),
             closed: None,
             subscriptions: 0,
+            reader,
         })
     }
 
@@ -157,13 +160,13 @@ impl Client {
     }
 
     async fn wait<T>(&mut self, what: &str, pick: impl FnMut(&Value) -> Option<T>) -> T {
-        match soon(what, self.pick(pick)).await {
-            Some(found) => found,
-            None => panic!(
-                "connection closed ({:?}) while waiting for {what}; unread: {:?}",
+        let found = tokio::time::timeout(PATIENCE, self.pick(pick)).await;
+        found.ok().flatten().unwrap_or_else(|| {
+            panic!(
+                "no {what}; closed: {:?}; unread: {:?}",
                 self.closed, self.unread
-            ),
-        }
+            )
+        })
     }
 
     /// The code the relay closes the connection with, when it does.
@@ -291,6 +294,13 @@ impl Client {
         let stream = stream.connect(address).await.unwrap();
         let url = format!("ws://localhost:{port}/");
         client_async(url, stream).await.unwrap().0
+    }
+}
+
+/// The connection ends with its client.
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.reader.abort();
     }
 }
 
