@@ -490,6 +490,29 @@ async fn many_refs_at_once() {
     let ours = git(&path, &["ls-remote", &url]).await;
     let view = service.view(&repo).display().to_string();
     assert_eq!(ours, git(&path, &["ls-remote", &view]).await);
+    // Packed and loose, tags and tags of tags, one ref in both places: as git sees it.
+    git(&path, &["tag", "-a", "v1", "-m", "one"]).await;
+    git(&path, &["tag", "light"]).await;
+    git(&path, &["push", "-q", &url, "v1", "light"]).await;
+    let pack = ["pack-refs", "--all"];
+    git(&service.view(&repo), &pack).await;
+    git(&path, &["tag", "-a", "v2", "-m", "two", "v1"]).await;
+    commit(&path, "more", "more").await;
+    git(&path, &["push", "-q", &url, "v2", "main"]).await;
+    for version in ["protocol.version=0", "protocol.version=2"] {
+        let ours = git(&path, &["-c", version, "ls-remote", &url]).await;
+        assert!(ours.contains("refs/tags/v1^{}") && ours.contains("refs/tags/v2^{}"));
+        assert_eq!(ours, git(&path, &["-c", version, "ls-remote", &view]).await);
+    }
+    // What older tools packed does not say which tags it has peeled.
+    let file = service.view(&repo).join("packed-refs");
+    let packed = std::fs::read_to_string(&file).unwrap();
+    let bare = packed.lines().filter(|line| !line.starts_with(['#', '^']));
+    let bare: String = bare.map(|line| format!("{line}\n")).collect();
+    std::fs::write(&file, bare).unwrap();
+    let ours = git(&path, &["ls-remote", &url]).await;
+    assert!(ours.contains("refs/tags/v1^{}"), "{ours}");
+    git(&path, &["push", "-q", &url, ":v1", ":v2", ":light"]).await;
     // Deletions by the hundred, out of `packed-refs`.
     git(&path, &["push", "-q", "--prune", &url, "main:main"]).await;
     git(&path, &["checkout", "-q", "--detach"]).await;

@@ -62,6 +62,17 @@ struct Line {
     tail: String,
 }
 
+/// The hex digits of an object id, without the cost of formatting: there may be 50,000.
+fn hex(oid: Oid) -> [u8; 40] {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let mut text = [0; 40];
+    for (pair, byte) in text.chunks_exact_mut(2).zip(oid.as_bytes()) {
+        pair[0] = HEX[usize::from(byte >> 4)];
+        pair[1] = HEX[usize::from(byte & 15)];
+    }
+    text
+}
+
 /// Turns lines into pieces of about [`PIECE`] bytes, `head` before the first and a flush behind the
 /// last.
 fn pieces(head: BytesMut, lines: Lines) -> impl Iterator<Item = Bytes> + Send {
@@ -73,9 +84,9 @@ fn pieces(head: BytesMut, lines: Lines) -> impl Iterator<Item = Bytes> + Send {
                 out.extend_from_slice(pkt_line::FLUSH);
                 return Some(out.freeze());
             };
-            let oid = line.oid.to_hex();
+            let oid = hex(line.oid);
             let (name, tail) = (line.name.as_bytes(), line.tail.as_bytes());
-            pkt_line::put_parts(&mut out, &[oid.as_bytes(), b" ", name, tail, b"\n"]);
+            pkt_line::put_parts(&mut out, &[&oid, b" ", name, tail, b"\n"]);
             if out.len() >= PIECE {
                 state = Some((BytesMut::with_capacity(PIECE + 1024), lines));
                 return Some(out.freeze());
