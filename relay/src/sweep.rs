@@ -68,11 +68,6 @@ pub async fn sweep(release: &Release, serial: &Serial) {
             None => work.await,
         }
     }
-    for repo in purgatory.doomed() {
-        let (release, queue) = (release.clone(), repo.identifier.clone());
-        let work = async move { release.carry_out_doom(&repo).await };
-        serial.run(&queue, Turn::Normal, work).await;
-    }
 }
 
 /// In the queue of `identifier`: releases what can be, expires what is due all the same.
@@ -233,8 +228,12 @@ pub async fn try_everything(release: &Release, serial: &Serial) {
     }
 }
 
-/// Tries again what failed for reasons that pass.
+/// Tries again what failed for reasons that pass: the git storage was away, an upload was running
+/// into what is to go.
 pub async fn try_unfinished(release: &Release, serial: &Serial) {
+    for repo in release.purgatory.doomed() {
+        release.unfinished.insert(repo.identifier, ());
+    }
     let unfinished: Vec<Identifier> = release.unfinished.iter().map(|e| e.key().clone()).collect();
     for identifier in unfinished {
         release.unfinished.remove(&identifier);

@@ -9,10 +9,13 @@
 //! The library never hears of live events and never sees an `EVENT`: those are not its business
 //! here (architecture, "Connections").
 
+mod unexpired;
+
 use std::{
     collections::HashSet,
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use futures::{SinkExt, StreamExt};
@@ -21,11 +24,13 @@ use nostr_database::NostrDatabase;
 use nostr_relay_builder::{LocalRelay, builder::RateLimit};
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio::io::DuplexStream;
+use tokio::{io::DuplexStream, time::timeout};
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{Message, protocol::Role, protocol::WebSocketConfig},
 };
+
+use self::unexpired::Unexpired;
 
 /// Lines kept although nobody is asking anything.
 const IDLE: usize = 4;
@@ -62,7 +67,7 @@ impl Library {
     /// The library over this store.
     pub fn new(database: Arc<dyn NostrDatabase>) -> Arc<Self> {
         let relay = LocalRelay::builder()
-            .database(database)
+            .database(Unexpired(database))
             // Its own limits are out of the way: ours were applied before it is asked.
             .rate_limit(RateLimit {
                 max_reqs: usize::MAX,
@@ -272,9 +277,12 @@ impl Answer {
     }
 }
 
-/// A connection to the library. Its other end lives in a task that ends when this is dropped.
+/// How long the library may take to notice that a line is not needed any more.
+const PARTING: Duration = Duration::from_secs(2);
+
+/// A connection to the library. Its other end lives in a task that ends with it.
 #[derive(Debug)]
-struct Line(WebSocketStream<DuplexStream>);
+struct Line(Option<WebSocketStream<DuplexStream>>);
 
 impl Line {
     async fn open(relay: &LocalRelay) -> Self {
@@ -289,19 +297,40 @@ impl Line {
         let config = WebSocketConfig::default()
             .read_buffer_size(PIPE)
             .write_buffer_size(0);
-        Self(WebSocketStream::from_raw_socket(ours, Role::Client, Some(config)).await)
+        let role = Role::Client;
+        Self(Some(
+            WebSocketStream::from_raw_socket(ours, role, Some(config)).await,
+        ))
     }
 
     async fn ask(&mut self, question: String) -> Result<(), Unanswered> {
-        let sent = self.0.send(Message::Text(question.into())).await;
+        let websocket = self.0.as_mut().ok_or(Unanswered)?;
+        let sent = websocket.send(Message::Text(question.into())).await;
         sent.map_err(|_| Unanswered)
     }
 
     async fn answer(&mut self) -> Result<Answer, Unanswered> {
-        match self.0.next().await {
+        let websocket = self.0.as_mut().ok_or(Unanswered)?;
+        match websocket.next().await {
             Some(Ok(Message::Text(text))) => Ok(Answer(text.as_str().to_owned())),
             _ => Err(Unanswered),
         }
+    }
+}
+
+impl Drop for Line {
+    /// The library takes a line that just ends for an error worth telling the operator.
+    fn drop(&mut self) {
+        let (Some(mut websocket), Ok(runtime)) =
+            (self.0.take(), tokio::runtime::Handle::try_current())
+        else {
+            return;
+        };
+        runtime.spawn(timeout(PARTING, async move {
+            if websocket.close(None).await.is_ok() {
+                while let Some(Ok(_)) = websocket.next().await {}
+            }
+        }));
     }
 }
 

@@ -1,0 +1,220 @@
+//! A git side of words alone: what gitd promises, without a disk.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+};
+
+use futures::future::BoxFuture;
+use grasp_proto::words::{Identifier, Oid, RefKind, RefName, RepoId};
+use grasp_relay::git::{Absent, Alignment, Git, GitError, Refs};
+
+#[derive(Debug, Clone, Default)]
+pub struct Repo {
+    pub incarnation: String,
+    pub head: Option<RefName>,
+    pub refs: BTreeMap<RefName, Oid>,
+}
+
+#[derive(Debug, Default)]
+pub struct World {
+    pub repos: BTreeMap<RepoId, Repo>,
+    /// Objects by identifier; whether each is a commit.
+    pub pool: BTreeMap<Identifier, BTreeMap<Oid, bool>>,
+    /// Repositories that an upload runs into.
+    pub uploading: BTreeSet<RepoId>,
+    /// Repositories that refuse to be aligned.
+    pub broken: BTreeSet<RepoId>,
+    pub retired: BTreeSet<RepoId>,
+    pub aligned: u32,
+}
+
+/// The stand-in for gitd.
+#[derive(Debug, Default)]
+pub struct StandIn {
+    world: Mutex<World>,
+    away: AtomicBool,
+    made: AtomicU32,
+}
+
+impl StandIn {
+    pub fn world(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn goes_away(&self, away: bool) {
+        self.away.store(away, Ordering::SeqCst);
+    }
+
+    /// Commits are in the pool of an identifier.
+    pub fn bring(&self, identifier: &Identifier, commits: &[Oid]) {
+        let mut world = self.world();
+        let pool = world.pool.entry(identifier.clone()).or_default();
+        pool.extend(commits.iter().map(|oid| (*oid, true)));
+    }
+
+    pub fn has(&self, repo: &RepoId) -> bool {
+        self.world().repos.contains_key(repo)
+    }
+
+    pub fn refs_of(&self, repo: &RepoId) -> BTreeMap<RefName, Oid> {
+        let world = self.world();
+        world
+            .repos
+            .get(repo)
+            .map(|repo| repo.refs.clone())
+            .unwrap_or_default()
+    }
+
+    fn answer<'a, T: Send + 'a>(
+        &'a self,
+        work: impl FnOnce(&mut World) -> Result<T, GitError> + Send + 'a,
+    ) -> BoxFuture<'a, Result<T, GitError>> {
+        Box::pin(async move {
+            tokio::task::yield_now().await;
+            if self.away.load(Ordering::SeqCst) {
+                return Err(GitError::Unreachable("away".to_owned()));
+            }
+            work(&mut self.world())
+        })
+    }
+}
+
+impl Git for StandIn {
+    fn create<'a>(&'a self, repo: &'a RepoId) -> BoxFuture<'a, Result<String, GitError>> {
+        self.answer(|world| {
+            let incarnation = || format!("i{}", self.made.fetch_add(1, Ordering::SeqCst));
+            let made = world.repos.entry(repo.clone()).or_insert_with(|| Repo {
+                incarnation: incarnation(),
+                ..Repo::default()
+            });
+            Ok(made.incarnation.clone())
+        })
+    }
+
+    fn retire<'a>(&'a self, repo: &'a RepoId) -> BoxFuture<'a, Result<(), GitError>> {
+        self.answer(|world| {
+            world.repos.remove(repo);
+            world.retired.insert(repo.clone());
+            Ok(())
+        })
+    }
+
+    fn delete<'a>(&'a self, repo: &'a RepoId) -> BoxFuture<'a, Result<(), GitError>> {
+        self.answer(|world| {
+            if world.uploading.contains(repo) {
+                return Err(GitError::Refused("an upload is running".to_owned()));
+            }
+            world.repos.remove(repo);
+            Ok(())
+        })
+    }
+
+    fn refs<'a>(
+        &'a self,
+        repo: &'a RepoId,
+        names: &'a [RefName],
+    ) -> BoxFuture<'a, Result<Refs, GitError>> {
+        self.answer(|world| {
+            let repo = world.repos.get(repo).ok_or(GitError::NotFound)?;
+            let named = |name: &RefName| names.is_empty() || names.contains(name);
+            let refs = repo.refs.iter().filter(|(name, _)| named(name));
+            Ok(Refs {
+                refs: refs.map(|(name, oid)| (name.clone(), *oid)).collect(),
+                incarnation: repo.incarnation.clone(),
+            })
+        })
+    }
+
+    fn absent<'a>(
+        &'a self,
+        identifier: &'a Identifier,
+        oids: &'a BTreeSet<Oid>,
+        commits: &'a BTreeSet<Oid>,
+        _staged_in: Option<&'a RepoId>,
+    ) -> BoxFuture<'a, Result<Absent, GitError>> {
+        self.answer(|world| {
+            let pool = world.pool.get(identifier).cloned().unwrap_or_default();
+            let mut absent: BTreeSet<Oid> = oids.iter().copied().collect();
+            absent.retain(|oid| !pool.contains_key(oid));
+            absent.extend(commits.iter().filter(|oid| pool.get(oid) != Some(&true)));
+            Ok(Absent(absent))
+        })
+    }
+
+    fn align<'a>(
+        &'a self,
+        repo: &'a RepoId,
+        alignment: Alignment,
+    ) -> BoxFuture<'a, Result<(), GitError>> {
+        self.answer(move |world| {
+            if world.broken.contains(repo) {
+                return Err(GitError::Refused("it is broken".to_owned()));
+            }
+            let pool = world
+                .pool
+                .get(&repo.identifier)
+                .cloned()
+                .unwrap_or_default();
+            world.aligned += 1;
+            let repo = world.repos.get_mut(repo).ok_or(GitError::NotFound)?;
+            if !alignment.incarnation.is_empty() && alignment.incarnation != repo.incarnation {
+                return Err(GitError::Refused("another incarnation".to_owned()));
+            }
+            for (name, expected) in &alignment.expected {
+                if repo.refs.get(name) != expected.as_ref() {
+                    return Err(GitError::Moved(format!("{name} moved")));
+                }
+            }
+            if let Some((name, _)) = alignment
+                .refs
+                .iter()
+                .find(|(_, oid)| !pool.contains_key(oid))
+            {
+                return Err(GitError::Refused(format!("{name} has no object")));
+            }
+            repo.refs
+                .retain(|name, _| matches!(name.kind(), RefKind::Nostr(_)));
+            repo.refs.extend(alignment.refs);
+            repo.head = alignment.head.or(repo.head.take());
+            Ok(())
+        })
+    }
+
+    fn put_ref<'a>(
+        &'a self,
+        repo: &'a RepoId,
+        name: &'a RefName,
+        oid: Oid,
+        signed_for: bool,
+    ) -> BoxFuture<'a, Result<(), GitError>> {
+        self.answer(move |world| {
+            let refs = &mut world.repos.get_mut(repo).ok_or(GitError::NotFound)?.refs;
+            refs.insert(name.clone(), oid);
+            if signed_for {
+                let pool = world.pool.entry(repo.identifier.clone()).or_default();
+                pool.insert(oid, true);
+            }
+            Ok(())
+        })
+    }
+
+    fn delete_ref<'a>(
+        &'a self,
+        repo: &'a RepoId,
+        name: &'a RefName,
+    ) -> BoxFuture<'a, Result<(), GitError>> {
+        self.answer(|world| {
+            let repo = world.repos.get_mut(repo).ok_or(GitError::NotFound)?;
+            repo.refs.remove(name);
+            Ok(())
+        })
+    }
+
+    fn reachable(&self) -> BoxFuture<'_, bool> {
+        Box::pin(async { !self.away.load(Ordering::SeqCst) })
+    }
+}
