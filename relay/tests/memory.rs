@@ -3,6 +3,7 @@
 #[allow(dead_code)]
 #[path = "outside/support.rs"]
 mod support;
+#[allow(dead_code)]
 #[path = "outside/upstream.rs"]
 mod upstream;
 
@@ -25,9 +26,9 @@ fn resident() -> u64 {
 
 #[tokio::test]
 async fn an_upload_waits_for_a_slow_gitd_and_memory_does_not_grow() {
+    const SIZE: usize = 256 << 20;
     let _alone = ALONE.lock().await;
     let (service, mut requests) = service(&[]).await;
-    const SIZE: usize = 256 << 20;
     let head = format!(
         "POST /{NPUB}/x.git/git-receive-pack HTTP/1.1\r\nContent-Length: {SIZE}\r\nExpect: 100-continue"
     );
@@ -81,8 +82,8 @@ async fn an_upload_waits_for_a_slow_gitd_and_memory_does_not_grow() {
 
 #[tokio::test]
 async fn an_idle_websocket_costs_little() {
-    let _alone = ALONE.lock().await;
     const CLIENTS: usize = 400;
+    let _alone = ALONE.lock().await;
     let service = Service::start().await;
     let connect = async || {
         let handshake = "GET / HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\

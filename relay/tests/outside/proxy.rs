@@ -155,8 +155,8 @@ async fn without_gitd_git_users_read_why() {
 
 #[tokio::test]
 async fn a_large_upload_hears_that_gitd_is_gone() {
-    let service = Service::start().await;
     const SIZE: usize = 8 << 20;
+    let service = Service::start().await;
     let head = format!("POST /{NPUB}/x.git/git-receive-pack HTTP/1.1\r\nContent-Length: {SIZE}");
     let mut client = send(&service, &head).await;
     client.write_all(&vec![7; SIZE]).await.unwrap();

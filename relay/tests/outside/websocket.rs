@@ -54,7 +54,7 @@ async fn malformed_frames_are_answered_and_the_connection_lives() {
 #[tokio::test]
 async fn stored_and_live_events_arrive_without_gap_or_double() {
     let service = Service::start().await;
-    let mut publisher = service.client().await;
+    let publisher = service.client().await;
     let events: Vec<_> = (0..1500).map(|n| note(&n.to_string())).collect();
     let (mut sink, mut acknowledged) = {
         use futures::StreamExt;
@@ -322,7 +322,7 @@ async fn large_events_arrive_whole() {
 async fn a_client_that_is_silent_is_told_and_one_that_answers_pings_is_not() {
     let patience = Patience {
         ping: Duration::from_millis(100),
-        silent: Duration::from_millis(1000),
+        silent: Duration::from_secs(1),
         ..Patience::default()
     };
     let service = Service::with(&[], patience).await;
