@@ -12,9 +12,10 @@ use git2::ObjectType;
 use grasp_proto::words::{EventId, Oid, RefKind, RefName, RepoId};
 
 use super::{
-    Error, Repositories, Upload,
+    Error, Repositories,
     intake::{Quarantine, Refused},
     kind_of,
+    locks::Upload,
     refs::{self, Change},
     staging,
 };

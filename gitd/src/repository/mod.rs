@@ -5,23 +5,24 @@
 //! Locks are held for local work only, never across a call to the relay: one for each view (its
 //! refs, its staging) and one for each identifier (which views its pool has), always taken in this
 //! order. Every change is made so that a kill between any two steps leaves a state from which the
-//! same call, or [`Repositories::sweep`] at the next start, finishes.
+//! same call, or the sweep at the next start, finishes.
 
 pub mod change;
 pub mod git;
 pub mod intake;
 pub mod layout;
+pub mod locks;
 pub mod pool;
 pub mod refs;
 pub mod staging;
 mod sweep;
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     fs, io,
     io::Write,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use git2::{ObjectType, OdbLookupFlags};
@@ -30,6 +31,7 @@ use tokio::sync::Semaphore;
 
 use self::{
     layout::{INCARNATION, Layout, Marker, REPOSITORY},
+    locks::{Closing, Locks, Upload, Uploads},
     pool::Consolidator,
     refs::Entry,
 };
@@ -117,74 +119,6 @@ fn fresh_repository(path: &Path) -> io::Result<()> {
     fs::write(path.join("config"), config)
 }
 
-/// Locks by name, made when needed and gone when nobody has them: bounded by what is running.
-#[derive(Debug)]
-struct Locks<K>(Mutex<HashMap<K, Arc<Mutex<()>>>>);
-
-impl<K: Clone + Eq + std::hash::Hash> Locks<K> {
-    fn new() -> Self {
-        Self(Mutex::default())
-    }
-
-    fn map(&self) -> MutexGuard<'_, HashMap<K, Arc<Mutex<()>>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn hold<T>(&self, key: &K, work: impl FnOnce() -> T) -> T {
-        let lock = Arc::clone(self.map().entry(key.clone()).or_default());
-        let guard = lock.lock().unwrap_or_else(PoisonError::into_inner);
-        let result = work();
-        drop(guard);
-        let mut map = self.map();
-        // The map's and ours: nobody else waits for it.
-        if Arc::strong_count(&lock) == 2 {
-            map.remove(key);
-        }
-        result
-    }
-}
-
-/// What runs on a view, so that it is not deleted under it.
-#[derive(Debug, Default)]
-struct Uploads {
-    running: HashMap<RepoId, usize>,
-    closing: HashSet<RepoId>,
-}
-
-/// An upload into a view. While it lives, the view is neither deleted nor retired.
-#[derive(Debug)]
-pub struct Upload {
-    uploads: Arc<Mutex<Uploads>>,
-    repo: RepoId,
-    /// Which of the repositories that ever had this name.
-    pub incarnation: String,
-}
-
-fn locked(uploads: &Mutex<Uploads>) -> MutexGuard<'_, Uploads> {
-    uploads.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Drop for Upload {
-    fn drop(&mut self) {
-        let mut uploads = locked(&self.uploads);
-        if let Some(count) = uploads.running.get_mut(&self.repo) {
-            *count -= 1;
-            if *count == 0 {
-                uploads.running.remove(&self.repo);
-            }
-        }
-    }
-}
-
-/// A view is on its way out: no upload begins.
-struct Closing<'a>(&'a Mutex<Uploads>, &'a RepoId);
-
-impl Drop for Closing<'_> {
-    fn drop(&mut self) {
-        locked(self.0).closing.remove(self.1);
-    }
-}
-
 /// What is not here, of what was asked for.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Missing {
@@ -203,7 +137,7 @@ pub struct Repositories {
     layout: Layout,
     views: Locks<RepoId>,
     identifiers: Locks<Identifier>,
-    uploads: Arc<Mutex<Uploads>>,
+    uploads: Uploads,
     /// Views of another server that do not lean on a pool yet, by identifier. Bounded by what lay
     /// in the data directory at the start.
     unadopted: Mutex<HashMap<Identifier, Vec<RepoId>>>,
@@ -219,9 +153,9 @@ impl Repositories {
         git2::opts::enable_caching(false);
         let repositories = Self {
             layout: Layout::new(root),
-            views: Locks::new(),
-            identifiers: Locks::new(),
-            uploads: Arc::default(),
+            views: Locks::default(),
+            identifiers: Locks::default(),
+            uploads: Uploads::default(),
             unadopted: Mutex::default(),
             threads: Arc::new(Semaphore::new(BLOCKING)),
             consolidator,
@@ -367,30 +301,17 @@ impl Repositories {
 
     /// Begins an upload into a view.
     pub fn begin_upload(&self, repo: &RepoId) -> Result<Upload, Error> {
-        let mut uploads = locked(&self.uploads);
-        if uploads.closing.contains(repo) {
-            return Err(Error::NotFound);
-        }
-        *uploads.running.entry(repo.clone()).or_default() += 1;
-        drop(uploads);
-        let mut upload = Upload {
-            uploads: Arc::clone(&self.uploads),
-            repo: repo.clone(),
-            incarnation: String::new(),
-        };
+        let mut upload = self.uploads.begin(repo).ok_or(Error::NotFound)?;
         // Counted before it is looked at: from here on it cannot go.
         upload.incarnation = self.incarnation(repo)?;
         Ok(upload)
     }
 
-    fn close<'a>(&'a self, repo: &'a RepoId) -> Result<Closing<'a>, Error> {
-        let mut uploads = locked(&self.uploads);
-        if uploads.running.contains_key(repo) || !uploads.closing.insert(repo.clone()) {
-            return Err(Error::Precondition(
-                "an upload into this repository is running".to_owned(),
-            ));
-        }
-        Ok(Closing(&self.uploads, repo))
+    fn close<'a>(&self, repo: &'a RepoId) -> Result<Closing<'a>, Error> {
+        let reason = || "an upload into this repository is running".to_owned();
+        self.uploads
+            .close(repo)
+            .ok_or_else(|| Error::Precondition(reason()))
     }
 
     /// Deletes a repository, and its pool if it was the last view. One that is not there is deleted.

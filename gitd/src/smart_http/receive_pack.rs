@@ -7,7 +7,6 @@
 //! nothing.
 
 use std::{
-    collections::HashSet,
     pin::Pin,
     sync::{
         Arc,
@@ -20,7 +19,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use grasp_proto::{
     contract::Command,
-    words::{EventId, Oid, RefKind, RefName, RepoId},
+    words::{EventId, Oid, RefKind, RepoId},
 };
 use tokio::{
     io::{AsyncBufRead, AsyncRead, ReadBuf},
@@ -30,22 +29,17 @@ use tokio::{
 
 use super::{
     Answer, Server,
-    pkt_line::{self, Band, Packet},
+    commands::Request,
+    pkt_line::{self, Band},
 };
 use crate::{
     relay::{Belongs, Decision, Push},
     repository::{
-        Upload,
         change::{Destination, too_many_placeholders},
         intake::{self, IDLE, Intake, Progress, Refused},
+        locks::Upload,
     },
 };
-
-/// Commands of one push at most.
-const MOST_COMMANDS: usize = 50_000;
-
-/// Bytes of one push's commands and options at most.
-const MOST_COMMAND_BYTES: usize = 16 * 1024 * 1024;
 
 /// How often the relay is told that an upload still moves.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
@@ -55,156 +49,6 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
 
 /// The longest reason that is told.
 const MOST_REASON: usize = 1000;
-
-/// One line of a push as it was sent.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Line {
-    name: String,
-    command: Result<Command, String>,
-}
-
-/// What a push begins with.
-#[allow(clippy::struct_excessive_bools)] // each is a capability of the protocol
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Request {
-    lines: Vec<Line>,
-    report: bool,
-    sideband: bool,
-    quiet: bool,
-    atomic: bool,
-}
-
-/// The next packet of a push's head, of which `bytes` have been read.
-async fn next(
-    body: &mut (impl AsyncBufRead + Unpin),
-    bytes: &mut usize,
-) -> Result<Option<Packet>, String> {
-    let packet = pkt_line::read(body).await.map_err(|e| e.to_string())?;
-    if let Some(Packet::Line(line)) = &packet {
-        *bytes += line.len();
-    }
-    match *bytes > MOST_COMMAND_BYTES {
-        true => Err("the push has too many bytes of commands".to_owned()),
-        false => Ok(packet),
-    }
-}
-
-impl Request {
-    /// Reads commands and push options, up to where the pack begins.
-    async fn read(body: &mut (impl AsyncBufRead + Unpin)) -> Result<Self, String> {
-        let mut request = Self::default();
-        let (mut bytes, mut first, mut options) = (0, true, false);
-        loop {
-            let line = match next(body, &mut bytes).await? {
-                Some(Packet::Line(line)) => line,
-                Some(Packet::Flush) => break,
-                // An empty body is nothing to be done, like git's probe, which is one flush.
-                None if first => return Ok(request),
-                _ => return Err("the push ends inside its commands".to_owned()),
-            };
-            let line = Packet::text(&line);
-            if line.starts_with(b"shallow ") {
-                continue;
-            }
-            if line.starts_with(b"push-cert") {
-                return Err("signed pushes are not known here; push without --signed".to_owned());
-            }
-            let (line, capabilities) = match line.iter().position(|byte| *byte == 0) {
-                Some(at) => (&line[..at], &line[at + 1..]),
-                None => (line, &b""[..]),
-            };
-            if first {
-                options = request.capabilities(&String::from_utf8_lossy(capabilities))?;
-                first = false;
-            }
-            if request.lines.len() == MOST_COMMANDS {
-                return Err(format!("a push has at most {MOST_COMMANDS} commands"));
-            }
-            request.lines.push(Line::parse(line)?);
-        }
-        // The options themselves mean nothing here; what they are for is decided by events.
-        if options {
-            loop {
-                match next(body, &mut bytes).await? {
-                    Some(Packet::Line(_)) => {}
-                    Some(Packet::Flush) => break,
-                    _ => return Err("the push ends inside its options".to_owned()),
-                }
-            }
-        }
-        request.refuse_twins();
-        Ok(request)
-    }
-
-    /// Notes what the client can do; says whether push options follow.
-    fn capabilities(&mut self, capabilities: &str) -> Result<bool, String> {
-        let mut options = false;
-        for capability in capabilities.split_ascii_whitespace() {
-            match capability {
-                "report-status" => self.report = true,
-                "side-band-64k" => self.sideband = true,
-                "quiet" => self.quiet = true,
-                "atomic" => self.atomic = true,
-                "push-options" => options = true,
-                other => match other.strip_prefix("object-format=") {
-                    None | Some("sha1") => {}
-                    Some(_) => return Err("only object-format=sha1 is known here".to_owned()),
-                },
-            }
-        }
-        Ok(options)
-    }
-
-    /// Of several commands for one ref, none can be done.
-    fn refuse_twins(&mut self) {
-        let mut seen = HashSet::new();
-        let twins: HashSet<String> = self
-            .lines
-            .iter()
-            .filter(|line| !seen.insert(line.name.clone()))
-            .map(|line| line.name.clone())
-            .collect();
-        for line in &mut self.lines {
-            if twins.contains(&line.name) {
-                line.command = Err("this ref is named more than once".to_owned());
-            }
-        }
-    }
-
-    /// All commands, or what is to be said about each if any cannot be read.
-    fn commands(&self) -> Result<Vec<Command>, Vec<Option<String>>> {
-        if self.lines.iter().all(|line| line.command.is_ok()) {
-            let commands = self.lines.iter().flat_map(|line| line.command.clone());
-            return Ok(commands.collect());
-        }
-        let other = || "another command of this push cannot be done".to_owned();
-        Err(self
-            .lines
-            .iter()
-            .map(|line| Some(line.command.clone().err().unwrap_or_else(other)))
-            .collect())
-    }
-}
-
-impl Line {
-    fn parse(line: &[u8]) -> Result<Self, String> {
-        let bad = || "a command cannot be read".to_owned();
-        let text = std::str::from_utf8(line)
-            .map_err(|_| "a ref name is not UTF-8, which cannot be announced".to_owned())?;
-        let mut parts = text.splitn(3, ' ');
-        let mut next = || parts.next().ok_or_else(bad);
-        let (old, new, name) = (next()?, next()?, next()?);
-        let old = Oid::from_hex(old).map_err(|_| bad())?;
-        let new = Oid::from_hex(new).map_err(|_| bad())?;
-        let command = RefName::parse(name)
-            .map(|name| Command { old, new, name })
-            .map_err(|error| error.to_string());
-        Ok(Self {
-            name: name.to_owned(),
-            command,
-        })
-    }
-}
 
 /// What the client is told at the end.
 struct Report {
@@ -616,54 +460,15 @@ fn tips(commands: &[Command]) -> Vec<(Oid, bool)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const OLD: &str = "0000000000000000000000000000000000000000";
-    const NEW: &str = "1111111111111111111111111111111111111111";
-
-    async fn read(lines: &[&str]) -> Result<Request, String> {
-        let mut body = BytesMut::new();
-        for line in lines {
-            match *line {
-                "" => body.extend_from_slice(pkt_line::FLUSH),
-                line => pkt_line::put(&mut body, line.as_bytes()),
-            }
-        }
-        Request::read(&mut &body[..]).await
-    }
-
-    #[tokio::test]
-    async fn commands_are_read() {
-        let first = format!("{OLD} {NEW} refs/heads/a\0 report-status side-band-64k push-options");
-        let second = format!("{OLD} {NEW} refs/heads/b c");
-        let shallow = format!("shallow {NEW}");
-        let request = read(&[&shallow, &first, &second, "", "option", ""]).await;
-        let request = request.unwrap();
-        assert!(request.report && request.sideband && !request.atomic);
-        assert!(request.lines[0].command.is_ok());
-        assert_eq!(request.lines[1].name, "refs/heads/b c");
-        let results = request.commands().unwrap_err();
-        assert!(results.iter().all(Option::is_some));
-    }
-
-    #[tokio::test]
-    async fn what_is_no_push_is_refused() {
-        assert!(read(&[""]).await.unwrap().lines.is_empty());
-        assert!(read(&[]).await.unwrap().lines.is_empty());
-        assert!(read(&["push-cert\0x", ""]).await.is_err());
-        assert!(read(&["x y", ""]).await.is_err());
-        let sha256 = format!("{OLD} {NEW} refs/heads/a\0object-format=sha256");
-        assert!(read(&[&sha256, ""]).await.is_err());
-        let open = format!("{OLD} {NEW} refs/heads/a\0");
-        assert!(read(&[&open]).await.is_err());
-        let twice = read(&[&open, &open, ""]).await.unwrap();
-        assert!(twice.commands().is_err());
-    }
+    use crate::smart_http::commands::Line;
 
     #[test]
     fn reasons_stay_on_their_line() {
         let report = Report::refused(1, "a\nng refs/heads/b c");
         let request = Request {
-            lines: vec![Line::parse(format!("{OLD} {NEW} refs/heads/a").as_bytes()).unwrap()],
+            lines: vec![
+                Line::parse(format!("{0} {0} refs/heads/a", Oid::ZERO).as_bytes()).unwrap(),
+            ],
             report: true,
             ..Request::default()
         };

@@ -1,0 +1,141 @@
+//! Who works on what: locks by name, and the uploads that keep a view from going.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use grasp_proto::words::RepoId;
+
+/// Locks by name, made when needed and gone when nobody has them: bounded by what is running.
+#[derive(Debug)]
+pub struct Locks<K>(Mutex<HashMap<K, Arc<Mutex<()>>>>);
+
+impl<K> Default for Locks<K> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<K: Clone + Eq + std::hash::Hash> Locks<K> {
+    fn map(&self) -> MutexGuard<'_, HashMap<K, Arc<Mutex<()>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does `work` while nobody else works under the same key. Blocks.
+    pub fn hold<T>(&self, key: &K, work: impl FnOnce() -> T) -> T {
+        let lock = Arc::clone(self.map().entry(key.clone()).or_default());
+        let guard = lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = work();
+        drop(guard);
+        let mut map = self.map();
+        // The map's and ours: nobody else waits for it.
+        if Arc::strong_count(&lock) == 2 {
+            map.remove(key);
+        }
+        result
+    }
+}
+
+/// What runs on views, so that none is deleted under an upload. Of a deletion and an upload that begin
+/// at once, one finds the other.
+#[derive(Debug, Clone, Default)]
+pub struct Uploads(Arc<Mutex<Running>>);
+
+#[derive(Debug, Default)]
+struct Running {
+    uploads: HashMap<RepoId, usize>,
+    closing: HashSet<RepoId>,
+}
+
+impl Uploads {
+    fn running(&self) -> MutexGuard<'_, Running> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins an upload; `None`: the view is on its way out.
+    pub fn begin(&self, repo: &RepoId) -> Option<Upload> {
+        let mut running = self.running();
+        if running.closing.contains(repo) {
+            return None;
+        }
+        *running.uploads.entry(repo.clone()).or_default() += 1;
+        drop(running);
+        Some(Upload {
+            uploads: self.clone(),
+            repo: repo.clone(),
+            incarnation: String::new(),
+        })
+    }
+
+    /// Lets no upload begin any more; `None`: one is running, or somebody else closes.
+    pub fn close<'a>(&self, repo: &'a RepoId) -> Option<Closing<'a>> {
+        let mut running = self.running();
+        let free = !running.uploads.contains_key(repo) && running.closing.insert(repo.clone());
+        drop(running);
+        free.then(|| Closing {
+            uploads: self.clone(),
+            repo,
+        })
+    }
+}
+
+/// An upload into a view. While it lives, the view is neither deleted nor retired.
+#[derive(Debug)]
+pub struct Upload {
+    uploads: Uploads,
+    /// Where to.
+    pub repo: RepoId,
+    /// Which of the repositories that ever had this name.
+    pub incarnation: String,
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        let mut running = self.uploads.running();
+        if let Some(count) = running.uploads.get_mut(&self.repo) {
+            *count -= 1;
+            if *count == 0 {
+                running.uploads.remove(&self.repo);
+            }
+        }
+    }
+}
+
+/// A view on its way out: no upload begins while this lives.
+#[derive(Debug)]
+pub struct Closing<'a> {
+    uploads: Uploads,
+    repo: &'a RepoId,
+}
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        self.uploads.running().closing.remove(self.repo);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use grasp_proto::words::{Identifier, Npub};
+
+    use super::*;
+
+    #[test]
+    fn an_upload_and_a_deletion_exclude_each_other() {
+        let repo = RepoId {
+            owner: Npub::from_bytes([1; 32]),
+            identifier: Identifier::parse("x").unwrap(),
+        };
+        let uploads = Uploads::default();
+        let (one, two) = (uploads.begin(&repo), uploads.begin(&repo));
+        drop(one);
+        assert!(uploads.close(&repo).is_none());
+        drop(two);
+        let closing = uploads.close(&repo).unwrap();
+        assert!(uploads.begin(&repo).is_none() && uploads.close(&repo).is_none());
+        drop(closing);
+        assert!(uploads.begin(&repo).is_some());
+        assert!(uploads.running().uploads.is_empty());
+    }
+}
