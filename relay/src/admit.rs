@@ -8,7 +8,7 @@
 use std::{cmp::Ordering, sync::Arc};
 
 use futures::future::BoxFuture;
-use grasp_proto::words::{EventId, RepoId};
+use grasp_proto::words::{EventId, Identifier, Npub, RepoId};
 use nostr::{Event, Kind, Timestamp};
 
 use crate::{
@@ -25,7 +25,7 @@ use crate::{
         satisfiable::{Wanted, satisfiable},
     },
     purgatory::WAITS_FOR,
-    release::{Release, ReleaseError},
+    release::{GoOn, Release, ReleaseError},
     repository::Standing,
     retire::RetireError,
     serial::{Serial, Turn},
@@ -305,7 +305,8 @@ impl Admit {
 
     /// A change of who maintains what may let something out.
     async fn settle_after(&self, repo: &RepoId) {
-        if let Err(error) = self.release.identifier(&repo.identifier).await {
+        let released = release_identifier(&self.release, &self.serial, &repo.identifier);
+        if let Err(error) = released.await {
             self.release
                 .note(&repo.identifier, &error, "nothing was released");
         }
@@ -369,7 +370,8 @@ impl Admit {
             }
             let released = self.release.state(state, None, None).await?;
             if let Some(behind) = released.go_on_behind {
-                go_on(&self.release, &self.serial, state.clone(), behind);
+                let state = state.clone();
+                go_on(&self.release, &self.serial, GoOn { state, behind });
             }
             Ok::<_, ReleaseError>(released.served)
         };
@@ -458,7 +460,7 @@ impl Admit {
     async fn versions(
         &self,
         kind: Kind,
-        author: grasp_proto::words::Npub,
+        author: Npub,
         identifier: &str,
         until: Timestamp,
     ) -> Result<Vec<EventId>, Failed> {
@@ -473,7 +475,7 @@ impl Admit {
             false => store.addressable(kind, &author, identifier).await?,
         };
         let mut found: Vec<Arc<Event>> = stored.into_iter().map(Arc::new).collect();
-        if let Ok(identifier) = grasp_proto::words::Identifier::parse(identifier) {
+        if let Ok(identifier) = Identifier::parse(identifier) {
             if kind == STATE {
                 let waiting = purgatory.states.by_author(&identifier, &author);
                 found.extend(waiting.into_iter().map(|entry| entry.state.event));
@@ -597,15 +599,29 @@ pub async fn make_repository(release: &Release, repo: &RepoId) {
     }
 }
 
+/// Releases whatever can be under an identifier, and what is too much for this turn of its queue
+/// in later ones.
+pub async fn release_identifier(
+    release: &Release,
+    serial: &Serial,
+    identifier: &Identifier,
+) -> Result<(), ReleaseError> {
+    for more in release.identifier(identifier).await? {
+        go_on(release, serial, more);
+    }
+    Ok(())
+}
+
 /// Goes on with the release of a state that many repositories want, turn by turn, so that whoever
 /// is at a terminal goes between.
-pub fn go_on(release: &Release, serial: &Serial, state: State, behind: RepoId) {
+pub fn go_on(release: &Release, serial: &Serial, from: GoOn) {
     let (release, serial) = (release.clone(), serial.clone());
     tokio::spawn(async move {
+        let GoOn { state, behind } = from;
+        let identifier = state.identifier.clone();
         let mut behind = Some(behind);
         while let Some(last) = behind {
             let (worker, state) = (release.clone(), state.clone());
-            let identifier = state.identifier.clone();
             let work = async move { worker.state(&state, None, Some(&last)).await };
             match serial.run(&identifier, Turn::Normal, work).await {
                 Ok(released) => behind = released.go_on_behind,

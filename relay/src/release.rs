@@ -68,6 +68,15 @@ pub struct Released {
     pub go_on_behind: Option<RepoId>,
 }
 
+/// A release that goes on in another turn of the queue.
+#[derive(Debug, Clone)]
+pub struct GoOn {
+    /// What is being released.
+    pub state: State,
+    /// Behind which repository.
+    pub behind: RepoId,
+}
+
 /// Repositories that one turn of the queue aligns at most, so that a push waits for no more.
 const ALIGNED_A_TURN: usize = 64;
 /// Objects asked for at once.
@@ -97,12 +106,8 @@ impl Release {
     /// Says why something under an identifier was not done, and has it tried again if that may
     /// help.
     pub fn note(&self, identifier: &Identifier, error: &ReleaseError, what: &str) {
-        let passes = match error {
-            ReleaseError::Git(GitError::Unreachable(_) | GitError::Failed(_)) => true,
-            ReleaseError::Git(_) => false,
-            ReleaseError::Store(_) => true,
-        };
-        if passes {
+        use GitError::{Moved, NotFound, Refused};
+        if !matches!(error, ReleaseError::Git(NotFound | Moved(_) | Refused(_))) {
             self.unfinished.insert(identifier.clone(), ());
         }
         tracing::warn!(%identifier, %error, "{what}");
@@ -153,47 +158,53 @@ impl Release {
     }
 
     /// Releases whatever waits under an identifier and can be: states oldest first, then pull
-    /// requests. One that cannot be released does not hold up the next.
+    /// requests. One that cannot be released does not hold up the next. Gives the states that more
+    /// repositories want than one turn has room for.
     ///
     /// # Errors
     /// Only if the git storage cannot be reached: then nothing is known.
-    pub async fn identifier(&self, identifier: &Identifier) -> Result<(), ReleaseError> {
+    pub async fn identifier(&self, identifier: &Identifier) -> Result<Vec<GoOn>, ReleaseError> {
         let states = self.purgatory.states.by_identifier(identifier);
         let mut states: Vec<State> = states.into_iter().map(|entry| entry.state).collect();
-        let requests = self.purgatory.pull_requests.by_identifier(identifier);
-        if states.is_empty() && requests.is_empty() {
-            return Ok(());
-        }
         states.sort_by(|a, b| later(&a.event, &b.event));
+        let requests = self.purgatory.pull_requests.by_identifier(identifier);
         let mut wanted = Wanted::default();
         for state in &states {
             wanted.state(state);
         }
+        for request in requests
+            .iter()
+            .filter_map(|(_, entry)| entry.request.as_ref())
+        {
+            wanted.pull_request(request);
+        }
         let absent = self.absent(identifier, &wanted).await?;
-        for state in states.iter().filter(|state| satisfiable(state, &absent)) {
-            let mut behind = None;
-            loop {
-                match self.state(state, None, behind.as_ref()).await {
-                    Ok(released) if released.go_on_behind.is_some() => {
-                        behind = released.go_on_behind;
-                    }
-                    Ok(_) => break,
-                    Err(error) if error.is_unreachable() => return Err(error),
-                    Err(error) => {
-                        self.note(identifier, &error, "a state stays in purgatory");
-                        break;
-                    }
+        let mut go_on = Vec::new();
+        for state in states
+            .into_iter()
+            .filter(|state| satisfiable(state, &absent))
+        {
+            match self.state(&state, None, None).await {
+                Ok(released) => {
+                    let behind = released.go_on_behind;
+                    go_on.extend(behind.map(|behind| GoOn { state, behind }));
                 }
+                Err(error) if error.is_unreachable() => return Err(error),
+                Err(error) => self.note(identifier, &error, "a state stays in purgatory"),
             }
         }
-        for (id, _) in requests {
+        for (id, entry) in requests {
+            let commit = entry.request.and_then(|request| request.commit);
+            if commit.is_none_or(|commit| absent.contains(&commit)) && entry.pushed.is_empty() {
+                continue;
+            }
             match self.pull_request(&id).await {
                 Ok(_) => {}
                 Err(error) if error.is_unreachable() => return Err(error),
                 Err(error) => self.note(identifier, &error, "a pull request stays in purgatory"),
             }
         }
-        Ok(())
+        Ok(go_on)
     }
 
     /// Releases a state whose objects are all here: aligns every repository here for which it is

@@ -73,7 +73,7 @@ impl Release {
             }
             Ok(None) => {}
             Err(error) => {
-                tracing::error!(%repo, %error, "an announcement is forgotten till restart")
+                tracing::error!(%repo, %error, "an announcement is forgotten till restart");
             }
         }
     }

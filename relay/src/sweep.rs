@@ -9,7 +9,7 @@ use grasp_proto::words::{EventId, Identifier, RefName, RepoId};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    admit::make_repository,
+    admit::{make_repository, release_identifier},
     clock::Moment,
     git::GitError,
     nip34::{id_of, later},
@@ -46,7 +46,7 @@ pub async fn sweep(release: &Release, serial: &Serial) {
         );
     }
     for identifier in due {
-        let work = expire(release.clone(), identifier.clone(), now);
+        let work = expire(release.clone(), serial.clone(), identifier.clone(), now);
         serial.run(&identifier, Turn::Normal, work).await;
     }
     for id in requests {
@@ -71,8 +71,8 @@ pub async fn sweep(release: &Release, serial: &Serial) {
 }
 
 /// In the queue of `identifier`: releases what can be, expires what is due all the same.
-async fn expire(release: Release, identifier: Identifier, now: Moment) {
-    if let Err(error) = release.identifier(&identifier).await {
+async fn expire(release: Release, serial: Serial, identifier: Identifier, now: Moment) {
+    if let Err(error) = release_identifier(&release, &serial, &identifier).await {
         tracing::warn!(%identifier, %error, "nothing expires without a try to release it");
         return;
     }
@@ -194,9 +194,9 @@ fn is_served(release: &Release, repo: &RepoId) -> bool {
 /// Tries whatever waits under an identifier: what is to go, repositories that were not made,
 /// announcements, releases.
 pub async fn try_again(release: &Release, serial: &Serial, identifier: &Identifier) {
-    let (worker, queue) = (release.clone(), identifier.clone());
+    let (worker, queues, queue) = (release.clone(), serial.clone(), identifier.clone());
     let work = async move {
-        let (release, identifier) = (worker, queue);
+        let (release, serial, identifier) = (worker, queues, queue);
         for repo in release.purgatory.doomed() {
             if repo.identifier == identifier {
                 release.carry_out_doom(&repo).await;
@@ -212,7 +212,7 @@ pub async fn try_again(release: &Release, serial: &Serial, identifier: &Identifi
                 release.note(&identifier, &error, "an announcement was not promoted");
             }
         }
-        if let Err(error) = release.identifier(&identifier).await {
+        if let Err(error) = release_identifier(&release, &serial, &identifier).await {
             release.note(&identifier, &error, "nothing was released");
         }
     };

@@ -18,13 +18,13 @@ use nostr::Event;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    admit::go_on,
+    admit::{go_on, release_identifier},
     clock::Moment,
     git::{GitError, Refs},
     nip34::{Meaning, later, pull_request::PullRequest, state::State},
     policy::push::{Allowed, Case, Known, Refused, judge},
     purgatory::{AFTER_LAST_BYTE, WAITS_FOR},
-    release::{Aim, Release, ReleaseError},
+    release::{Aim, GoOn, Release, ReleaseError},
     repository::Standing,
     serial::{Serial, Turn},
     store::StoreError,
@@ -356,7 +356,7 @@ impl PushService {
             };
             let released = self.release.state(&state, Some(&aim), None).await?;
             if let Some(behind) = released.go_on_behind {
-                go_on(&self.release, &self.serial, state, behind);
+                go_on(&self.release, &self.serial, GoOn { state, behind });
             }
         }
         for (id, commit) in &judged.allowed.requested {
@@ -406,8 +406,8 @@ impl PushService {
         let service = self.clone();
         tokio::spawn(async move {
             let identifier = repo.identifier.clone();
-            let release = service.release.clone();
-            let work = async move { release.identifier(&repo.identifier).await };
+            let (release, serial) = (service.release.clone(), service.serial.clone());
+            let work = async move { release_identifier(&release, &serial, &repo.identifier).await };
             if let Err(error) = service.serial.run(&identifier, Turn::Normal, work).await {
                 service
                     .release
