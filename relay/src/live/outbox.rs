@@ -20,7 +20,7 @@ const MESSAGES: usize = 1024;
 /// Most bytes that wait. The events among them are shared with all other connections.
 const BYTES: usize = 16 << 20;
 
-/// While this many messages or bytes wait, answers are held back. Half for the bytes of one event.
+/// While this many messages or bytes wait, answers are held back.
 const ANSWER_MESSAGES: usize = 64;
 const ANSWER_BYTES: usize = 256 << 10;
 
@@ -137,7 +137,7 @@ impl State {
     }
 }
 
-/// The queue of one connection. Bounded by [`MESSAGES`] and [`BYTES`]; ends with the connection.
+/// The queue of one connection. Bounded by `MESSAGES` and `BYTES`; ends with the connection.
 #[derive(Debug, Default)]
 pub struct Outbox {
     state: Mutex<State>,

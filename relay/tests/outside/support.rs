@@ -29,8 +29,11 @@ use tokio::{
     time::timeout,
 };
 use tokio_tungstenite::{
-    WebSocketStream, client_async,
-    tungstenite::{Message, protocol::CloseFrame},
+    WebSocketStream, client_async_with_config,
+    tungstenite::{
+        Message,
+        protocol::{CloseFrame, WebSocketConfig},
+    },
 };
 use tokio_util::sync::CancellationToken;
 
@@ -168,7 +171,10 @@ impl Client {
     pub async fn connect(address: SocketAddr) -> Result<Self, String> {
         let tcp = TcpStream::connect(address).await.unwrap();
         tcp.set_nodelay(true).unwrap();
-        let (websocket, _) = in_time(client_async(format!("ws://{address}/"), tcp))
+        // Large read buffers are filled with zeros for every read.
+        let config = WebSocketConfig::default().read_buffer_size(4 << 10);
+        let url = format!("ws://{address}/");
+        let (websocket, _) = in_time(client_async_with_config(url, tcp, Some(config)))
             .await
             .map_err(|error| error.to_string())?;
         Ok(Self(websocket))
