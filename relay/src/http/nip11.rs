@@ -36,7 +36,6 @@ pub fn document(config: &Config) -> Value {
             "max_limit": limits.filter_limit,
             "default_limit": limits.filter_limit,
             "max_subid_length": SUBSCRIPTION_ID,
-            "max_content_length": limits.max_event_bytes,
             "auth_required": false,
             "payment_required": false,
             "restricted_writes": true,
