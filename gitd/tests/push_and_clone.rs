@@ -24,8 +24,10 @@ async fn raw(service: &Service, request: &[u8]) -> String {
 
 async fn post(service: &Service, path: &str, headers: &str, body: &[u8]) -> String {
     let length = body.len();
+    let service_name = path.rsplit('/').next().unwrap();
     let mut request = format!(
-        "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n{headers}\r\n"
+        "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\
+         Content-Type: application/x-{service_name}-request\r\n{headers}\r\n"
     )
     .into_bytes();
     request.extend_from_slice(body);
@@ -532,6 +534,7 @@ async fn a_client_that_asks_first_is_told_to_continue() {
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
     let head = format!(
         "POST /{repo}/git-receive-pack HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+         Content-Type: application/x-git-receive-pack-request\r\n\
          Content-Length: 4\r\nExpect: 100-continue\r\n\r\n"
     );
     stream.write_all(head.as_bytes()).await.unwrap();
@@ -572,7 +575,8 @@ async fn git_goes_when_its_client_does() {
     git(&path, &["push", "-q", &service.url(&repo), "main"]).await;
     let body = format!("0032want {head}\n00000009done\n");
     let request = format!(
-        "POST /{repo}/git-upload-pack HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}",
+        "POST /{repo}/git-upload-pack HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\
+         Content-Type: application/x-git-upload-pack-request\r\n\r\n{body}",
         body.len()
     );
     let address = service.base.trim_start_matches("http://");
@@ -595,7 +599,8 @@ async fn an_upload_broken_off_leaves_nothing() {
     service.create(&repo).await;
     let body = command("refs/heads/main", &"1".repeat(40), "report-status");
     let request = format!(
-        "POST /{repo}/git-receive-pack HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n\
+        "POST /{repo}/git-receive-pack HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\
+         Content-Type: application/x-git-receive-pack-request\r\n\r\n\
          {body}PACK\0\0\0\x02\0\0\0\x05"
     );
     let address = service.base.trim_start_matches("http://");

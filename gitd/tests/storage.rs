@@ -337,35 +337,47 @@ async fn what_a_killed_process_left_is_put_in_order() {
     git(&path, &["push", "-q", &service.url(&repo), "main"]).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_upload_holds_its_repository() {
-    let service = Service::start().await;
-    let repo = repo(1, "held");
-    service.create(&repo).await;
+/// An upload that has begun and does not go on.
+async fn half_an_upload(service: &Service, repo: &RepoId) -> tokio::net::TcpStream {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let address = service.base.trim_start_matches("http://").to_owned();
     let mut stream = tokio::net::TcpStream::connect(&address).await.unwrap();
     let (zero, one) = ("0".repeat(40), "1".repeat(40));
     let line = format!("{zero} {one} refs/heads/main\0report-status side-band-64k");
     let body = format!("{:04x}{line}0000PACK", line.len() + 4);
     let request = format!(
-        "POST /{repo}/git-receive-pack HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n{body}"
+        "POST /{repo}/git-receive-pack HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\
+         Content-Type: application/x-git-receive-pack-request\r\n\r\n{body}"
     );
-    {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        stream.write_all(request.as_bytes()).await.unwrap();
-        // The head of the answer comes when the upload has begun.
-        stream.read_u8().await.unwrap();
-    }
-    assert_eq!(
-        delete(&service, &repo, "").await,
-        Err(Code::FailedPrecondition)
-    );
-    assert_eq!(retire(&service, &repo).await, Err(Code::FailedPrecondition));
-    drop(stream);
-    while delete(&service, &repo, "").await == Err(Code::FailedPrecondition) {
+    stream.write_all(request.as_bytes()).await.unwrap();
+    // The head of the answer comes when the upload has begun.
+    stream.read_u8().await.unwrap();
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_holds_its_repository() {
+    let service = Service::start().await;
+    let repo = repo(1, "held");
+    service.create(&repo).await;
+    let upload = half_an_upload(&service, &repo).await;
+    let refused = Err(Code::FailedPrecondition);
+    assert_eq!(delete(&service, &repo, "").await, refused);
+    drop(upload);
+    while delete(&service, &repo, "").await == refused {
         tokio::task::yield_now().await;
     }
     assert!(service.pools().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_does_not_hold_what_is_retired() {
+    let service = Service::start().await;
+    let repo = repo(1, "retired-under-way");
+    service.create(&repo).await;
+    let _upload = half_an_upload(&service, &repo).await;
+    retire(&service, &repo).await.unwrap();
+    assert!(!service.view(&repo).exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]

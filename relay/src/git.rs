@@ -149,7 +149,7 @@ impl Gitd {
 }
 
 /// Room for the refs of the largest state: an event has at most some thousand of them.
-const MAX_MESSAGE: usize = 16 << 20;
+const MAX_MESSAGE: usize = 64 << 20;
 
 fn words<T>(result: Result<T, grasp_proto::words::NotAWord>) -> Result<T, GitError> {
     result.map_err(|error| GitError::Failed(format!("an answer makes no sense: {error}")))

@@ -42,6 +42,7 @@ use grasp_proto::{
 use nostr::Filter;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tonic::service::interceptor::InterceptedService;
 
 pub use config::Config;
 
@@ -83,6 +84,8 @@ pub enum Error {
     Task(#[from] tokio::task::JoinError),
 }
 
+/// Room for the commands of the largest push.
+const MAX_MESSAGE: usize = 64 << 20;
 /// How long a start waits between two looks for gitd.
 const LOOK_FOR_GITD: Duration = Duration::from_millis(20);
 
@@ -119,10 +122,12 @@ pub async fn run(
 
     let internal = CancellationToken::new();
     let guard = Guard::new(&config.tokens, &[Role::Gitd]);
-    let push = PushService::new(release.clone(), serial.clone());
+    let push = PushServer::new(PushService::new(release.clone(), serial.clone()))
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
     let routes = transport::standard_routes(&config.tokens)
         .await
-        .add_service(PushServer::with_interceptor(push, guard));
+        .add_service(InterceptedService::new(push, guard));
     let listener = config
         .grpc
         .listen()

@@ -190,6 +190,22 @@ pub struct Pipes {
     pub stderr: ChildStderr,
 }
 
+/// Makes the kernel kill a child when this process dies, however it dies. The signal follows the
+/// thread that starts the child: only for threads that live as long as the process.
+fn die_with_us(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+    let bind = || {
+        Ok(rustix::process::set_parent_process_death_signal(Some(
+            Signal::KILL,
+        ))?)
+    };
+    // SAFETY: between fork and exec this makes one system call and touches no memory of ours.
+    #[allow(unsafe_code)]
+    unsafe {
+        command.pre_exec(bind);
+    }
+}
+
 /// How much a pipe to or from git holds.
 const PIPE: usize = 256 * 1024;
 
@@ -202,6 +218,7 @@ pub fn spawn(
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
+    die_with_us(&mut command);
     let mut child = tokio::process::Command::from(command).spawn()?;
     let missing = || std::io::Error::other("a pipe is missing");
     // Fewer switches between git and us. Where the system has no more to give, the usual will do.

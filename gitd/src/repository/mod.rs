@@ -344,7 +344,6 @@ impl Repositories {
     /// Moves a repository aside, where an operator can restore it from. One that is not there is
     /// retired.
     pub fn retire(&self, repo: &RepoId, incarnation: &str) -> Result<(), Error> {
-        let _closing = self.close(repo)?;
         self.views.hold(repo, || {
             match self.expect_incarnation(repo, incarnation) {
                 Err(Error::NotFound) => return Ok(()),

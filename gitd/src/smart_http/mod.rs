@@ -319,6 +319,9 @@ async fn route(server: Arc<Server>, request: Request<Incoming>) -> Response<Body
             _ => (Answer::NotFound, ""),
         },
         ("/git-upload-pack", false) if request.method() == Method::POST => {
+            if !is_of_kind(&request, "application/x-git-upload-pack-request") {
+                return unread(&server, &repo, &path);
+            }
             match request_body(request) {
                 Ok(body) => (
                     upload_pack::answer(server, repo, version, body).await,
@@ -328,6 +331,9 @@ async fn route(server: Arc<Server>, request: Request<Incoming>) -> Response<Body
             }
         }
         ("/git-receive-pack", false) if request.method() == Method::POST => {
+            if !is_of_kind(&request, "application/x-git-receive-pack-request") {
+                return unread(&server, &repo, &path);
+            }
             match request_body(request) {
                 Ok(body) => (
                     receive_pack::answer(server, repo, body).await,
@@ -351,6 +357,22 @@ async fn route(server: Arc<Server>, request: Request<Incoming>) -> Response<Body
             "text/plain",
         ),
     }
+}
+
+/// Whether a request's body is what git sends: a web page cannot make a browser push.
+fn is_of_kind<B>(request: &Request<B>, expected: &str) -> bool {
+    let kind = request.headers().get(header::CONTENT_TYPE);
+    kind.is_some_and(|kind| kind.as_bytes() == expected.as_bytes())
+}
+
+/// The answer to a body of another kind.
+fn unread(server: &Server, repo: &RepoId, path: &str) -> Response<Body> {
+    if server.repositories.view(repo).is_err() {
+        return not_found(path);
+    }
+    let text = whole("the content type must be the one that git clients send\n");
+    let refused = status(StatusCode::UNSUPPORTED_MEDIA_TYPE, text);
+    typed(refused, "text/plain")
 }
 
 async fn info_refs(server: &Server, repo: RepoId, version: Version, push: bool) -> Answer {
