@@ -193,12 +193,16 @@ fn settle() {
 }
 
 fn idle(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
-    let mut memory = Samples::of(Unit::Megabytes);
+    let mut private = Samples::of(Unit::Megabytes);
+    let mut resident = Samples::of(Unit::Megabytes);
     for target in Target::start_all(&[Kind::Graspd, Kind::Peer], plan, "idle", |_| Ok(()))? {
         settle();
-        memory.add(&target.name, memory::now(target.pid()).private_megabytes());
+        let taken = memory::now(target.pid());
+        private.add(&target.name, taken.private);
+        resident.add(&target.name, taken.resident);
     }
-    report.add("idle memory, all processes", memory);
+    report.add("idle memory, all processes: their own", private);
+    report.add("idle memory, all processes: resident", resident);
     Ok(())
 }
 
@@ -213,7 +217,8 @@ fn push(
     let kinds = [Kind::Graspd, Kind::HttpBackend, Kind::Pipe, Kind::Peer];
     let mut targets = Target::start_all(&kinds, plan, "push", |_| Ok(()))?;
     let mut time = Samples::of(Unit::Milliseconds);
-    let mut memory = Samples::of(Unit::Megabytes);
+    let mut private = Samples::of(Unit::Megabytes);
+    let mut resident = Samples::of(Unit::Megabytes);
     for _ in 0..plan.slow {
         for target in &mut targets {
             let urls = (0..at_once)
@@ -225,7 +230,9 @@ fn push(
             together(&urls, |url| repository.push(url))?;
             time.add(&target.name, began.elapsed().as_secs_f64() * 1000.0);
             if let Some(watch) = watch {
-                memory.add(&target.name, watch.over_idle_megabytes());
+                let taken = watch.over_idle();
+                private.add(&target.name, taken.private);
+                resident.add(&target.name, taken.resident);
             }
             for url in urls {
                 target.forget(&url);
@@ -233,7 +240,8 @@ fn push(
         }
     }
     report.add(row, time);
-    report.add(&format!("{row}: memory over idle"), memory);
+    report.add(&format!("{row}: memory of their own, over idle"), private);
+    report.add(&format!("{row}: resident memory, over idle"), resident);
     Ok(())
 }
 
@@ -248,7 +256,8 @@ fn clone(
     let mut targets = Target::start_all(&kinds, plan, "clone", |_| Ok(()))?;
     let urls = with_repository(&mut targets, repository)?;
     let mut time = Samples::of(Unit::Milliseconds);
-    let mut memory = Samples::of(Unit::Megabytes);
+    let mut private = Samples::of(Unit::Megabytes);
+    let mut resident = Samples::of(Unit::Megabytes);
     for _ in 0..plan.slow {
         for (target, url) in targets.iter().zip(&urls) {
             let copies: Vec<PathBuf> = (0..at_once)
@@ -260,7 +269,9 @@ fn clone(
             together(&copies, |copy| workload::clone(url, copy))?;
             time.add(&target.name, began.elapsed().as_secs_f64() * 1000.0);
             if let Some(watch) = watch {
-                memory.add(&target.name, watch.over_idle_megabytes());
+                let taken = watch.over_idle();
+                private.add(&target.name, taken.private);
+                resident.add(&target.name, taken.resident);
             }
             for copy in copies {
                 std::fs::remove_dir_all(copy)?;
@@ -268,7 +279,8 @@ fn clone(
         }
     }
     report.add(row, time);
-    report.add(&format!("{row}: memory over idle"), memory);
+    report.add(&format!("{row}: memory of their own, over idle"), private);
+    report.add(&format!("{row}: resident memory, over idle"), resident);
     Ok(())
 }
 

@@ -11,18 +11,22 @@ use std::{
     time::Duration,
 };
 
-/// Memory that belongs to the processes: not the pages of files that they have mapped, which the
-/// kernel keeps as long as it likes and shares among all.
+/// Memory of some processes, in MB.
 #[derive(Clone, Copy, Default)]
 pub struct Memory {
-    private_kb: u64,
+    /// Their own, which nobody else can have meanwhile.
+    pub private: f64,
+    /// With the pages of files that they have mapped: programs, packs. The kernel keeps these as
+    /// long as it likes, and what several have mapped is counted several times.
+    pub resident: f64,
 }
 
 impl Memory {
-    /// In MB.
-    #[allow(clippy::cast_precision_loss)]
-    pub fn private_megabytes(self) -> f64 {
-        self.private_kb as f64 / 1024.0
+    fn each(self, other: Self, of_two: impl Fn(f64, f64) -> f64) -> Self {
+        Self {
+            private: of_two(self.private, other.private),
+            resident: of_two(self.resident, other.resident),
+        }
     }
 }
 
@@ -47,7 +51,7 @@ pub fn now(pid: Option<u32>) -> Memory {
     let mut all = Memory::default();
     let mut left = vec![pid];
     while let Some(pid) = left.pop() {
-        all.private_kb += private_kb(pid).unwrap_or(0);
+        all = all.each(of_process(pid).unwrap_or_default(), |a, b| a + b);
         left.extend(children.get(&pid).into_iter().flatten());
     }
     all
@@ -60,20 +64,25 @@ fn parent(pid: u32) -> Option<u32> {
     rest.split_whitespace().nth(1)?.parse().ok()
 }
 
-fn private_kb(pid: u32) -> Option<u64> {
+#[allow(clippy::cast_precision_loss)]
+fn of_process(pid: u32) -> Option<Memory> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let field = |name: &str| {
         let line = status.lines().find(|line| line.starts_with(name))?;
-        line.split_whitespace().nth(1)?.parse::<u64>().ok()
+        let kilobytes = line.split_whitespace().nth(1)?.parse::<u64>().ok()?;
+        Some(kilobytes as f64 / 1024.0)
     };
-    Some(field("RssAnon:")? + field("RssShmem:")?)
+    Some(Memory {
+        private: field("RssAnon:")? + field("RssShmem:")?,
+        resident: field("VmRSS:")?,
+    })
 }
 
 /// Looks at memory again and again while something goes on.
 pub struct Watch {
     idle: Memory,
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<u64>,
+    thread: JoinHandle<Memory>,
 }
 
 impl Watch {
@@ -83,9 +92,9 @@ impl Watch {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let thread = thread::spawn(move || {
-            let mut most = 0;
+            let mut most = idle;
             while !stopped.load(Ordering::Relaxed) {
-                most = most.max(now(Some(pid)).private_kb);
+                most = most.each(now(Some(pid)), f64::max);
                 thread::sleep(Duration::from_millis(20));
             }
             most
@@ -94,10 +103,9 @@ impl Watch {
     }
 
     /// The most that was taken at one time, over idle.
-    pub fn over_idle_megabytes(self) -> f64 {
+    pub fn over_idle(self) -> Memory {
         self.stop.store(true, Ordering::Relaxed);
-        let most = self.thread.join().unwrap_or(0);
-        let private_kb = most.saturating_sub(self.idle.private_kb);
-        Memory { private_kb }.private_megabytes()
+        let most = self.thread.join().unwrap_or(self.idle);
+        most.each(self.idle, |most, idle| most - idle)
     }
 }
