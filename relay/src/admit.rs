@@ -3,7 +3,7 @@
 //!
 //! Whoever brings an event – a client's session, a worker's `Submit` – it is judged here. What
 //! concerns an identifier is done in its queue. Moderation and curation, once there are lists, stand
-//! between [`Admit::well_formed`] and everything else.
+//! between what an event says of itself and everything else.
 
 use std::{cmp::Ordering, sync::Arc};
 
