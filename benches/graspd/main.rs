@@ -143,24 +143,21 @@ fn run() -> anyhow::Result<()> {
     if wanted("idle memory") {
         idle(&plan, &mut report)?;
     }
-    if wanted("push") || wanted("clone") || wanted("first byte") {
+    let size = format!("{} MB", plan.size);
+    let pushes = [1, 4].map(|n| (n, format!("push {size}, {n} at once")));
+    let clones = [1, 4].map(|n| (n, format!("clone {size}, {n} at once")));
+    let first = format!("first byte of a pack of {size}");
+    let large = pushes.iter().chain(&clones).map(|(_, row)| row);
+    if large.chain([&first]).any(|row| wanted(row)) {
         let repository = Repository::make(&plan.work.join("source"), plan.size)?;
-        let size = format!("{} MB", plan.size);
-        for at_once in [1, 4] {
-            let row = format!("push {size}, {at_once} at once");
-            if wanted(&row) {
-                push(&plan, &mut report, &row, &repository, at_once)?;
-            }
+        for (at_once, row) in pushes.iter().filter(|(_, row)| wanted(row)) {
+            push(&plan, &mut report, row, &repository, *at_once)?;
         }
-        for at_once in [1, 4] {
-            let row = format!("clone {size}, {at_once} at once");
-            if wanted(&row) {
-                clone(&plan, &mut report, &row, &repository, at_once)?;
-            }
+        for (at_once, row) in clones.iter().filter(|(_, row)| wanted(row)) {
+            clone(&plan, &mut report, row, &repository, *at_once)?;
         }
-        let row = format!("first byte of a pack of {size}");
-        if wanted(&row) {
-            first_byte(&plan, &mut report, &row, &repository)?;
+        if wanted(&first) {
+            first_byte(&plan, &mut report, &first, &repository)?;
         }
     }
     for count in &plan.refs {

@@ -3,7 +3,12 @@
 //! On the relay's own types, without a journal: what is looked at is whether an operation depends
 //! on what else is there, and a disk would hide that.
 
-use std::{collections::BTreeMap, hint::black_box, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    hint::black_box,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, ensure};
 use grasp_proto::{
@@ -142,6 +147,13 @@ impl Setting {
         added
     }
 
+    /// One after the other, as clients send them: each has a later deadline than all before.
+    fn arrive(&self, announcement: Announcement, state: State) -> Added {
+        self.clock.advance(Duration::from_millis(1));
+        let expires = self.clock.now() + WAITS_FOR;
+        self.add(announcement, state, expires)
+    }
+
     fn remove(&self, added: &Added) -> anyhow::Result<()> {
         let removed = self.purgatory.remove_state(&added.state);
         removed.context("the state has gone")?;
@@ -212,11 +224,10 @@ pub fn measure(sizes: &[usize], report: &mut Report) -> anyhow::Result<()> {
     let mut growth = rows.map(|_| Growth::default());
     let mut waiting = 0;
     let now = setting.clock.now();
-    let later = now + WAITS_FOR;
     for size in sizes {
         while waiting < *size {
             let (announcement, state) = setting.pair()?;
-            setting.add(announcement, state, later);
+            setting.arrive(announcement, state);
             waiting += 1;
         }
         let mut figures = [const { Vec::new() }; 4];
@@ -225,7 +236,7 @@ pub fn measure(sizes: &[usize], report: &mut Report) -> anyhow::Result<()> {
             let mut added = Vec::with_capacity(BATCH);
             figures[0].push(mean(BATCH, || {
                 for (announcement, state) in pairs {
-                    added.push(setting.add(announcement, state, later));
+                    added.push(setting.arrive(announcement, state));
                 }
                 Ok(())
             })?);
