@@ -13,7 +13,11 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, tungsten
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A connection to a relay.
-pub struct Relay(WebSocketStream<MaybeTlsStream<TcpStream>>);
+pub struct Relay {
+    socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    /// How many it was asked.
+    questions: usize,
+}
 
 /// What a relay says to an event.
 pub struct Verdict {
@@ -31,7 +35,10 @@ impl Relay {
             .context("no answer in time")
             .and_then(|connected| connected.map_err(Into::into))
             .with_context(|| format!("cannot connect to {url}"))?;
-        Ok(Self(socket))
+        Ok(Self {
+            socket,
+            questions: 0,
+        })
     }
 
     /// Sends an event and waits for what the relay says to it.
@@ -52,17 +59,21 @@ impl Relay {
     /// How many of these events the relay serves.
     pub async fn count(&mut self, ids: &[EventId]) -> anyhow::Result<usize> {
         let hex: Vec<String> = ids.iter().map(EventId::to_hex).collect();
-        self.send(json!(["REQ", "served", {"ids": hex}])).await?;
+        // A name of its own for each question: some servers close a subscription that they have
+        // answered fully, and say so when the next is asked.
+        self.questions += 1;
+        let name = format!("served-{}", self.questions);
+        self.send(json!(["REQ", name, {"ids": hex}])).await?;
         let mut served = 0;
         loop {
             let message = self.receive().await?;
-            if message[1] != "served" {
+            if message[1] != name.as_str() {
                 continue;
             }
             match message[0].as_str() {
                 Some("EVENT") => served += 1,
                 Some("EOSE") => {
-                    self.send(json!(["CLOSE", "served"])).await?;
+                    self.send(json!(["CLOSE", name])).await?;
                     return Ok(served);
                 }
                 Some("CLOSED") => bail!("the server closed the request: {}", message[2]),
@@ -72,7 +83,7 @@ impl Relay {
     }
 
     async fn send(&mut self, message: Value) -> anyhow::Result<()> {
-        self.0
+        self.socket
             .send(Message::text(message.to_string()))
             .await
             .context("the connection broke")
@@ -80,7 +91,7 @@ impl Relay {
 
     async fn receive(&mut self) -> anyhow::Result<Value> {
         loop {
-            let frame = timeout(PATIENCE, self.0.next())
+            let frame = timeout(PATIENCE, self.socket.next())
                 .await
                 .context("the server did not answer in time")?
                 .context("the server closed the connection")?
