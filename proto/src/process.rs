@@ -24,7 +24,9 @@ use settings::{BadSetting, Settings};
 /// carries the role, so that the lines of processes that share one terminal can be told apart.
 pub fn init_logging(settings: &Settings, role: Role) -> Result<(), BadSetting> {
     let filter = settings.parse_with("NGIT_LOG_LEVEL", |level| {
-        EnvFilter::try_new(level).map_err(|error| format!("a log filter ({error})"))
+        // The event store tells of a migration of nothing at every first start.
+        let quiet = format!("nostr_lmdb=warn,{level}");
+        EnvFilter::try_new(quiet).map_err(|error| format!("a log filter ({error})"))
     })?;
     let format = settings.parse_with("NGIT_LOG_FORMAT", |format| match format {
         "text" | "json" => Ok(format.to_owned()),

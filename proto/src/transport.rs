@@ -435,7 +435,9 @@ impl Trace {
     /// Runs `work` as part of this trace: its log lines carry the id, its calls the header.
     pub fn scope<F: Future>(self, work: F) -> impl Future<Output = F::Output> {
         use tracing::Instrument;
-        let span = tracing::info_span!("trace", id = %format_args!("{:032x}", self.id));
+        // Not within the span of whoever asks: a trace is handed on from task to task.
+        let span =
+            tracing::info_span!(parent: None, "trace", id = %format_args!("{:032x}", self.id));
         TRACE.scope(self, work.instrument(span))
     }
 }
