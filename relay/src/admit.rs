@@ -5,7 +5,7 @@
 //! concerns an identifier is done in its queue. Moderation and curation, once there are lists, stand
 //! between what an event says of itself and everything else.
 
-use std::{cmp::Ordering, sync::Arc};
+use std::{cmp::Ordering, collections::BTreeSet, sync::Arc};
 
 use futures::future::BoxFuture;
 use grasp_proto::words::{EventId, Identifier, Npub, RepoId};
@@ -90,6 +90,14 @@ fn known() -> Verdict {
     Verdict::accepted("duplicate: already have this event")
 }
 
+fn deleted() -> Verdict {
+    Verdict::rejected("blocked: deleted by its author")
+}
+
+fn mistaken() -> Verdict {
+    malformed("the first 182 bytes of its identifier are those of another of its author's")
+}
+
 fn waits_already() -> Verdict {
     Verdict::accepted("duplicate: in purgatory")
 }
@@ -131,6 +139,19 @@ impl Admit {
         if let Some(verdict) = self.well_formed(&event) {
             return Ok(verdict);
         }
+        let verdict = self.judge_kind(event.clone(), origin).await?;
+        // Its deletion may have come while it was judged, and found nothing to delete.
+        if verdict.ok
+            && event.kind != DELETION
+            && deletion::is_deleted(&event, &self.release.store).await?
+        {
+            self.delete_id(&id_of(&event), author_of(&event)).await?;
+            return Ok(deleted());
+        }
+        Ok(verdict)
+    }
+
+    async fn judge_kind(&self, event: Arc<Event>, origin: Origin) -> Result<Verdict, Failed> {
         let id = id_of(&event);
         if event.kind.is_ephemeral() {
             return self.ephemeral(&event).await;
@@ -144,7 +165,7 @@ impl Admit {
                 return Ok(Verdict::rejected(why));
             }
             if deletion::is_deleted(&event, &self.release.store).await? {
-                return Ok(Verdict::rejected("blocked: deleted by its author"));
+                return Ok(deleted());
             }
         }
         match Meaning::of(event.kind) {
@@ -186,7 +207,7 @@ impl Admit {
     }
 
     async fn is_related(&self, event: &Event) -> Result<bool, StoreError> {
-        let none = std::collections::BTreeSet::new();
+        let none = BTreeSet::new();
         related::is_related(
             event,
             &self.release.repositories,
@@ -235,37 +256,48 @@ impl Admit {
             }
         }
         let stored = store.announcement(repo).await?;
-        if let Some(stored) = &stored
-            && later(stored, &announcement.event) != Ordering::Less
-        {
-            return Ok(replaced());
+        if let Some(stored) = &stored {
+            match later(stored, &announcement.event) {
+                Ordering::Greater => return Ok(replaced()),
+                // The same one came by another connection at the same time.
+                Ordering::Equal => return Ok(known()),
+                Ordering::Less => {}
+            }
+        }
+        if store.mistakes(&announcement.event).await? {
+            return Ok(mistaken());
         }
         let standing = repositories.standing(repo);
         if announcement.lists(&self.domain) {
             if standing == Some(Standing::Active) {
+                let before = repositories.trusting(&repo.identifier, &repo.owner);
                 let verdict = self.keep(&announcement.event).await?;
                 repositories.set(&announcement, Standing::Active);
+                self.release.maintainers_changed(before).await;
                 self.settle_after(repo).await;
                 return Ok(verdict);
             }
             return self.wait_for_data(announcement).await;
         }
         let trusting = repositories.trusting(&repo.identifier, &repo.owner);
-        let maintains_another = trusting.iter().any(|(other, _)| other != repo);
+        let others: Vec<_> = trusting
+            .into_iter()
+            .filter(|(other, _)| other != repo)
+            .collect();
+        if !others.is_empty() {
+            self.release.move_elsewhere(&announcement).await?;
+            self.release.maintainers_changed(others).await;
+            return Ok(Verdict::served());
+        }
         match (standing, stored) {
             (Some(Standing::Waiting), _) => self.release.drop_waiting(repo).await?,
             (Some(Standing::Active), Some(stored)) => self.release.delist(repo, &stored).await?,
             _ => {}
         }
-        if !maintains_another {
-            return Ok(malformed(format!(
-                "the announcement must list {} in both clone and relays",
-                self.domain
-            )));
-        }
-        let verdict = self.keep(&announcement.event).await?;
-        repositories.set(&announcement, Standing::Elsewhere);
-        Ok(verdict)
+        Ok(malformed(format!(
+            "the announcement must list {} in both clone and relays",
+            self.domain
+        )))
     }
 
     /// An announcement that lists us and is not served yet.
@@ -276,11 +308,15 @@ impl Admit {
             ..
         } = &self.release;
         let repo = &announcement.repo;
+        let before = purgatory.announcements.get(repo);
         purgatory
             .announcements
             .admit(announcement.clone(), self.now());
         if let Err(error) = purgatory.keep_announcement(repo).await {
             purgatory.remove_announcement(repo);
+            if let Some(before) = before {
+                purgatory.announcements.insert(before);
+            }
             return Err(error.into());
         }
         repositories.set(&announcement, Standing::Waiting);
@@ -333,8 +369,15 @@ impl Admit {
         let stored = store
             .addressable(STATE, &state.author, state.identifier.as_str())
             .await?;
-        if stored.is_some_and(|stored| later(&stored, &state.event) != Ordering::Less) {
-            return Ok(replaced());
+        if let Some(stored) = stored {
+            match later(&stored, &state.event) {
+                Ordering::Greater => return Ok(replaced()),
+                Ordering::Equal => return Ok(known()),
+                Ordering::Less => {}
+            }
+        }
+        if store.mistakes(&state.event).await? {
+            return Ok(mistaken());
         }
         for (repo, standing) in &trusting {
             if *standing == Standing::Waiting {
@@ -342,15 +385,18 @@ impl Admit {
                 self.make_repository(repo).await;
             }
         }
-        purgatory.add_state(state.clone());
-        if self.release_now(&state).await {
-            return Ok(Verdict::served());
+        if !purgatory.add_state(state.clone()) {
+            return Ok(replaced());
         }
+        // Durable before a ref is moved for it: whatever happens now, it is gone on with.
         if let Err(error) = purgatory.keep_state(&id).await {
             purgatory.remove_state(&id);
             return Err(error.into());
         }
-        Ok(Verdict::accepted(WAITS))
+        match self.release_now(&state).await {
+            true => Ok(Verdict::served()),
+            false => Ok(Verdict::accepted(WAITS)),
+        }
     }
 
     /// Releases a state if its objects are here; says whether it is served.
@@ -362,16 +408,16 @@ impl Admit {
                 return Ok(false);
             }
             let absent = match wanted.is_empty() {
-                true => std::collections::BTreeSet::new(),
+                true => BTreeSet::new(),
                 false => self.release.absent(&state.identifier, &wanted).await?,
             };
             if !satisfiable(state, &absent) {
                 return Ok(false);
             }
             let released = self.release.state(state, None, None).await?;
-            if let Some(behind) = released.go_on_behind {
+            if let Some(so_far) = released.more {
                 let state = state.clone();
-                go_on(&self.release, &self.serial, GoOn { state, behind });
+                go_on(&self.release, &self.serial, GoOn { state, so_far });
             }
             Ok::<_, ReleaseError>(released.served)
         };
@@ -413,6 +459,10 @@ impl Admit {
         let purgatory = &self.release.purgatory;
         let (id, identifiers) = (request.id(), request.identifiers());
         purgatory.pull_requests.admit(request, self.now());
+        if let Err(error) = purgatory.keep_pull_request(&id).await {
+            purgatory.remove_pull_request(&id);
+            return Err(error.into());
+        }
         match self.release.pull_request(&id).await {
             Ok(true) => return Ok(Verdict::served()),
             Ok(false) => {}
@@ -422,10 +472,6 @@ impl Admit {
                     self.release.note(&identifier, &error, what);
                 }
             }
-        }
-        if let Err(error) = purgatory.keep_pull_request(&id).await {
-            purgatory.remove_pull_request(&id);
-            return Err(error.into());
         }
         Ok(Verdict::accepted(WAITS))
     }
@@ -437,7 +483,7 @@ impl Admit {
         let author = author_of(&request);
         for target in deletion::targets(&request) {
             match target {
-                Target::Id(id) => self.delete_id(&id, &request).await?,
+                Target::Id(id) => self.delete_id(&id, author).await?,
                 Target::Address {
                     kind,
                     identifier,
@@ -445,7 +491,7 @@ impl Admit {
                 } => {
                     let kind = Kind::from(kind);
                     for id in self.versions(kind, author, &identifier, until).await? {
-                        self.delete_id(&id, &request).await?;
+                        self.delete_id(&id, author).await?;
                     }
                 }
             }
@@ -492,84 +538,117 @@ impl Admit {
         Ok(found.iter().map(|event| id_of(event)).collect())
     }
 
-    /// Deletes one event, stored or waiting, if it is by the author of the request.
-    async fn delete_id(&self, id: &EventId, request: &Event) -> Result<(), Failed> {
+    /// Deletes one event, stored or waiting, if it is by this author.
+    async fn delete_id(&self, id: &EventId, author: Npub) -> Result<(), Failed> {
+        let door = self.clone();
+        let id = *id;
+        let work = async move { door.delete_in_turn(&id, author).await };
+        match self.queue_of(&id).await? {
+            Some(identifier) => self.serial.run(&identifier, Turn::Normal, work).await,
+            None => work.await,
+        }
+    }
+
+    /// The identifier in whose queue the event of this id is decided on.
+    async fn queue_of(&self, id: &EventId) -> Result<Option<Identifier>, StoreError> {
+        let purgatory = &self.release.purgatory;
+        if let Some(repo) = purgatory.announcements.repo_of(id) {
+            return Ok(Some(repo.identifier));
+        }
+        if let Some(entry) = purgatory.states.get(id) {
+            return Ok(Some(entry.state.identifier));
+        }
+        if let Some(request) = purgatory.pull_requests.get(id).and_then(|e| e.request) {
+            return Ok(request.identifiers().into_iter().next());
+        }
+        let stored = self.release.store.by_id(id).await?;
+        Ok(stored.and_then(|event| match Meaning::of(event.kind) {
+            Meaning::Announcement | Meaning::State => nip34::identifier_of(&event).ok(),
+            _ => None,
+        }))
+    }
+
+    /// What the event of this id is now, waiting or stored, is decided here: it may have been
+    /// released since it was looked up.
+    async fn delete_in_turn(&self, id: &EventId, author: Npub) -> Result<(), Failed> {
         let Release {
             store, purgatory, ..
         } = &self.release;
-        let author = author_of(request);
-        if let Some(stored) = store.by_id(id).await? {
-            if author_of(&stored) != author || stored.kind == DELETION {
-                return Ok(());
-            }
-            let identifier = nip34::identifier_of(&stored);
-            let what = Meaning::of(stored.kind);
-            let (Meaning::Announcement | Meaning::State, Ok(identifier)) = (what, identifier)
-            else {
-                return Ok(store.remove([*id]).await?);
-            };
-            let door = self.clone();
-            let queue = identifier.clone();
-            let work = async move {
-                let repo = RepoId {
-                    owner: author,
-                    identifier,
-                };
-                door.delete_stored(&repo, &stored).await
-            };
-            return self.serial.run(&queue, Turn::Normal, work).await;
-        }
         if let Some(repo) = purgatory.announcements.repo_of(id)
             && repo.owner == author
         {
-            let (release, queue) = (self.release.clone(), repo.identifier.clone());
-            let work = async move { release.drop_waiting(&repo).await };
-            self.serial.run(&queue, Turn::Normal, work).await?;
+            return Ok(self.release.drop_waiting(&repo).await?);
         }
-        if purgatory
-            .states
-            .get(id)
-            .is_some_and(|entry| entry.state.author == author)
+        if let Some(stored) = store.by_id(id).await? {
+            if author_of(&stored) == author && stored.kind != DELETION {
+                self.delete_stored(id, &stored).await?;
+            }
+            return Ok(());
+        }
+        if let Some(entry) = purgatory.states.get(id)
+            && entry.state.author == author
         {
             purgatory.remove_state(id);
+            purgatory.flush().await?;
         }
         let entry = purgatory.pull_requests.get(id);
-        if entry
-            .and_then(|entry| entry.request)
-            .is_some_and(|r| r.author == author)
-        {
-            purgatory.remove_pull_request(id);
+        let request = entry.and_then(|entry| entry.request);
+        if let Some(request) = request.filter(|request| request.author == author) {
+            self.forget_pull_request(&request).await?;
         }
         Ok(())
     }
 
-    async fn delete_stored(self, repo: &RepoId, stored: &Event) -> Result<(), Failed> {
-        if stored.kind == ANNOUNCEMENT {
-            // Since it was looked up, a later version may have taken its place.
-            let current = self.release.store.announcement(repo).await?;
-            if current.is_none_or(|current| current.id != stored.id) {
-                return Ok(());
+    /// A pull request that is deleted takes along its refs.
+    async fn forget_pull_request(&self, request: &PullRequest) -> Result<(), Failed> {
+        let id = request.id();
+        let mut repos = self.release.repositories_of(request).await;
+        let waiting = self.release.purgatory.remove_pull_request(&id);
+        repos.extend(
+            waiting
+                .into_iter()
+                .flat_map(|entry| entry.pushed.into_keys()),
+        );
+        self.release.purgatory.flush().await?;
+        self.release.take_refs_away(&id, repos).await;
+        Ok(())
+    }
+
+    async fn delete_stored(&self, id: &EventId, stored: &Event) -> Result<(), Failed> {
+        let Release {
+            store,
+            repositories,
+            ..
+        } = &self.release;
+        let identifier = nip34::identifier_of(stored);
+        match (Meaning::of(stored.kind), identifier) {
+            (Meaning::Announcement, Ok(identifier)) => {
+                let owner = author_of(stored);
+                let repo = RepoId { owner, identifier };
+                let standing = repositories.standing(&repo);
+                if standing == Some(Standing::Active) {
+                    return Ok(self.release.delist(&repo, stored).await?);
+                }
+                let trusting = repositories.trusting(&repo.identifier, &owner);
+                store.remove([*id]).await?;
+                if standing != Some(Standing::Waiting) {
+                    repositories.remove(&repo);
+                }
+                self.release.maintainers_changed(trusting).await;
             }
-            if self.release.repositories.standing(repo) == Some(Standing::Active) {
-                return Ok(self.release.delist(repo, stored).await?);
+            (Meaning::State, Ok(identifier)) => {
+                self.release.purgatory.remove_state(id);
+                store.remove([*id]).await?;
+                let trusting = repositories.trusting(&identifier, &author_of(stored));
+                self.release.maintainers_changed(trusting).await;
             }
-            self.release.store.remove([id_of(stored)]).await?;
-            self.release.repositories.remove(repo);
-            return Ok(());
-        }
-        self.release.store.remove([id_of(stored)]).await?;
-        let author = author_of(stored);
-        for (repo, standing) in self
-            .release
-            .repositories
-            .trusting(&repo.identifier, &author)
-        {
-            if standing == Standing::Active
-                && let Err(error) = self.release.realign(&repo).await
-            {
-                let what = "a repository still shows a deleted state";
-                self.release.note(&repo.identifier, &error, what);
+            (Meaning::PullRequest, _) => {
+                if let Ok(request) = PullRequest::read(Arc::new(stored.clone())) {
+                    self.forget_pull_request(&request).await?;
+                }
+                store.remove([*id]).await?;
             }
+            _ => store.remove([*id]).await?,
         }
         Ok(())
     }
@@ -600,37 +679,43 @@ pub async fn make_repository(release: &Release, repo: &RepoId) {
 }
 
 /// Releases whatever can be under an identifier, and what is too much for this turn of its queue
-/// in later ones.
+/// in later ones. Gives the events that could not be released though their data is here.
 pub async fn release_identifier(
     release: &Release,
     serial: &Serial,
     identifier: &Identifier,
-) -> Result<(), ReleaseError> {
-    for more in release.identifier(identifier).await? {
+) -> Result<BTreeSet<EventId>, ReleaseError> {
+    let left = release.identifier(identifier).await?;
+    for more in left.go_on {
         go_on(release, serial, more);
     }
-    Ok(())
+    Ok(left.failed)
 }
 
 /// Goes on with the release of a state that many repositories want, turn by turn, so that whoever
 /// is at a terminal goes between.
 pub fn go_on(release: &Release, serial: &Serial, from: GoOn) {
     let (release, serial) = (release.clone(), serial.clone());
+    let id = from.state.id();
+    if release.going_on.insert(id, ()).is_some() {
+        return;
+    }
     tokio::spawn(async move {
-        let GoOn { state, behind } = from;
+        let GoOn { state, so_far } = from;
         let identifier = state.identifier.clone();
-        let mut behind = Some(behind);
-        while let Some(last) = behind {
+        let mut more = Some(so_far);
+        while let Some(so_far) = more {
             let (worker, state) = (release.clone(), state.clone());
-            let work = async move { worker.state(&state, None, Some(&last)).await };
+            let work = async move { worker.state(&state, None, Some(&so_far)).await };
             match serial.run(&identifier, Turn::Normal, work).await {
-                Ok(released) => behind = released.go_on_behind,
+                Ok(released) => more = released.more,
                 Err(error) => {
                     // It is still in purgatory: the next release begins anew.
                     release.note(&identifier, &error, "a release stopped half-way");
-                    behind = None;
+                    more = None;
                 }
             }
         }
+        release.going_on.remove(&id);
     });
 }

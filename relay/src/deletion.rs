@@ -16,6 +16,9 @@ use crate::{
 /// Targets of one request that count; an event that fits the size limit has fewer.
 const TARGETS: usize = 5_000;
 
+/// Events of an author about one target that are looked at for a request to delete it.
+const LOOKED_AT: usize = 5_000;
+
 /// What a deletion request names that its author may delete.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
@@ -36,7 +39,7 @@ pub enum Target {
 pub fn targets(request: &Event) -> Vec<Target> {
     let author = author_of(request);
     let ids = values(request, "e")
-        .filter_map(|id| EventId::from_hex(id).ok())
+        .filter_map(nip34::event_id)
         .map(Target::Id);
     let addresses = values(request, "a").filter_map(|address| {
         let (kind, owner, identifier) = split_address(address)?;
@@ -52,7 +55,7 @@ pub fn targets(request: &Event) -> Vec<Target> {
 fn split_address(address: &str) -> Option<(u16, Npub, &str)> {
     let mut parts = address.splitn(3, ':');
     let kind = parts.next()?.parse().ok()?;
-    let owner = Npub::from_hex(parts.next()?).ok()?;
+    let owner = nip34::public_key(parts.next()?)?;
     Some((kind, owner, parts.next().unwrap_or_default()))
 }
 
@@ -61,9 +64,10 @@ pub async fn is_deleted(event: &Event, store: &Store) -> Result<bool, StoreError
     // By author and tag: the requests of others about this event are not even looked at.
     let requests = |tag, value: &str| {
         let by_author = Filter::new().author(public_key(author_of(event)));
-        store.query(by_author.custom_tag(tag, value))
+        by_author.custom_tag(tag, value).limit(LOOKED_AT)
     };
-    let by_id = requests(related::TO_EVENTS[0], &id_of(event).to_hex()).await?;
+    let by_id = requests(related::TO_EVENTS[0], &id_of(event).to_hex());
+    let by_id = store.query(by_id).await?;
     if by_id.iter().any(|request| request.kind == nip34::DELETION) {
         return Ok(true);
     }
@@ -71,7 +75,9 @@ pub async fn is_deleted(event: &Event, store: &Store) -> Result<bool, StoreError
         return Ok(false);
     };
     let tag = SingleLetterTag::lowercase(Alphabet::A);
-    let by_address = requests(tag, &address.to_string()).await?;
+    // One that was made before the event does not reach it.
+    let by_address = requests(tag, &address.to_string()).since(event.created_at);
+    let by_address = store.query(by_address).await?;
     let covers =
         |request: &Event| request.kind == nip34::DELETION && request.created_at >= event.created_at;
     Ok(by_address.iter().any(covers))

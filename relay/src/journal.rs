@@ -21,13 +21,15 @@ pub enum JournalError {
     /// The directory.
     #[error("the purgatory journal's directory: {0}")]
     Directory(#[from] std::io::Error),
+    /// The change did not reach the disk.
+    #[error("the purgatory journal could not be written")]
+    NotWritten,
     /// The writer ended.
     #[error("the purgatory journal is not being written any more")]
     Ended,
 }
 
-/// One thing that waits, as it is kept. Events are kept as their JSON and verified by their ids
-/// being what they were filed under.
+/// One thing that waits, as it is kept: events as their JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Record {
     /// An announcement.
@@ -65,14 +67,19 @@ pub enum Record {
     Placeholder {
         /// The event's id, in hex.
         id: String,
-        /// The commit, in hex.
-        commit: String,
-        /// Where it was pushed, as coordinates.
-        repositories: Vec<String>,
+        /// Where which commit was pushed: coordinate and hex.
+        pushed: Vec<(String, String)>,
         /// When it came.
         created: Moment,
         /// Its deadline.
         expires: Moment,
+    },
+    /// A clock that was set anew after the record was made whose key this one's ends with.
+    Clock {
+        /// The deadline.
+        expires: Moment,
+        /// The repository has gone.
+        soft_expired: bool,
     },
     /// A repository that is to go, and has not been seen to.
     Doomed {
@@ -96,6 +103,8 @@ pub type Key = Vec<u8>;
 enum Change {
     Put(Key, Vec<u8>, Option<oneshot::Sender<()>>),
     Remove(Key),
+    /// Nothing, but whoever waits for it waits for all before it.
+    Mark(oneshot::Sender<()>),
 }
 
 /// The journal. Cheap to clone; the writer ends when the last one is dropped.
@@ -115,7 +124,7 @@ impl Journal {
     }
 
     /// Opens the journal in `directory`, and gives what it holds. Blocks.
-    pub fn open(directory: &Path) -> Result<(Self, Vec<Record>), JournalError> {
+    pub fn open(directory: &Path) -> Result<(Self, Vec<(Key, Record)>), JournalError> {
         std::fs::create_dir_all(directory)?;
         let mut options = EnvOpenOptions::new();
         options.map_size(MAP_SIZE);
@@ -143,7 +152,7 @@ impl Journal {
         let (done, kept) = oneshot::channel();
         let change = Change::Put(key, encode(record), Some(done));
         changes.send(change).map_err(|_| JournalError::Ended)?;
-        kept.await.map_err(|_| JournalError::Ended)
+        kept.await.map_err(|_| JournalError::NotWritten)
     }
 
     /// Keeps a record, soon.
@@ -151,7 +160,20 @@ impl Journal {
         self.send(|| Change::Put(key, encode(record), None));
     }
 
-    /// Forgets a record, soon. Losing this is harmless: what was released is found in the store.
+    /// Returns when everything asked for so far is on disk.
+    pub async fn flush(&self) -> Result<(), JournalError> {
+        let Some(changes) = &self.changes else {
+            return Ok(());
+        };
+        let (done, kept) = oneshot::channel();
+        changes
+            .send(Change::Mark(done))
+            .map_err(|_| JournalError::Ended)?;
+        kept.await.map_err(|_| JournalError::NotWritten)
+    }
+
+    /// Forgets a record, soon. For what was released, losing this is harmless, since it is found in
+    /// the store; whoever takes something back waits for [`Journal::flush`].
     pub fn forget(&self, key: Key) {
         self.send(|| Change::Remove(key));
     }
@@ -169,12 +191,17 @@ fn encode(record: &Record) -> Vec<u8> {
     serde_json::to_vec(record).expect("a record is plain data")
 }
 
-fn read_all(env: &Env, database: Database<Bytes, Bytes>) -> Result<Vec<Record>, JournalError> {
+/// All records, in the order of their keys.
+fn read_all(
+    env: &Env,
+    database: Database<Bytes, Bytes>,
+) -> Result<Vec<(Key, Record)>, JournalError> {
     let txn = env.read_txn()?;
     let mut records = Vec::new();
     for entry in database.iter(&txn)? {
-        match serde_json::from_slice(entry?.1) {
-            Ok(record) => records.push(record),
+        let (key, value) = entry?;
+        match serde_json::from_slice(value) {
+            Ok(record) => records.push((key.to_vec(), record)),
             Err(error) => {
                 tracing::error!(%error, "a record of the purgatory journal is unreadable");
             }
@@ -191,13 +218,14 @@ fn write_all(env: &Env, database: Database<Bytes, Bytes>, incoming: &mpsc::Recei
         let mut batch = vec![first];
         batch.extend(incoming.try_iter().take(BATCH - 1));
         if let Err(error) = write(env, database, &batch) {
-            // Dropping the senders tells everybody who waits.
-            tracing::error!(%error, "the purgatory journal could not be written");
-            continue;
+            tracing::error!(%error, "a batch of the purgatory journal could not be written");
+            // One that cannot be written fails its whole batch: the others by themselves.
+            batch.retain(|change| write(env, database, std::slice::from_ref(change)).is_ok());
         }
         for change in batch {
-            if let Change::Put(_, _, Some(done)) = change {
-                // Whoever waited may have gone; the record is kept all the same.
+            if let Change::Put(_, _, Some(done)) | Change::Mark(done) = change {
+                // Whoever waited may have gone; the record is kept all the same. Those whose change
+                // was dropped hear that it was.
                 let _ = done.send(());
             }
         }
@@ -212,6 +240,7 @@ fn write(env: &Env, database: Database<Bytes, Bytes>, batch: &[Change]) -> heed:
             Change::Remove(key) => {
                 database.delete(&mut txn, key)?;
             }
+            Change::Mark(_) => {}
         }
     }
     txn.commit()
@@ -247,6 +276,7 @@ mod tests {
         .unwrap();
         let (_, after) = Journal::open(copy.path()).unwrap();
         assert_eq!(after.len(), 10);
+        let after: Vec<Record> = after.into_iter().map(|(_, record)| record).collect();
         assert!(!after.contains(&record(3)) && after.contains(&record(99)));
     }
 

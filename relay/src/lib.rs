@@ -73,6 +73,9 @@ pub enum Error {
     /// The purgatory journal.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// What was being taken out of service when the last process ended.
+    #[error(transparent)]
+    Retire(#[from] retire::RetireError),
     /// A listener.
     #[error("cannot listen on {0}: {1}")]
     Listen(String, std::io::Error),
@@ -115,6 +118,7 @@ pub async fn run(
         repositories,
         git: git.clone(),
         live: Arc::new(Live::new()),
+        going_on: Arc::default(),
         unfinished: Arc::default(),
     };
     let serial = Serial::default();
@@ -180,7 +184,9 @@ pub async fn run(
     Ok(())
 }
 
-async fn open_journal(config: &Config) -> Result<(Journal, Vec<journal::Record>), Error> {
+async fn open_journal(
+    config: &Config,
+) -> Result<(Journal, Vec<(journal::Key, journal::Record)>), Error> {
     if config.backend == Backend::Memory {
         return Ok((Journal::none(), Vec::new()));
     }

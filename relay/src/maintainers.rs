@@ -62,6 +62,9 @@ impl Maintainers {
     }
 }
 
+/// Keys that one set reaches at most, the nearest ones.
+const REACH: usize = 2_048;
+
 fn reach<'a, I: Iterator<Item = &'a Npub>>(
     start: Npub,
     next: impl Fn(&Npub) -> I,
@@ -70,7 +73,7 @@ fn reach<'a, I: Iterator<Item = &'a Npub>>(
     let mut queue = VecDeque::from([start]);
     while let Some(key) = queue.pop_front() {
         for other in next(&key) {
-            if reached.insert(*other) {
+            if reached.len() < REACH && reached.insert(*other) {
                 queue.push_back(*other);
             }
         }

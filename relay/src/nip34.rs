@@ -68,11 +68,27 @@ pub fn author_of(event: &Event) -> Npub {
     Npub::from_bytes(event.pubkey.to_bytes())
 }
 
-/// The identifier an addressable event names itself by.
+/// An event id as tags must have it (NIP-01: lower case), so that a search by its text finds it.
+pub fn event_id(text: &str) -> Option<EventId> {
+    EventId::from_hex(text)
+        .ok()
+        .filter(|id| id.to_hex() == text)
+}
+
+/// A public key as tags must have it.
+pub fn public_key(text: &str) -> Option<Npub> {
+    Npub::from_hex(text).ok().filter(|key| key.to_hex() == text)
+}
+
+/// The identifier an addressable event names itself by. It may name itself by one only.
 pub fn identifier_of(event: &Event) -> Result<Identifier, Malformed> {
-    let tag = values(event, "d")
+    let mut tags = values(event, "d");
+    let tag = tags
         .next()
         .ok_or_else(|| Malformed("no d tag".to_owned()))?;
+    if tags.any(|other| other != tag) {
+        return Err(Malformed("more than one d tag".to_owned()));
+    }
     Identifier::parse(tag).map_err(|error| Malformed(error.to_string()))
 }
 
@@ -100,7 +116,7 @@ pub fn repository_coordinate(text: &str) -> Option<RepoId> {
     if parts.next()? != "30617" {
         return None;
     }
-    let owner = Npub::from_hex(parts.next()?).ok()?;
+    let owner = public_key(parts.next()?)?;
     let identifier = Identifier::parse(parts.next()?).ok()?;
     Some(RepoId { owner, identifier })
 }

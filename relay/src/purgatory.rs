@@ -65,6 +65,15 @@ fn repository_key(kind: u8, repo: &RepoId) -> Key {
     key
 }
 
+/// The repository that a key, behind its kind, was made from.
+fn repository_of(name: &[u8]) -> Option<RepoId> {
+    let (owner, identifier) = name.split_at_checked(32)?;
+    Some(RepoId {
+        owner: Npub::from_slice(owner).ok()?,
+        identifier: Identifier::parse(std::str::from_utf8(identifier).ok()?).ok()?,
+    })
+}
+
 fn announcement_record(entry: &announcements::Waiting) -> Record {
     Record::Announcement {
         event: entry.announcement.event.as_json(),
@@ -82,39 +91,39 @@ fn state_record(entry: &states::Waiting) -> Record {
     }
 }
 
-fn coordinates<'a>(repos: impl IntoIterator<Item = &'a RepoId>) -> Vec<String> {
-    repos.into_iter().map(RepoId::coordinate).collect()
+fn request_record(entry: &pull_requests::Waiting) -> Option<Record> {
+    let request = entry.request.as_ref()?;
+    let repositories = request.repositories.iter().map(RepoId::coordinate);
+    Some(Record::PullRequest {
+        event: request.event.as_json(),
+        repositories: repositories.collect(),
+        created: entry.created,
+        expires: entry.expires,
+    })
 }
 
-/// The records of one entry of the third store: one for each side that is here, under keys of
-/// their own.
-fn pull_request_records(
-    id: &EventId,
-    entry: &pull_requests::Waiting,
-) -> (Option<Record>, Option<Record>) {
-    let request = entry.request.as_ref().map(|request| Record::PullRequest {
-        event: request.event.as_json(),
-        repositories: coordinates(&request.repositories),
-        created: entry.created,
-        expires: entry.expires,
-    });
-    // The commits of one id differ only if somebody tries; the last one counts after a crash.
-    let commit = entry.pushed.values().last();
-    let placeholder = commit.map(|commit| Record::Placeholder {
+fn placeholder_record(id: &EventId, entry: &pull_requests::Waiting) -> Option<Record> {
+    let pushed = entry.pushed.iter();
+    let pushed: Vec<(String, String)> = pushed
+        .map(|(repo, oid)| (repo.coordinate(), oid.to_hex()))
+        .collect();
+    (!pushed.is_empty()).then(|| Record::Placeholder {
         id: id.to_hex(),
-        commit: commit.to_hex(),
-        repositories: coordinates(
-            entry
-                .pushed
-                .iter()
-                .filter(|(_, oid)| *oid == commit)
-                .map(|(repo, _)| repo),
-        ),
+        pushed,
         created: entry.created,
         expires: entry.expires,
-    });
-    (request, placeholder)
+    })
 }
+
+/// The kinds of records, which their keys begin with. A clock's key is its own kind and then the
+/// key of what it belongs to, so that clocks come last.
+const ANNOUNCEMENT: u8 = b'a';
+const DOOMED: u8 = b'd';
+const REQUEST: u8 = b'p';
+const PLACEHOLDER: u8 = b'q';
+const STATE: u8 = b's';
+const EXPIRED: u8 = b'x';
+const CLOCK: u8 = b'z';
 
 impl Purgatory {
     /// An empty purgatory over `journal`.
@@ -136,15 +145,15 @@ impl Purgatory {
     }
 
     /// Puts back what the journal held. Records that make no sense are left out and said.
-    pub fn restore(&self, records: Vec<Record>) {
-        for record in records {
-            if let Err(reason) = self.restore_one(record) {
+    pub fn restore(&self, records: Vec<(Key, Record)>) {
+        for (key, record) in records {
+            if let Err(reason) = self.restore_one(&key, record) {
                 tracing::error!(%reason, "a record of the purgatory journal was left out");
             }
         }
     }
 
-    fn restore_one(&self, record: Record) -> Result<(), String> {
+    fn restore_one(&self, key: &[u8], record: Record) -> Result<(), String> {
         let event = |json: &str| {
             Event::from_json(json)
                 .map(Arc::new)
@@ -203,15 +212,15 @@ impl Purgatory {
             }
             Record::Placeholder {
                 id,
-                commit,
-                repositories,
+                pushed,
                 created,
                 expires,
             } => {
                 let id = EventId::from_hex(&id).map_err(|e| e.to_string())?;
-                let commit = Oid::from_hex(&commit).map_err(|e| e.to_string())?;
                 let request = self.pull_requests.get(&id).and_then(|entry| entry.request);
-                let pushed = repos(repositories).into_iter().map(|repo| (repo, commit));
+                let pushed = pushed.iter().filter_map(|(repo, commit)| {
+                    Some((repository_coordinate(repo)?, Oid::from_hex(commit).ok()?))
+                });
                 let entry = pull_requests::Waiting {
                     request,
                     pushed: pushed.collect(),
@@ -220,6 +229,10 @@ impl Purgatory {
                 };
                 self.pull_requests.restore(id, entry);
             }
+            Record::Clock {
+                expires,
+                soft_expired,
+            } => self.restore_clock(key, expires, soft_expired),
             Record::Doomed { repository, retire } => {
                 let repo = repository_coordinate(&repository).ok_or("no coordinate")?;
                 self.doomed.insert(repo, retire);
@@ -230,6 +243,48 @@ impl Purgatory {
             }
         }
         Ok(())
+    }
+
+    /// Sets the clock of what `key`, behind its kind, is the key of.
+    fn restore_clock(&self, key: &[u8], expires: Moment, soft_expired: bool) {
+        let Some((kind, name)) = key.get(1..).and_then(|of| of.split_first()) else {
+            return;
+        };
+        let id = EventId::from_slice(name);
+        match (*kind, id) {
+            (STATE, Ok(id)) => drop(self.states.extend(&id, expires)),
+            (REQUEST | PLACEHOLDER, Ok(id)) => drop(self.pull_requests.extend(&id, expires)),
+            (ANNOUNCEMENT, _) => {
+                if let Some(entry) = repository_of(name).and_then(|r| self.announcements.get(&r)) {
+                    self.announcements.insert(announcements::Waiting {
+                        expires,
+                        soft_expired,
+                        ..entry
+                    });
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Keeps a clock that was set anew, soon: the event it belongs to is not written again.
+    fn keep_clock(&self, of: &[u8], expires: Moment, soft_expired: bool) {
+        let record = Record::Clock {
+            expires,
+            soft_expired,
+        };
+        self.journal.keep_soon(key(CLOCK, of), &record);
+    }
+
+    /// Forgets a record and its clock, soon.
+    fn forget(&self, of: Key) {
+        self.journal.forget(key(CLOCK, &of));
+        self.journal.forget(of);
+    }
+
+    /// Returns when everything that was put in, changed or taken out so far is on disk.
+    pub async fn flush(&self) -> Result<(), JournalError> {
+        self.journal.flush().await
     }
 
     /// Whether the event of this id waits here; a soft-expired announcement does, too.
@@ -247,53 +302,60 @@ impl Purgatory {
         self.expired.contains(id)
     }
 
+    /// Makes a record durable; its clock is in it.
+    async fn keep(&self, of: Key, record: &Record) -> Result<(), JournalError> {
+        self.journal.forget(key(CLOCK, &of));
+        self.journal.keep(of, record).await
+    }
+
     /// Makes the entry of a repository durable.
     pub async fn keep_announcement(&self, repo: &RepoId) -> Result<(), JournalError> {
         match self.announcements.get(repo) {
             Some(entry) => {
                 let record = announcement_record(&entry);
-                self.journal.keep(repository_key(b'a', repo), &record).await
+                self.keep(repository_key(ANNOUNCEMENT, repo), &record).await
             }
             None => Ok(()),
         }
     }
 
-    /// Puts a state in, not yet durable: see [`Purgatory::keep_state`].
-    pub fn add_state(&self, state: State) {
-        let now = self.now();
+    /// Puts a state in, not yet durable: see [`Purgatory::keep_state`]. `false`: too many later
+    /// versions of it wait already.
+    pub fn add_state(&self, state: State) -> bool {
+        let (now, id) = (self.now(), state.id());
         let gave_way = self.states.insert(states::Waiting {
             state,
             created: now,
             expires: now + WAITS_FOR,
         });
         if let Some(id) = gave_way {
-            self.journal.forget(key(b's', id.as_bytes()));
+            self.forget(key(STATE, id.as_bytes()));
         }
+        gave_way != Some(id)
     }
 
     /// Makes the entry of a state durable.
     pub async fn keep_state(&self, id: &EventId) -> Result<(), JournalError> {
         match self.states.get(id) {
             Some(entry) => {
-                let key = key(b's', id.as_bytes());
-                self.journal.keep(key, &state_record(&entry)).await
+                let record = state_record(&entry);
+                self.keep(key(STATE, id.as_bytes()), &record).await
             }
             None => Ok(()),
         }
     }
 
-    /// Makes both sides of an entry of the third store durable.
+    /// Makes both sides of an entry of the third store durable: what is here of them.
     pub async fn keep_pull_request(&self, id: &EventId) -> Result<(), JournalError> {
         let Some(entry) = self.pull_requests.get(id) else {
             return Ok(());
         };
-        let (request, placeholder) = pull_request_records(id, &entry);
-        match placeholder {
-            Some(record) => self.journal.keep(key(b'q', id.as_bytes()), &record).await?,
-            None => self.journal.forget(key(b'q', id.as_bytes())),
+        match placeholder_record(id, &entry) {
+            Some(record) => self.keep(key(PLACEHOLDER, id.as_bytes()), &record).await?,
+            None => self.forget(key(PLACEHOLDER, id.as_bytes())),
         }
-        match request {
-            Some(record) => self.journal.keep(key(b'p', id.as_bytes()), &record).await,
+        match request_record(&entry) {
+            Some(record) => self.keep(key(REQUEST, id.as_bytes()), &record).await,
             None => Ok(()),
         }
     }
@@ -305,37 +367,50 @@ impl Purgatory {
         until: Moment,
     ) -> Option<announcements::Waiting> {
         let entry = self.announcements.extend(repo, until)?;
-        let record = announcement_record(&entry);
-        self.journal.keep_soon(repository_key(b'a', repo), &record);
+        let of = repository_key(ANNOUNCEMENT, repo);
+        self.keep_clock(&of, entry.expires, entry.soft_expired);
         Some(entry)
+    }
+
+    /// Gives an announcement that is not soft-expired until `until` at least.
+    pub fn prolong_announcement(&self, repo: &RepoId, until: Moment) {
+        let entry = self.announcements.get(repo);
+        if entry.is_some_and(|entry| !entry.soft_expired) {
+            self.extend_announcement(repo, until);
+        }
     }
 
     /// Marks an announcement soft-expired.
     pub fn soft_expire(&self, repo: &RepoId) {
         if let Some(entry) = self.announcements.soft_expire(repo, self.now()) {
-            let record = announcement_record(&entry);
-            self.journal.keep_soon(repository_key(b'a', repo), &record);
+            let of = repository_key(ANNOUNCEMENT, repo);
+            self.keep_clock(&of, entry.expires, entry.soft_expired);
         }
     }
 
     /// Gives a state until `until` at least.
     pub fn extend_state(&self, id: &EventId, until: Moment) {
         if let Some(entry) = self.states.extend(id, until) {
-            let key = key(b's', id.as_bytes());
-            self.journal.keep_soon(key, &state_record(&entry));
+            self.keep_clock(&key(STATE, id.as_bytes()), entry.expires, false);
         }
     }
 
     /// Gives a pull request or placeholder until `until` at least.
     pub fn extend_pull_request(&self, id: &EventId, until: Moment) {
         if let Some(entry) = self.pull_requests.extend(id, until) {
-            let (request, placeholder) = pull_request_records(id, &entry);
-            for (kind, record) in [(b'p', request), (b'q', placeholder)] {
-                if let Some(record) = record {
-                    self.journal.keep_soon(key(kind, id.as_bytes()), &record);
-                }
-            }
+            self.keep_clock(&key(REQUEST, id.as_bytes()), entry.expires, false);
         }
+    }
+
+    /// Commits that were pushed for a pull request to these repositories have been removed again.
+    pub async fn unpushed(&self, id: &EventId, repos: &[RepoId]) -> Result<(), JournalError> {
+        self.pull_requests.unpushed(id, repos);
+        let empty =
+            |entry: &pull_requests::Waiting| entry.request.is_none() && entry.pushed.is_empty();
+        if self.pull_requests.get(id).as_ref().is_some_and(empty) {
+            self.remove_pull_request(id);
+        }
+        self.keep_pull_request(id).await
     }
 
     /// Gives every state under an identifier by one of `authors` 30 minutes from now.
@@ -355,22 +430,22 @@ impl Purgatory {
     /// Takes an announcement out.
     pub fn remove_announcement(&self, repo: &RepoId) -> Option<announcements::Waiting> {
         let removed = self.announcements.remove(repo)?;
-        self.journal.forget(repository_key(b'a', repo));
+        self.forget(repository_key(ANNOUNCEMENT, repo));
         Some(removed)
     }
 
     /// Takes a state out.
     pub fn remove_state(&self, id: &EventId) -> Option<states::Waiting> {
         let removed = self.states.remove(id)?;
-        self.journal.forget(key(b's', id.as_bytes()));
+        self.forget(key(STATE, id.as_bytes()));
         Some(removed)
     }
 
     /// Takes a pull request or placeholder out.
     pub fn remove_pull_request(&self, id: &EventId) -> Option<pull_requests::Waiting> {
         let removed = self.pull_requests.remove(id)?;
-        self.journal.forget(key(b'p', id.as_bytes()));
-        self.journal.forget(key(b'q', id.as_bytes()));
+        self.forget(key(REQUEST, id.as_bytes()));
+        self.forget(key(PLACEHOLDER, id.as_bytes()));
         Some(removed)
     }
 
@@ -381,7 +456,7 @@ impl Purgatory {
             retire,
         };
         self.journal
-            .keep(repository_key(b'd', repo), &record)
+            .keep(repository_key(DOOMED, repo), &record)
             .await?;
         self.doomed.insert(repo.clone(), retire);
         Ok(())
@@ -395,7 +470,7 @@ impl Purgatory {
     /// A repository has gone, or is to stay after all.
     pub fn undoom(&self, repo: &RepoId) {
         if self.doomed.remove(repo).is_some() {
-            self.journal.forget(repository_key(b'd', repo));
+            self.journal.forget(repository_key(DOOMED, repo));
         }
     }
 
@@ -413,9 +488,9 @@ impl Purgatory {
             id: id.to_hex(),
             at: self.now(),
         };
-        self.journal.keep_soon(key(b'x', id.as_bytes()), &record);
+        self.journal.keep_soon(key(EXPIRED, id.as_bytes()), &record);
         if let Some(forgotten) = self.expired.remember(id) {
-            self.journal.forget(key(b'x', forgotten.as_bytes()));
+            self.journal.forget(key(EXPIRED, forgotten.as_bytes()));
         }
     }
 

@@ -15,9 +15,10 @@ use nostr::{Event, Filter};
 
 use crate::{
     git::{Alignment, Git, GitError},
+    journal::JournalError,
     live::Live,
     nip34::{
-        self, later,
+        self, Meaning, later,
         pull_request::{self, PullRequest},
         state::State,
     },
@@ -39,9 +40,17 @@ pub enum ReleaseError {
     /// The event store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The purgatory journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
 }
 
 impl ReleaseError {
+    /// Whether the same may succeed by itself later.
+    pub fn may_pass(&self) -> bool {
+        self.is_unreachable() || !matches!(self, Self::Git(_))
+    }
+
     /// Whether the git storage did not answer, so that nothing else will succeed either.
     pub fn is_unreachable(&self) -> bool {
         matches!(self, Self::Git(GitError::Unreachable(_)))
@@ -64,8 +73,17 @@ pub struct Aim {
 pub struct Released {
     /// It is served.
     pub served: bool,
-    /// More repositories want it than one turn has room for: go on behind this one.
-    pub go_on_behind: Option<RepoId>,
+    /// More repositories want it than one turn has room for.
+    pub more: Option<SoFar>,
+}
+
+/// How far the turns of a release came before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SoFar {
+    /// The last repository that was seen to.
+    behind: RepoId,
+    /// Every one of them could be.
+    all_settled: bool,
 }
 
 /// A release that goes on in another turn of the queue.
@@ -73,8 +91,17 @@ pub struct Released {
 pub struct GoOn {
     /// What is being released.
     pub state: State,
-    /// Behind which repository.
-    pub behind: RepoId,
+    /// How far it came.
+    pub so_far: SoFar,
+}
+
+/// What a release of all that waits under an identifier leaves to be done.
+#[derive(Debug, Clone, Default)]
+pub struct Left {
+    /// States that more repositories want than one turn has room for.
+    pub go_on: Vec<GoOn>,
+    /// Events that could not be released though their data is here: they do not expire for that.
+    pub failed: BTreeSet<EventId>,
 }
 
 /// Repositories that one turn of the queue aligns at most, so that a push waits for no more.
@@ -97,6 +124,8 @@ pub struct Release {
     pub git: Arc<dyn Git>,
     /// Those who are told.
     pub live: Arc<Live>,
+    /// States whose release goes on in later turns, so that it does so once.
+    pub going_on: Arc<DashMap<EventId, ()>>,
     /// Identifiers under which something failed that may succeed by itself: tried again by
     /// [`crate::sweep`]. As many as are announced.
     pub unfinished: Arc<DashMap<Identifier, ()>>,
@@ -106,8 +135,9 @@ impl Release {
     /// Says why something under an identifier was not done, and has it tried again if that may
     /// help.
     pub fn note(&self, identifier: &Identifier, error: &ReleaseError, what: &str) {
-        use GitError::{Moved, NotFound, Refused};
-        if !matches!(error, ReleaseError::Git(NotFound | Moved(_) | Refused(_))) {
+        // A git storage that failed, rather than not answered, fails again: what waits is tried with
+        // the next event, push or sweep.
+        if error.may_pass() {
             self.unfinished.insert(identifier.clone(), ());
         }
         tracing::warn!(%identifier, %error, "{what}");
@@ -163,7 +193,7 @@ impl Release {
     ///
     /// # Errors
     /// Only if the git storage cannot be reached: then nothing is known.
-    pub async fn identifier(&self, identifier: &Identifier) -> Result<Vec<GoOn>, ReleaseError> {
+    pub async fn identifier(&self, identifier: &Identifier) -> Result<Left, ReleaseError> {
         let states = self.purgatory.states.by_identifier(identifier);
         let mut states: Vec<State> = states.into_iter().map(|entry| entry.state).collect();
         states.sort_by(|a, b| later(&a.event, &b.event));
@@ -179,18 +209,20 @@ impl Release {
             wanted.pull_request(request);
         }
         let absent = self.absent(identifier, &wanted).await?;
-        let mut go_on = Vec::new();
-        for state in states
-            .into_iter()
-            .filter(|state| satisfiable(state, &absent))
-        {
+        let mut left = Left::default();
+        for state in states {
+            if !satisfiable(&state, &absent) {
+                continue;
+            }
             match self.state(&state, None, None).await {
-                Ok(released) => {
-                    let behind = released.go_on_behind;
-                    go_on.extend(behind.map(|behind| GoOn { state, behind }));
+                Ok(Released { more, .. }) => {
+                    left.go_on.extend(more.map(|so_far| GoOn { state, so_far }));
                 }
                 Err(error) if error.is_unreachable() => return Err(error),
-                Err(error) => self.note(identifier, &error, "a state stays in purgatory"),
+                Err(error) => {
+                    left.failed.insert(state.id());
+                    self.note(identifier, &error, "a state stays in purgatory");
+                }
             }
         }
         for (id, entry) in requests {
@@ -201,10 +233,13 @@ impl Release {
             match self.pull_request(&id).await {
                 Ok(_) => {}
                 Err(error) if error.is_unreachable() => return Err(error),
-                Err(error) => self.note(identifier, &error, "a pull request stays in purgatory"),
+                Err(error) => {
+                    left.failed.insert(id);
+                    self.note(identifier, &error, "a pull request stays in purgatory");
+                }
             }
         }
-        Ok(go_on)
+        Ok(left)
     }
 
     /// Releases a state whose objects are all here: aligns every repository here for which it is
@@ -216,28 +251,25 @@ impl Release {
         &self,
         state: &State,
         aim: Option<&Aim>,
-        behind: Option<&RepoId>,
+        so_far: Option<&SoFar>,
     ) -> Result<Released, ReleaseError> {
         let trusting = self.repositories.trusting(&state.identifier, &state.author);
         if trusting.is_empty() {
             // Its author may be named again: authorisation is judged at release.
             return Ok(Released {
                 served: false,
-                go_on_behind: None,
+                more: None,
             });
         }
         let here = trusting.iter().filter(|(_, standing)| standing.is_here());
         let mut here: Vec<(RepoId, Standing)> = here.cloned().collect();
         here.sort_by(|a, b| a.0.cmp(&b.0));
-        if let Some(behind) = behind {
-            here.retain(|(repo, _)| repo > behind);
+        if let Some(so_far) = so_far {
+            here.retain(|(repo, _)| *repo > so_far.behind);
         }
-        let more = here.len() > ALIGNED_A_TURN;
+        let is_last_turn = here.len() <= ALIGNED_A_TURN;
         here.truncate(ALIGNED_A_TURN);
-        let go_on_behind = match more {
-            true => here.last().map(|(repo, _)| repo.clone()),
-            false => None,
-        };
+        let last = here.last().map(|(repo, _)| repo.clone());
         if let Some(aim) = aim {
             here.retain(|(repo, _)| *repo != aim.repo);
             if let Some(standing) = self.repositories.standing(&aim.repo) {
@@ -245,16 +277,23 @@ impl Release {
                     .await?;
             }
         }
-        let mut all_settled = true;
+        let mut all_settled = so_far.is_none_or(|so_far| so_far.all_settled);
+        let mut last_error = None;
+        let mut settled = usize::from(aim.is_some() || so_far.is_some());
         for (repo, standing) in here {
             match self.settle(&repo, standing, Some(state), None).await {
-                Ok(()) => {}
+                Ok(()) => settled += 1,
                 Err(error) if error.is_unreachable() => return Err(error),
                 Err(error) => {
                     all_settled = false;
                     self.note(&repo.identifier, &error, "a repository was not aligned");
+                    last_error = Some(error);
                 }
             }
+        }
+        // Served only where its refs have moved.
+        if let Some(error) = last_error.filter(|_| settled == 0) {
+            return Err(error);
         }
         let served = trusting.iter().any(|(repo, _)| {
             let standing = self.repositories.standing(repo);
@@ -262,14 +301,15 @@ impl Release {
         });
         if served {
             self.serve(&state.event).await?;
-            if all_settled && go_on_behind.is_none() {
+            if all_settled && is_last_turn {
                 self.purgatory.remove_state(&state.id());
             }
         }
-        Ok(Released {
-            served,
-            go_on_behind,
-        })
+        let more = last.filter(|_| !is_last_turn).map(|behind| SoFar {
+            behind,
+            all_settled,
+        });
+        Ok(Released { served, more })
     }
 
     /// Makes a repository equal to its latest authorised state, among the stored ones and the one
@@ -325,11 +365,15 @@ impl Release {
         let Some(entry) = self.purgatory.announcements.get(repo) else {
             return Ok(());
         };
+        self.put_known_pull_requests(repo).await?;
+        // Whatever was to go under this name before, this is to stay.
+        self.purgatory.undoom(repo);
         self.serve(&entry.announcement.event).await?;
         self.repositories.set(&entry.announcement, Standing::Active);
         self.purgatory.remove_announcement(repo);
+        metrics::counter!("ngit_purgatory_promoted_total").increment(1);
         tracing::info!(%repo, "promoted");
-        self.put_known_pull_requests(repo).await
+        Ok(())
     }
 
     /// Promotes a waiting announcement if its data came before it, by another's address.
@@ -337,11 +381,27 @@ impl Release {
         self.settle(repo, Standing::Waiting, None, None).await
     }
 
-    /// Makes a served repository equal to its latest stored state, after a later one went.
+    /// Makes a served repository equal to its latest stored state, after a later one went or its
+    /// maintainers changed.
     pub async fn realign(&self, repo: &RepoId) -> Result<(), ReleaseError> {
         match self.latest_stored(repo).await? {
             Some(state) => Ok(self.align(repo, &state, None).await?),
             None => Ok(()),
+        }
+    }
+
+    /// After the maintainers an owner names have changed: whoever trusts that owner may have
+    /// another latest state now.
+    pub async fn maintainers_changed(&self, trusting: Vec<(RepoId, Standing)>) {
+        for (repo, _) in trusting {
+            let result = match self.repositories.standing(&repo) {
+                Some(Standing::Active) => self.realign(&repo).await,
+                Some(Standing::Waiting) => self.promote_if_here(&repo).await,
+                _ => Ok(()),
+            };
+            if let Err(error) = result {
+                self.note(&repo.identifier, &error, "a repository was not aligned");
+            }
         }
     }
 
@@ -367,8 +427,12 @@ impl Release {
                 continue;
             };
             let name = RefName::nostr(&request.id());
-            if let Err(error) = self.git.put_ref(repo, &name, commit, true).await {
-                tracing::warn!(%repo, %name, %error, "a pull request's ref was not put");
+            match self.git.put_ref(repo, &name, commit, true).await {
+                Err(error @ (GitError::Unreachable(_) | GitError::Failed(_))) => {
+                    return Err(error.into());
+                }
+                Err(error) => tracing::warn!(%repo, %name, %error, "a ref was not put"),
+                Ok(()) => {}
             }
         }
         Ok(())
@@ -392,28 +456,50 @@ impl Release {
         wanting
     }
 
+    /// The event a commit waits for may be served already: released under another identifier, or
+    /// just before the process ended.
+    async fn served_request(&self, id: &EventId) -> Result<Option<PullRequest>, StoreError> {
+        let stored = self.store.by_id(id).await?;
+        let request = stored.and_then(|event| PullRequest::read(Arc::new(event)).ok());
+        match request {
+            Some(mut request) if Meaning::of(request.event.kind) == Meaning::PullRequest => {
+                request.repositories = self.offered_to(&request).await?;
+                Ok(Some(request))
+            }
+            _ => Ok(None),
+        }
+    }
+
     /// Releases a pull request if its commit is here; says whether it is served. Commits pushed for
     /// it that it does not name lose their ref.
     pub async fn pull_request(&self, id: &EventId) -> Result<bool, ReleaseError> {
         let Some(entry) = self.purgatory.pull_requests.get(id) else {
             return Ok(false);
         };
-        let Some(request) = &entry.request else {
+        let request = match &entry.request {
+            Some(request) => Some(request.clone()),
+            None => self.served_request(id).await?,
+        };
+        let Some(request) = request else {
             return Ok(false);
         };
         let name = RefName::nostr(id);
-        self.refuse_other_commits(id, &name, &entry, request)
+        self.refuse_other_commits(id, &name, &entry, &request)
             .await?;
+        // What it was accepted for may have gone meanwhile.
+        let none = BTreeSet::new();
+        let is_related =
+            related::is_related(&request.event, &self.repositories, &self.store, &none);
         let Some(commit) = request.commit else {
             return Ok(false);
         };
+        if !is_related.await? {
+            return Ok(false);
+        }
         for (repo, pushed) in &entry.pushed {
             if *pushed == commit {
                 // Signed for now: what was staged belongs in the pool.
-                match self.git.put_ref(repo, &name, commit, true).await {
-                    Ok(()) | Err(GitError::NotFound) => {}
-                    Err(error) => return Err(error.into()),
-                }
+                self.put_ref(repo, &name, commit).await?;
             }
         }
         let wanted = Wanted {
@@ -421,30 +507,54 @@ impl Release {
             commits: BTreeSet::from([commit]),
         };
         let mut is_here = false;
-        for (identifier, repos) in self.wanting(request) {
+        for (identifier, repos) in self.wanting(&request) {
             if !self.absent(&identifier, &wanted).await?.is_empty() {
                 continue;
             }
             is_here = true;
             for repo in repos {
-                match self.git.put_ref(&repo, &name, commit, true).await {
-                    Ok(()) | Err(GitError::NotFound) => {}
-                    Err(error @ GitError::Unreachable(_)) => return Err(error.into()),
-                    Err(error) => tracing::warn!(%repo, %name, %error, "a ref was not put"),
-                }
+                self.put_ref(&repo, &name, commit).await?;
             }
         }
-        // What it was accepted for may have gone meanwhile.
-        let none = BTreeSet::new();
-        let repositories = &self.repositories;
-        if !is_here
-            || !related::is_related(&request.event, repositories, &self.store, &none).await?
-        {
+        if !is_here {
             return Ok(false);
         }
         self.serve(&request.event).await?;
         self.purgatory.remove_pull_request(id);
         Ok(true)
+    }
+
+    /// Puts the ref of a signed pull request. A repository that cannot take it keeps no other from
+    /// having it; only a git storage that does not answer ends the release.
+    async fn put_ref(&self, repo: &RepoId, name: &RefName, commit: Oid) -> Result<(), GitError> {
+        match self.git.put_ref(repo, name, commit, true).await {
+            Err(error @ GitError::Unreachable(_)) => Err(error),
+            Err(GitError::NotFound) | Ok(()) => Ok(()),
+            Err(error) => {
+                tracing::warn!(%repo, %name, %error, "a ref was not put");
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes away the refs of a pull request that is served or waits no more.
+    pub async fn take_refs_away(&self, id: &EventId, repos: impl IntoIterator<Item = RepoId>) {
+        let name = RefName::nostr(id);
+        for repo in repos {
+            match self.git.delete_ref(&repo, &name).await {
+                Ok(()) | Err(GitError::NotFound) => {}
+                Err(error) => tracing::warn!(%repo, %name, %error, "a ref is still there"),
+            }
+        }
+    }
+
+    /// The repositories here that have, or would have, the ref of a pull request.
+    pub async fn repositories_of(&self, request: &PullRequest) -> Vec<RepoId> {
+        let mut offered = request.clone();
+        if let Ok(repositories) = self.offered_to(request).await {
+            offered.repositories = repositories;
+        }
+        self.wanting(&offered).into_values().flatten().collect()
     }
 
     async fn refuse_other_commits(
@@ -453,18 +563,18 @@ impl Release {
         name: &RefName,
         entry: &pull_requests::Waiting,
         request: &PullRequest,
-    ) -> Result<(), GitError> {
+    ) -> Result<(), ReleaseError> {
         let mut refused = Vec::new();
         for (repo, pushed) in &entry.pushed {
             if Some(*pushed) != request.commit {
                 match self.git.delete_ref(repo, name).await {
-                    Ok(()) | Err(GitError::NotFound) => refused.push(repo.clone()),
-                    Err(error) => return Err(error),
+                    Err(error @ GitError::Unreachable(_)) => return Err(error.into()),
+                    Ok(()) | Err(_) => refused.push(repo.clone()),
                 }
             }
         }
         if !refused.is_empty() {
-            self.purgatory.pull_requests.unpushed(id, &refused);
+            self.purgatory.unpushed(id, &refused).await?;
         }
         Ok(())
     }

@@ -12,7 +12,9 @@ use nostr::{Event, Filter};
 use crate::{
     git::GitError,
     journal::JournalError,
-    nip34::{self, Meaning, announcement::Announcement, author_of, id_of},
+    nip34::{
+        self, Meaning, announcement::Announcement, author_of, id_of, pull_request::PullRequest,
+    },
     policy::related,
     release::Release,
     repository::Standing,
@@ -31,18 +33,39 @@ pub enum RetireError {
 }
 
 /// Events one reference is followed to.
-const A_STEP: usize = 5_000;
+const A_STEP: usize = 500;
 /// Events looked through for one repository; what is connected with it by more stays.
-const LOOKED_THROUGH: usize = 50_000;
+const LOOKED_THROUGH: usize = 2_000;
+/// Rounds in which what stands is found; each finds what stands by the one before, or more.
+const ROUNDS: usize = 16;
 
 impl Release {
-    /// Takes a waiting announcement out of purgatory, with its repository and the states that
-    /// nobody else's announcement authorises.
+    /// Takes a waiting announcement out of purgatory, durably, with its repository and the states
+    /// that nobody else's announcement authorises.
     pub async fn drop_waiting(&self, repo: &RepoId) -> Result<(), RetireError> {
         self.purgatory.doom(repo, false).await?;
         self.purgatory.remove_announcement(repo);
         self.stand_as_stored(repo).await;
         self.drop_unauthorised_states(repo);
+        self.purgatory.flush().await?;
+        self.carry_out_doom(repo).await;
+        Ok(())
+    }
+
+    /// A repository that is here, or was to be, is elsewhere from now on, by an announcement that is
+    /// served because its author maintains another's.
+    pub async fn move_elsewhere(&self, announcement: &Announcement) -> Result<(), RetireError> {
+        let repo = &announcement.repo;
+        let standing = self.repositories.standing(repo);
+        if standing.is_some_and(Standing::is_here) {
+            let was_served = standing.is_some_and(Standing::is_served);
+            self.purgatory.doom(repo, was_served).await?;
+        }
+        self.serve(&announcement.event).await?;
+        self.purgatory.remove_announcement(repo);
+        self.repositories.set(announcement, Standing::Elsewhere);
+        self.drop_unauthorised_states(repo);
+        self.purgatory.flush().await?;
         self.carry_out_doom(repo).await;
         Ok(())
     }
@@ -80,13 +103,18 @@ impl Release {
 
     /// Takes a served announcement out of service, with its repository and everything that was
     /// accepted only because of it.
+    ///
+    /// Repeatable: a start that finds a served repository that is to be retired calls it again.
     pub async fn delist(&self, repo: &RepoId, announcement: &Event) -> Result<(), RetireError> {
         self.purgatory.doom(repo, true).await?;
-        self.store.remove([id_of(announcement)]).await?;
+        let trusting = self.repositories.trusting(&repo.identifier, &repo.owner);
         self.repositories.remove(repo);
         self.remove_dependants(repo, announcement).await?;
+        self.store.remove([id_of(announcement)]).await?;
         self.drop_unauthorised_states(repo);
+        self.purgatory.flush().await?;
         self.carry_out_doom(repo).await;
+        self.maintainers_changed(trusting).await;
         Ok(())
     }
 
@@ -97,6 +125,11 @@ impl Release {
         let Some(retire) = self.purgatory.is_doomed(repo) else {
             return true;
         };
+        if self.repositories.standing(repo) == Some(Standing::Active) {
+            // Announced again since, and served: it stays.
+            self.purgatory.undoom(repo);
+            return true;
+        }
         let gone = match retire {
             true => self.git.retire(repo).await,
             false => self.git.delete(repo).await,
@@ -124,23 +157,27 @@ impl Release {
         let mut gone: BTreeSet<EventId> = doubtful.keys().copied().collect();
         gone.insert(id_of(announcement));
         // Two that refer to each other hold neither: what stands is found from outside, and then
-        // what stands by that.
-        loop {
-            let mut stands = Vec::new();
-            for (id, event) in &doubtful {
-                if self.stands_by_itself(event, &gone).await? {
-                    stands.push(*id);
+        // what stands by that. What is not decided after some rounds stays.
+        for round in 0.. {
+            let mut stood = false;
+            for id in doubtful.keys().copied().collect::<Vec<_>>() {
+                if round == ROUNDS || self.stands_by_itself(&doubtful[&id], &gone).await? {
+                    stood = round < ROUNDS;
+                    gone.remove(&id);
+                    doubtful.remove(&id);
                 }
             }
-            if stands.is_empty() {
+            if !stood {
                 break;
-            }
-            for id in stands {
-                gone.remove(&id);
-                doubtful.remove(&id);
             }
         }
         for event in doubtful.values() {
+            if Meaning::of(event.kind) == Meaning::PullRequest
+                && let Ok(request) = PullRequest::read(Arc::new(event.clone()))
+            {
+                let repos = self.repositories_of(&request).await;
+                self.take_refs_away(&request.id(), repos).await;
+            }
             if event.kind == nip34::ANNOUNCEMENT
                 && let Ok(identifier) = nip34::identifier_of(event)
             {
@@ -212,7 +249,7 @@ impl Release {
             let trusting = self.repositories.trusting(&identifier, &author);
             trusting
                 .into_iter()
-                .any(|(repo, _)| Some(&repo) != except.as_ref())
+                .any(|(repo, standing)| standing.is_served() && Some(&repo) != except.as_ref())
         };
         match Meaning::of(event.kind) {
             Meaning::Deletion | Meaning::GraspList => Ok(true),

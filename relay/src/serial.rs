@@ -26,6 +26,25 @@ pub enum Turn {
 struct Lane {
     urgent: VecDeque<oneshot::Sender<Pass>>,
     normal: VecDeque<oneshot::Sender<Pass>>,
+    /// Urgent ones since the last normal one.
+    in_a_row: usize,
+}
+
+/// Urgent pieces of work that go before a normal one that waits: pushes, which anybody can begin,
+/// do not hold up the others for ever.
+const URGENT_IN_A_ROW: usize = 8;
+
+impl Lane {
+    fn next(&mut self) -> Option<oneshot::Sender<Pass>> {
+        if self.in_a_row < URGENT_IN_A_ROW || self.normal.is_empty() {
+            self.in_a_row += 1;
+            if let Some(urgent) = self.urgent.pop_front() {
+                return Some(urgent);
+            }
+        }
+        self.in_a_row = 0;
+        self.normal.pop_front()
+    }
 }
 
 /// The queues. An identifier without work takes no room.
@@ -111,7 +130,7 @@ impl Serial {
                 };
                 let lane = occupied.get_mut().get_mut();
                 let lane = lane.unwrap_or_else(PoisonError::into_inner);
-                match lane.urgent.pop_front().or_else(|| lane.normal.pop_front()) {
+                match lane.next() {
                     Some(next) => next,
                     None => {
                         occupied.remove();

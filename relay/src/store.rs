@@ -72,8 +72,27 @@ impl Store {
         self.database.clone()
     }
 
+    /// Whether keeping an event would take another's place that it is no version of: the LMDB back
+    /// end tells addresses apart by the first 182 bytes of their `d` tag only.
+    pub async fn mistakes(&self, event: &Event) -> Result<bool, StoreError> {
+        const TOLD_APART: usize = 182;
+        let own = nip34::values(event, "d").next().unwrap_or_default();
+        if !event.kind.is_addressable() || own.len() <= TOLD_APART {
+            return Ok(false);
+        }
+        let own_events = Filter::new().author(event.pubkey).kind(event.kind);
+        let mistaken = |other: &Event| {
+            let name = nip34::values(other, "d").next().unwrap_or_default();
+            name != own && name.as_bytes().get(..TOLD_APART) == own.as_bytes().get(..TOLD_APART)
+        };
+        Ok(self.query(own_events).await?.iter().any(mistaken))
+    }
+
     /// Keeps an event; of a replaceable one only the latest version.
     pub async fn save(&self, event: &Event) -> Result<Saved, StoreError> {
+        if self.mistakes(event).await? {
+            return Err(Error::other("its d tag begins like that of another event").into());
+        }
         let status = match self.database.save_event(event).await {
             // One bad event fails its whole batch, that is: others' too. Once more, by itself.
             Err(_) => self.database.save_event(event).await?,

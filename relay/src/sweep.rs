@@ -12,11 +12,11 @@ use crate::{
     admit::{make_repository, release_identifier},
     clock::Moment,
     git::GitError,
-    nip34::{id_of, later},
+    nip34::later,
     release::Release,
     repository::Standing,
+    retire::RetireError,
     serial::{Serial, Turn},
-    store::StoreError,
 };
 
 /// How often what is due is looked for.
@@ -36,18 +36,20 @@ pub async fn sweep(release: &Release, serial: &Serial) {
     let announcements = purgatory.announcements.due(now, A_SWEEP);
     let states = purgatory.states.due(now, A_SWEEP);
     let requests = purgatory.pull_requests.due(now, A_SWEEP);
-    let mut due: BTreeSet<Identifier> = announcements.into_iter().map(|r| r.identifier).collect();
-    for id in states {
-        due.extend(
-            purgatory
-                .states
-                .get(&id)
-                .map(|entry| entry.state.identifier),
-        );
-    }
+    let mut due: BTreeSet<Identifier> = states
+        .into_iter()
+        .filter_map(|id| purgatory.states.get(&id))
+        .map(|entry| entry.state.identifier)
+        .collect();
+    due.extend(announcements.iter().map(|repo| repo.identifier.clone()));
     for identifier in due {
-        let work = expire(release.clone(), serial.clone(), identifier.clone(), now);
+        let work = expire_states(release.clone(), serial.clone(), identifier.clone(), now);
         serial.run(&identifier, Turn::Normal, work).await;
+    }
+    for repo in announcements {
+        let queue = repo.identifier.clone();
+        let work = expire_announcement(release.clone(), repo, now);
+        serial.run(&queue, Turn::Normal, work).await;
     }
     for id in requests {
         let entry = purgatory.pull_requests.get(&id);
@@ -70,65 +72,79 @@ pub async fn sweep(release: &Release, serial: &Serial) {
     }
 }
 
-/// In the queue of `identifier`: releases what can be, expires what is due all the same.
-async fn expire(release: Release, serial: Serial, identifier: Identifier, now: Moment) {
-    if let Err(error) = release_identifier(&release, &serial, &identifier).await {
-        tracing::warn!(%identifier, %error, "nothing expires without a try to release it");
-        return;
-    }
+fn expired(what: &'static str) {
+    metrics::counter!("ngit_purgatory_expired_total", "what" => what).increment(1);
+}
+
+/// In the queue of `identifier`: releases what can be; the states that are due all the same
+/// expire, but for those that failed though their data is here.
+async fn expire_states(release: Release, serial: Serial, identifier: Identifier, now: Moment) {
+    let failed = match release_identifier(&release, &serial, &identifier).await {
+        Ok(failed) => failed,
+        Err(error) if error.may_pass() => {
+            tracing::warn!(%identifier, %error, "nothing expires without a try to release it");
+            return;
+        }
+        Err(error) => {
+            tracing::warn!(%identifier, %error, "what is due expires though a release failed");
+            BTreeSet::new()
+        }
+    };
     let purgatory = &release.purgatory;
     for entry in purgatory.states.by_identifier(&identifier) {
-        if entry.expires <= now {
-            let id = entry.state.id();
-            purgatory.remove_state(&id);
+        let id = entry.state.id();
+        if entry.expires <= now && !failed.contains(&id) {
             purgatory.remember_expired(id);
+            purgatory.remove_state(&id);
+            expired("state");
             tracing::info!(state = %id, %identifier, "expired without git data");
         }
     }
-    for owner in release.repositories.owners(&identifier, Standing::Waiting) {
-        let repo = RepoId {
-            owner,
-            identifier: identifier.clone(),
-        };
-        let Some(entry) = purgatory.announcements.get(&repo) else {
-            continue;
-        };
-        if entry.expires > now {
-            continue;
-        }
-        if entry.soft_expired {
-            purgatory.remove_announcement(&repo);
-            release.stand_as_stored(&repo).await;
-            purgatory.remember_expired(entry.announcement.id());
-            tracing::info!(%repo, "an announcement expired for good");
-            continue;
-        }
-        if let Err(error) = release.promote_if_here(&repo).await {
+}
+
+/// In the queue of its identifier: one step of an announcement that is due.
+async fn expire_announcement(release: Release, repo: RepoId, now: Moment) {
+    let purgatory = &release.purgatory;
+    let Some(entry) = purgatory.announcements.get(&repo) else {
+        return;
+    };
+    if entry.expires > now {
+        return;
+    }
+    if entry.soft_expired {
+        purgatory.remember_expired(entry.announcement.id());
+        purgatory.remove_announcement(&repo);
+        release.stand_as_stored(&repo).await;
+        expired("announcement");
+        tracing::info!(%repo, "an announcement expired for good");
+        return;
+    }
+    match release.promote_if_here(&repo).await {
+        Err(error) if error.may_pass() => {
             tracing::warn!(%repo, %error, "an announcement does not expire untried");
-            continue;
+            return;
         }
-        if purgatory.announcements.get(&repo).is_none() {
-            continue;
+        _ if purgatory.announcements.get(&repo).is_none() => return,
+        _ => {}
+    }
+    match release.git.delete(&repo).await {
+        Ok(()) | Err(GitError::NotFound) => {
+            purgatory.soft_expire(&repo);
+            expired("announcement, soft");
+            tracing::info!(%repo, "an announcement is soft-expired");
         }
-        match release.git.delete(&repo).await {
-            Ok(()) | Err(GitError::NotFound) => {
-                purgatory.soft_expire(&repo);
-                tracing::info!(%repo, "an announcement is soft-expired");
-            }
-            // An upload is running: it keeps its repository, and what allowed it.
-            Err(error) => tracing::info!(%repo, %error, "a repository is not deleted yet"),
-        }
+        // An upload is running: it keeps its repository, and what allowed it.
+        Err(error) => tracing::info!(%repo, %error, "a repository is not deleted yet"),
     }
 }
 
 async fn expire_pull_request(release: Release, id: EventId, now: Moment) {
     match release.pull_request(&id).await {
-        Ok(true) => return,
-        Ok(false) => {}
-        Err(error) => {
+        Err(error) if error.may_pass() => {
             tracing::warn!(pull_request = %id, %error, "it does not expire untried");
             return;
         }
+        _ => {}
     }
     let Some(entry) = release.purgatory.pull_requests.get(&id) else {
         return;
@@ -146,16 +162,17 @@ async fn expire_pull_request(release: Release, id: EventId, now: Moment) {
             }
         }
     }
-    release.purgatory.remove_pull_request(&id);
     if entry.request.is_some() {
         release.purgatory.remember_expired(id);
     }
+    release.purgatory.remove_pull_request(&id);
+    expired("pull request");
     tracing::info!(pull_request = %id, "expired");
 }
 
 /// Brings purgatory and store together after a start: what was released before the end is not
 /// waiting any more, and what waits is announced.
-pub async fn reconcile(release: &Release) -> Result<(), StoreError> {
+pub async fn reconcile(release: &Release) -> Result<(), RetireError> {
     let purgatory = &release.purgatory;
     for repo in purgatory.announcements.all() {
         let Some(entry) = purgatory.announcements.get(&repo) else {
@@ -171,17 +188,13 @@ pub async fn reconcile(release: &Release) -> Result<(), StoreError> {
                 .set(&entry.announcement, Standing::Waiting);
         }
     }
-    for identifier in purgatory.pull_requests.identifiers() {
-        for (id, entry) in purgatory.pull_requests.by_identifier(&identifier) {
-            let stored = release.store.has(&id).await?;
-            if stored
-                && entry
-                    .request
-                    .as_ref()
-                    .is_some_and(|r| id_of(&r.event) == id)
-            {
-                purgatory.remove_pull_request(&id);
-            }
+    // What was being taken out of service when the process ended.
+    for repo in purgatory.doomed() {
+        if purgatory.is_doomed(&repo) == Some(true)
+            && is_served(release, &repo)
+            && let Some(stored) = release.store.announcement(&repo).await?
+        {
+            release.delist(&repo, &stored).await?;
         }
     }
     Ok(())
@@ -194,36 +207,44 @@ fn is_served(release: &Release, repo: &RepoId) -> bool {
 /// Tries whatever waits under an identifier: what is to go, repositories that were not made,
 /// announcements, releases.
 pub async fn try_again(release: &Release, serial: &Serial, identifier: &Identifier) {
-    let (worker, queues, queue) = (release.clone(), serial.clone(), identifier.clone());
-    let work = async move {
-        let (release, serial, identifier) = (worker, queues, queue);
-        for repo in release.purgatory.doomed() {
-            if repo.identifier == identifier {
-                release.carry_out_doom(&repo).await;
-            }
-        }
-        for owner in release.repositories.owners(&identifier, Standing::Waiting) {
-            let repo = RepoId {
-                owner,
-                identifier: identifier.clone(),
-            };
+    for owner in release.repositories.owners(identifier, Standing::Waiting) {
+        let repo = RepoId {
+            owner,
+            identifier: identifier.clone(),
+        };
+        // A turn for each: an identifier may have very many, and others wait in its queue.
+        let release = release.clone();
+        let work = async move {
             make_repository(&release, &repo).await;
             if let Err(error) = release.promote_if_here(&repo).await {
-                release.note(&identifier, &error, "an announcement was not promoted");
+                let what = "an announcement was not promoted";
+                release.note(&repo.identifier, &error, what);
             }
-        }
-        if let Err(error) = release_identifier(&release, &serial, &identifier).await {
-            release.note(&identifier, &error, "nothing was released");
+        };
+        serial.run(identifier, Turn::Normal, work).await;
+    }
+    let (release, queues, queue) = (release.clone(), serial.clone(), identifier.clone());
+    let work = async move {
+        if let Err(error) = release_identifier(&release, &queues, &queue).await {
+            release.note(&queue, &error, "nothing was released");
         }
     };
     serial.run(identifier, Turn::Normal, work).await;
 }
 
+/// Takes away, or aside, the repositories that are to go.
+async fn carry_out_dooms(release: &Release, serial: &Serial) {
+    for repo in release.purgatory.doomed() {
+        let (release, queue) = (release.clone(), repo.identifier.clone());
+        let work = async move { release.carry_out_doom(&repo).await };
+        serial.run(&queue, Turn::Normal, work).await;
+    }
+}
+
 /// Tries everything that waits.
 pub async fn try_everything(release: &Release, serial: &Serial) {
-    let mut all = release.purgatory.identifiers();
-    all.extend(release.purgatory.doomed().into_iter().map(|r| r.identifier));
-    for identifier in all {
+    carry_out_dooms(release, serial).await;
+    for identifier in release.purgatory.identifiers() {
         try_again(release, serial, &identifier).await;
     }
 }
@@ -231,14 +252,26 @@ pub async fn try_everything(release: &Release, serial: &Serial) {
 /// Tries again what failed for reasons that pass: the git storage was away, an upload was running
 /// into what is to go.
 pub async fn try_unfinished(release: &Release, serial: &Serial) {
-    for repo in release.purgatory.doomed() {
-        release.unfinished.insert(repo.identifier, ());
-    }
+    carry_out_dooms(release, serial).await;
     let unfinished: Vec<Identifier> = release.unfinished.iter().map(|e| e.key().clone()).collect();
     for identifier in unfinished {
         release.unfinished.remove(&identifier);
         try_again(release, serial, &identifier).await;
     }
+}
+
+/// What waits and what is served, as it is now.
+#[allow(clippy::cast_precision_loss)]
+fn measure(release: &Release) {
+    let purgatory = &release.purgatory;
+    let entries = |store: &'static str, count: usize| {
+        metrics::gauge!("ngit_purgatory_entries", "store" => store).set(count as f64);
+    };
+    entries("announcements", purgatory.announcements.len());
+    entries("states", purgatory.states.len());
+    entries("pull_requests", purgatory.pull_requests.len());
+    metrics::gauge!("ngit_purgatory_doomed_repositories").set(purgatory.doomed().len() as f64);
+    metrics::gauge!("ngit_repositories_active").set(release.repositories.active() as f64);
 }
 
 /// Sweeps, and tries again what failed as soon as the git storage is there, until `stop`.
@@ -253,6 +286,7 @@ pub async fn run(release: Release, serial: Serial, every: Duration, stop: Cancel
             () = stop.cancelled() => return,
             _ = sweeps.tick() => sweep(&release, &serial).await,
             _ = watch.tick() => {
+                measure(&release);
                 let is_there = release.git.reachable().await;
                 if is_there {
                     if !was_there {

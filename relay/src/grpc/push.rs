@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -32,6 +32,8 @@ use crate::{
 
 /// How long a push is remembered after its last sign of life.
 const REMEMBERED: Duration = Duration::from_secs(60 * 60);
+/// How often pushes that are to be forgotten are looked for.
+const LOOKED_FOR_EVERY: Duration = Duration::from_secs(60);
 /// How often a commit looks again when a ref was not where it had been seen.
 const ATTEMPTS: usize = 3;
 /// Commands of one push; git clients send one for each ref.
@@ -43,8 +45,8 @@ struct Granted {
     repo: RepoId,
     allowed: Allowed,
     last_seen: Moment,
-    /// What was answered to its commit.
-    results: Option<Vec<wire::CommandResult>>,
+    /// What was answered to its commit: the same for all commands, empty if they were done.
+    answer: Option<String>,
 }
 
 /// The Push service.
@@ -52,8 +54,10 @@ struct Granted {
 pub struct PushService {
     release: Release,
     serial: Serial,
-    /// Bounded by time: forgotten an hour after their last sign of life.
+    /// Forgotten an hour after their last sign of life, as other pushes come.
     pushes: Arc<DashMap<String, Granted>>,
+    /// When those to be forgotten were last looked for.
+    looked: Arc<Mutex<Moment>>,
 }
 
 /// One push as it was asked about.
@@ -124,6 +128,7 @@ impl PushService {
             release,
             serial,
             pushes: Arc::default(),
+            looked: Arc::default(),
         }
     }
 
@@ -227,7 +232,7 @@ impl PushService {
         if let Some(state) = &allowed.state {
             purgatory.extend_state(state, until);
             if self.release.repositories.standing(repo) == Some(Standing::Waiting) {
-                purgatory.extend_announcement(repo, until);
+                purgatory.prolong_announcement(repo, until);
             }
         }
         for (id, _) in allowed.requested.iter().chain(&allowed.placeholders) {
@@ -235,9 +240,16 @@ impl PushService {
         }
     }
 
+    /// Looks for them once a minute at most.
     fn forget_old_pushes(&self) {
         let now = self.release.purgatory.now();
-        // Looked at only as pushes come, so the cost is one per push that was made lately.
+        {
+            let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+            if *looked + LOOKED_FOR_EVERY > now {
+                return;
+            }
+            *looked = now;
+        }
         self.pushes
             .retain(|_, push| push.last_seen + REMEMBERED > now);
     }
@@ -254,6 +266,8 @@ impl PushService {
             }
             Err(Failed::Git(GitError::NotFound)) => {
                 let reason = "the repository is not here".to_owned();
+                metrics::counter!("ngit_pushes_total", "result" => "refused").increment(1);
+                tracing::info!(repo = %asked.repo, %reason, "push refused");
                 return Ok(wire::AuthorizeResponse {
                     outcome: Some(Outcome::Refused(wire::Refused { reason })),
                 });
@@ -262,12 +276,14 @@ impl PushService {
         };
         let now = self.release.purgatory.now();
         self.extend(&asked.repo, &judged.allowed, now + WAITS_FOR);
-        let objects = if judged.allowed.is_signed_for() {
-            wire::Objects::SignedFor
+        // What is signed for is taken out of the staging as its refs are moved; what came with it and
+        // is not stays there.
+        let objects = if !judged.allowed.placeholders.is_empty() {
+            wire::Objects::Staged
         } else if judged.allowed.changes_nothing() {
             wire::Objects::Unwanted
         } else {
-            wire::Objects::Staged
+            wire::Objects::SignedFor
         };
         let push_id = format!("{:032x}", random_id());
         self.forget_old_pushes();
@@ -277,7 +293,7 @@ impl PushService {
                 repo: asked.repo,
                 allowed: judged.allowed,
                 last_seen: now,
-                results: None,
+                answer: None,
             },
         );
         Ok(wire::AuthorizeResponse {
@@ -294,9 +310,9 @@ impl PushService {
         asked: Asked,
     ) -> Result<Vec<wire::CommandResult>, Failed> {
         if let Some(push) = self.pushes.get(&push_id)
-            && let Some(results) = &push.results
+            && let Some(answer) = &push.answer
         {
-            return Ok(results.clone());
+            return Ok(results(&asked, answer));
         }
         let mut attempt = 1;
         let reason = loop {
@@ -326,20 +342,12 @@ impl PushService {
         };
         metrics::counter!("ngit_pushes_total", "result" => result).increment(1);
         tracing::info!(repo = %asked.repo, result, reason, "push");
-        let refused = reason.unwrap_or_default();
-        let results: Vec<wire::CommandResult> = asked
-            .commands
-            .iter()
-            .map(|command| wire::CommandResult {
-                name: command.name.to_string(),
-                refused: refused.clone(),
-            })
-            .collect();
+        let answer = reason.unwrap_or_default();
         if let Some(mut push) = self.pushes.get_mut(&push_id) {
-            push.results = Some(results.clone());
+            push.answer = Some(answer.clone());
             push.last_seen = self.release.purgatory.now();
         }
-        Ok(results)
+        Ok(results(&asked, &answer))
     }
 
     /// Judges a push again and does what it is for.
@@ -355,8 +363,8 @@ impl PushService {
                 incarnation: judged.current.incarnation.clone(),
             };
             let released = self.release.state(&state, Some(&aim), None).await?;
-            if let Some(behind) = released.go_on_behind {
-                go_on(&self.release, &self.serial, GoOn { state, behind });
+            if let Some(so_far) = released.more {
+                go_on(&self.release, &self.serial, GoOn { state, so_far });
             }
         }
         for (id, commit) in &judged.allowed.requested {
@@ -369,6 +377,15 @@ impl PushService {
     }
 
     async fn put_requested(&self, asked: &Asked, id: &EventId, commit: Oid) -> Result<(), Failed> {
+        // Known to be here before its ref is: whatever ends the wait takes the ref along.
+        let purgatory = &self.release.purgatory;
+        if purgatory.pull_requests.get(id).is_some() {
+            let now = purgatory.now();
+            purgatory
+                .pull_requests
+                .pushed(*id, &asked.repo, commit, now);
+            purgatory.keep_pull_request(id).await?;
+        }
         let name = RefName::nostr(id);
         self.release
             .git
@@ -392,10 +409,18 @@ impl PushService {
             .pushed(*id, &asked.repo, commit, purgatory.now());
         purgatory.keep_pull_request(id).await?;
         let name = RefName::nostr(id);
-        self.release
+        let put = self
+            .release
             .git
             .put_ref(&asked.repo, &name, commit, false)
-            .await?;
+            .await;
+        if let Err(error) = put {
+            if !matches!(error, GitError::Unreachable(_)) {
+                let repos = [asked.repo.clone()];
+                self.release.purgatory.unpushed(id, &repos).await?;
+            }
+            return Err(error.into());
+        }
         // The event may have come while the ref was put, under another identifier's queue.
         self.release.pull_request(id).await?;
         Ok(())
@@ -415,6 +440,14 @@ impl PushService {
             }
         });
     }
+}
+
+fn results(asked: &Asked, answer: &str) -> Vec<wire::CommandResult> {
+    let result = |command: &Command| wire::CommandResult {
+        name: command.name.to_string(),
+        refused: answer.to_owned(),
+    };
+    asked.commands.iter().map(result).collect()
 }
 
 fn is_branch_or_tag(name: &RefName) -> bool {

@@ -5,8 +5,12 @@ use std::sync::Arc;
 use grasp_proto::words::{EventId, Npub, RepoId};
 use nostr::Event;
 
-use super::{Malformed, all_values, author_of, id_of, identifier_of};
+use super::{Malformed, all_values, author_of, id_of, identifier_of, public_key};
 use crate::domain::Domain;
+
+/// Maintainers of one announcement that count, the first ones. Whoever announces an identifier adds
+/// to what is walked for all who share it.
+const MAINTAINERS: usize = 256;
 
 /// A repository announcement, read. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -25,8 +29,9 @@ impl Announcement {
         let owner = author_of(&event);
         let identifier = identifier_of(&event)?;
         let mut maintainers: Vec<Npub> = all_values(&event, "maintainers")
-            .filter_map(|key| Npub::from_hex(key).ok())
+            .filter_map(public_key)
             .filter(|key| *key != owner)
+            .take(MAINTAINERS)
             .collect();
         maintainers.sort_unstable();
         maintainers.dedup();

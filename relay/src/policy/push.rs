@@ -51,11 +51,6 @@ impl Allowed {
     pub fn changes_nothing(&self) -> bool {
         self.state.is_none() && self.requested.is_empty() && self.placeholders.is_empty()
     }
-
-    /// Whether a signed event wants the objects.
-    pub fn is_signed_for(&self) -> bool {
-        self.state.is_some() || !self.requested.is_empty()
-    }
 }
 
 /// Why a push is not allowed, for the git user.
@@ -66,6 +61,9 @@ pub struct Refused(pub String);
 fn refused<T>(reason: impl Into<String>) -> Result<T, Refused> {
     Err(Refused(reason.into()))
 }
+
+/// Commits of one push for pull requests that nobody has signed yet.
+const PLACEHOLDERS: usize = 256;
 
 /// Judges a push. Every command must pass.
 pub fn judge(case: &Case) -> Result<Allowed, Refused> {
@@ -111,6 +109,11 @@ pub fn judge(case: &Case) -> Result<Allowed, Refused> {
                 ));
             }
         }
+    }
+    if allowed.placeholders.len() > PLACEHOLDERS {
+        return refused(format!(
+            "more than {PLACEHOLDERS} commits for pull requests that are not known yet"
+        ));
     }
     if branches
         .iter()
@@ -280,7 +283,7 @@ mod tests {
         let waiting = [state(1, &[("main", 1), ("refs/tags/v1", 2)])];
         let allowed = push(&[], &waiting, &[], &[("main", 1), ("refs/tags/v1", 2)]).unwrap();
         assert_eq!(allowed.state, Some(waiting[0].id()));
-        assert!(allowed.is_signed_for());
+        assert!(!allowed.changes_nothing());
         assert!(push(&[("main", 1)], &waiting, &[], &[("refs/tags/v1", 2)]).is_ok());
     }
 
@@ -346,7 +349,7 @@ mod tests {
         assert!(push(&[], &[], &k(None), &[(&r, 1)]).is_err());
         assert!(push(&[], &[], &[(7, Known::Other)], &[(&r, 1)]).is_err());
         let first = push(&[], &[], &[], &[(&r, 1)]).unwrap();
-        assert!(!first.is_signed_for() && first.placeholders.len() == 1);
+        assert!(first.requested.is_empty() && first.placeholders.len() == 1);
         assert!(push(&[(&r, 1)], &[], &[], &[(&r, 0)]).is_err());
         assert!(
             push(&[(&r, 1)], &[], &k(Some(oid(1))), &[(&r, 1)])

@@ -9,7 +9,7 @@ use nostr::{
 };
 
 use crate::{
-    nip34::{self, repository_coordinate},
+    nip34::{self, event_id, repository_coordinate},
     repository::{Repositories, Standing},
     store::{Store, StoreError},
 };
@@ -49,10 +49,7 @@ pub fn repositories(event: &Event) -> BTreeSet<RepoId> {
 /// The events an event refers to.
 pub fn events(event: &Event) -> BTreeSet<EventId> {
     let values = referenced(event, &["e", "E", "q"]);
-    let ids = values
-        .into_iter()
-        .filter_map(|id| EventId::from_hex(id).ok());
-    ids.collect()
+    values.into_iter().filter_map(event_id).collect()
 }
 
 /// The filters for what refers to an event, by its id or its address.
@@ -91,15 +88,37 @@ pub async fn is_related(
         }
     }
     for filter in referring_to(event) {
-        // A few, since the first ones may be deletion requests.
-        let referring = store.query(filter.limit(FOLLOWED)).await?;
-        let counts = |other: &Event| {
-            other.kind != nip34::DELETION
-                && !except.contains(&nip34::id_of(other))
-                && other.id != event.id
-        };
+        if is_referred_to(event, filter, store, except).await? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Pages of references that are looked through: deletion requests, of which anybody can file many,
+/// may come before the one that counts.
+const PAGES: usize = 20;
+
+async fn is_referred_to(
+    event: &Event,
+    filter: Filter,
+    store: &Store,
+    except: &BTreeSet<EventId>,
+) -> Result<bool, StoreError> {
+    let counts = |other: &Event| {
+        other.kind != nip34::DELETION
+            && !except.contains(&nip34::id_of(other))
+            && other.id != event.id
+    };
+    let mut page = filter.limit(FOLLOWED);
+    for _ in 0..PAGES {
+        let referring = store.query(page.clone()).await?;
         if referring.iter().any(counts) {
             return Ok(true);
+        }
+        match referring.last() {
+            Some(oldest) if referring.len() >= FOLLOWED => page = page.until(oldest.created_at),
+            _ => break,
         }
     }
     Ok(false)

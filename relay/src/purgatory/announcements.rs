@@ -37,13 +37,21 @@ impl Announcements {
     pub fn insert(&self, entry: Waiting) {
         let repo = entry.announcement.repo.clone();
         let (id, expires) = (entry.announcement.id(), entry.expires);
-        let old = self.entries.insert(repo.clone(), entry);
-        if let Some(old) = &old {
-            self.ids.remove(&old.announcement.id());
+        // The other indexes change while the entry is held, so that all always agree.
+        match self.entries.entry(repo.clone()) {
+            Slot::Occupied(mut slot) => {
+                let old = slot.insert(entry);
+                self.ids.remove(&old.announcement.id());
+                self.ids.insert(id, repo.clone());
+                self.deadlines
+                    .change(&repo, Some(old.expires), Some(expires));
+            }
+            Slot::Vacant(slot) => {
+                self.ids.insert(id, repo.clone());
+                self.deadlines.change(&repo, None, Some(expires));
+                slot.insert(entry);
+            }
         }
-        self.ids.insert(id, repo.clone());
-        self.deadlines
-            .change(&repo, old.map(|old| old.expires), Some(expires));
     }
 
     /// A new entry, or a newer version of one: 30 minutes from now.
@@ -73,7 +81,6 @@ impl Announcements {
         let old = entry.expires;
         change(&mut entry);
         let changed = entry.value().clone();
-        // The deadline moves while the entry is held, so that both always agree.
         self.deadlines
             .change(repo, Some(old), Some(changed.expires));
         Some(changed)

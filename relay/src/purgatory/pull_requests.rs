@@ -42,20 +42,18 @@ pub struct PullRequests {
 impl PullRequests {
     /// Changes or makes the entry of `id`; both indexes follow.
     fn change(&self, id: EventId, now: Moment, change: impl FnOnce(&mut Waiting)) -> Waiting {
-        let (old, new) = {
-            let mut slot = self.entries.entry(id).or_insert_with(|| Waiting {
-                request: None,
-                pushed: BTreeMap::new(),
-                created: now,
-                expires: now,
-            });
-            let old = slot.value().clone();
-            change(&mut slot);
-            let new = slot.value().clone();
-            self.deadlines
-                .change(&id, Some(old.expires), Some(new.expires));
-            (old, new)
-        };
+        let mut slot = self.entries.entry(id).or_insert_with(|| Waiting {
+            request: None,
+            pushed: BTreeMap::new(),
+            created: now,
+            expires: now,
+        });
+        let old = slot.value().clone();
+        change(&mut slot);
+        let new = slot.value().clone();
+        // Both indexes follow while the entry is held.
+        self.deadlines
+            .change(&id, Some(old.expires), Some(new.expires));
         let (before, after) = (old.identifiers(), new.identifiers());
         for identifier in &after {
             self.by_identifier
@@ -127,17 +125,14 @@ impl PullRequests {
 
     /// Takes an entry out.
     pub fn remove(&self, id: &EventId) -> Option<Waiting> {
-        let removed = {
-            let Slot::Occupied(slot) = self.entries.entry(*id) else {
-                return None;
-            };
-            self.deadlines.change(id, Some(slot.get().expires), None);
-            slot.remove()
+        let Slot::Occupied(slot) = self.entries.entry(*id) else {
+            return None;
         };
-        for identifier in removed.identifiers() {
+        self.deadlines.change(id, Some(slot.get().expires), None);
+        for identifier in slot.get().identifiers() {
             without(&self.by_identifier, identifier, id);
         }
-        Some(removed)
+        Some(slot.remove())
     }
 
     /// At most `most` whose deadline has come.

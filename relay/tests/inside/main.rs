@@ -1,6 +1,7 @@
 //! The relay's inside – admission, purgatory, release, pushes, the sweep – under a clock that the
 //! tests set and with a stand-in for gitd.
 
+mod orders;
 mod pushes;
 mod stand_in;
 mod waiting;
@@ -129,6 +130,7 @@ impl Inside {
             repositories: Arc::new(Repositories::default()),
             git: git.clone() as Arc<dyn Git>,
             live: Arc::new(Live::new()),
+            going_on: Arc::default(),
             unfinished: Arc::default(),
         };
         let serial = Serial::default();
