@@ -326,15 +326,32 @@ async fn what_a_killed_process_left_is_put_in_order() {
     std::fs::create_dir_all(orphan.join("quarantine")).unwrap();
     std::fs::write(orphan.join("grasp-identifier"), "orphan\n").unwrap();
     std::fs::write(view.join("refs/heads/main.lock"), "").unwrap();
-    std::fs::write(view.join("packed-refs.lock"), "").unwrap();
+    let locks = ["packed-refs.lock", "packed-refs.new"].map(|file| view.join(file));
+    let lock = || {
+        locks
+            .iter()
+            .for_each(|file| std::fs::write(file, "").unwrap())
+    };
+    lock();
     service.start_gitd().await;
+    assert!(!locks.iter().any(|file| file.exists()));
     assert!(children(&pool.join("quarantine")).is_empty());
     assert!(children(&service.data().join(".new")).is_empty());
     assert_eq!(children(&pool.join("views")).len(), 1);
     assert_eq!(service.pools().len(), 1);
     assert_eq!(packs(&view), 0);
-    commit(&path, "more", "more").await;
+    let more = commit(&path, "more", "more").await;
     git(&path, &["push", "-q", &service.url(&repo), "main"]).await;
+    // So many deletions are git's work, which has locks of its own.
+    let specs: Vec<String> = (0..6).map(|n| format!("main:refs/heads/b{n}")).collect();
+    let url = service.url(&repo);
+    let mut args = vec!["push", "-q", &url];
+    args.extend(specs.iter().map(String::as_str));
+    git(&path, &args).await;
+    git(&view, &["pack-refs", "--all"]).await;
+    lock();
+    let wanted = [("refs/heads/main", more)];
+    assert_eq!(service.align(&repo, &wanted, &[]).await.unwrap(), 6);
 }
 
 /// An upload that has begun and does not go on.

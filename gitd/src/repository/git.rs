@@ -9,7 +9,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd},
     path::Path,
     process::{Output, Stdio},
-    sync::Arc,
+    sync::{Arc, LazyLock, Mutex, PoisonError, mpsc},
 };
 
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -124,17 +124,50 @@ pub fn run<A: AsRef<OsStr>>(
     let mut file = tempfile::tempfile()?;
     file.write_all(input)?;
     file.rewind()?;
-    let output: Output = command(directory)
-        .args(args)
-        .stdin(file)
-        .stderr(Stdio::piped())
-        .output()?;
+    let mut command = command(directory);
+    command.args(args).stdin(file).stderr(Stdio::piped());
+    die_with_us(&mut command);
+    let output: Output = start_for_life(command)?.wait_with_output()?;
     if output.status.success() {
         Ok(())
     } else {
         let text = String::from_utf8_lossy(&output.stderr);
         Err(RunError::Failed(last_line(&text).to_owned()))
     }
+}
+
+/// A command to start, and whom to tell.
+type Order = (
+    std::process::Command,
+    mpsc::Sender<std::io::Result<std::process::Child>>,
+);
+
+/// Starts a command from a thread that lives as long as the process: [`die_with_us`] follows the thread,
+/// and blocking threads end when they are idle.
+fn start_for_life(command: std::process::Command) -> std::io::Result<std::process::Child> {
+    static ORDERS: LazyLock<Mutex<mpsc::Sender<Order>>> = LazyLock::new(|| {
+        let (orders, taken) = mpsc::channel::<Order>();
+        let work = move || {
+            for (mut command, answer) in taken {
+                let _ = answer.send(command.spawn());
+            }
+        };
+        let started = std::thread::Builder::new()
+            .name("git-starter".to_owned())
+            .spawn(work);
+        if let Err(error) = started {
+            tracing::error!(%error, "no thread to start git from");
+        }
+        Mutex::new(orders)
+    });
+    let gone = || std::io::Error::other("the thread that starts git is gone");
+    let (answer, child) = mpsc::channel();
+    ORDERS
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .send((command, answer))
+        .map_err(|_| gone())?;
+    child.recv().map_err(|_| gone())?
 }
 
 /// The line of git's complaints that says most.

@@ -1,8 +1,8 @@
 //! Refs and HEAD of one view: read, and moved in transactions.
 //!
 //! Only gitd writes refs, and only under the view's lock, so a value that was just read still
-//! holds when it is replaced, and a `.lock` file found there belongs to nobody alive. All
-//! functions block.
+//! holds when it is replaced, and a `.lock` file found there belongs to nobody alive: the git
+//! processes that take locks die with us. All functions block.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -329,14 +329,20 @@ fn update_ref(path: &Path, changes: &[&Change]) -> Result<(), Error> {
         };
         script.extend_from_slice(line.as_bytes());
     }
-    match git::run(path, ["update-ref", "--stdin", "-z"], &script) {
-        Err(git::RunError::Failed(reason)) if reason.contains(".lock") => Err(Error::Locked),
+    run(path, &["update-ref", "--stdin", "-z"], &script)
+}
+
+/// Runs a git that takes locks on refs.
+fn run(path: &Path, args: &[&str], input: &[u8]) -> Result<(), Error> {
+    match git::run(path, args, input) {
+        // A `.lock`, or `packed-refs.new`.
+        Err(git::RunError::Failed(reason)) if reason.contains("File exists") => Err(Error::Locked),
         result => Ok(result?),
     }
 }
 
-/// Removes every lock file a ref transaction of this view may have left.
-fn break_locks(path: &Path) -> io::Result<()> {
+/// Removes every lock file a ref transaction of this view may have left. Under the view's lock.
+pub fn break_locks(path: &Path) -> io::Result<()> {
     fn walk(directory: &Path) -> io::Result<()> {
         for entry in std::fs::read_dir(directory)? {
             let entry = entry?;
@@ -350,7 +356,7 @@ fn break_locks(path: &Path) -> io::Result<()> {
         Ok(())
     }
     walk(&path.join("refs"))?;
-    for file in ["packed-refs.lock", "HEAD.lock"] {
+    for file in ["packed-refs.lock", "packed-refs.new", "HEAD.lock"] {
         match std::fs::remove_file(path.join(file)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -382,7 +388,14 @@ pub fn should_pack(path: &Path) -> bool {
 
 /// Packs the loose refs of a view. To be called under its lock.
 pub fn pack(path: &Path) -> Result<(), Error> {
-    Ok(git::run(path, ["pack-refs", "--all"], b"")?)
+    let pack = || run(path, &["pack-refs", "--all"], b"");
+    match pack() {
+        Err(Error::Locked) => {
+            break_locks(path)?;
+            pack()
+        }
+        result => result,
+    }
 }
 
 /// The `refs/heads/*` and `refs/tags/*` among `entries`, by name.

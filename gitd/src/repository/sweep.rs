@@ -94,6 +94,7 @@ impl Repositories {
             }
             return Ok(());
         }
+        refs::break_locks(view)?;
         if view.join(STAGED).is_dir() {
             let git = refs::open(view)?;
             for event in staging::events(view)? {
