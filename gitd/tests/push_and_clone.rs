@@ -340,6 +340,29 @@ async fn what_leads_nowhere_is_refused_and_leaves_nothing() {
     }
 }
 
+/// A pack without objects.
+const EMPTY_PACK: &[u8] = b"PACK\0\0\0\x02\0\0\0\0\
+    \x02\x9d\x08\x82\x3b\xd8\xa8\xea\xb5\x10\xad\x6a\xc7\x5c\x82\x3c\xfd\x3e\xd3\x1e";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_placeholder_leans_on_anothers_objects() {
+    let service = Service::start().await;
+    let repo = repo(1, "leaning");
+    service.create(&repo).await;
+    let path = work(service.directory.path(), "work", 1).await;
+    let tip = rev(&path, "main").await.to_string();
+    let [a, b] = ["aa", "bb"].map(|byte| format!("refs/nostr/{}", byte.repeat(32)));
+    let spec = format!("main:{a}");
+    git(&path, &["push", "-q", &service.url(&repo), &spec]).await;
+    let url = format!("/{repo}/git-receive-pack");
+    for (name, outcome) in [(&b, "ng"), (&a, "ok")] {
+        let mut body = command(name, &tip, "report-status").into_bytes();
+        body.extend_from_slice(EMPTY_PACK);
+        let answer = post(&service, &url, "", &body).await;
+        assert!(answer.contains(&format!("{outcome} {name}")), "{answer}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pack_has_a_largest_size() {
     let service = Service::with(&[("NGIT_GIT_MAX_PACK_BYTES", "1000")]).await;

@@ -165,6 +165,32 @@ async fn a_state_claims_what_is_staged() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_a_mixed_push_the_branch_claims_what_was_staged() {
+    let service = Service::start().await;
+    let repo = repo(1, "mixed");
+    service.create(&repo).await;
+    let path = work(service.directory.path(), "work", 2).await;
+    let tip = rev(&path, "main").await;
+    let url = service.url(&repo);
+    git(&path, &["checkout", "-q", "-b", "pr"]).await;
+    let proposed = commit(&path, "pr", "pr").await;
+    let spec = format!("pr:{}", nostr("ab"));
+    service.judge(Judgement::Stage);
+    git(&path, &["push", "-q", &url, "main", &spec]).await;
+    let mut refs = vec![("refs/heads/main".to_owned(), tip), (nostr("ab"), proposed)];
+    assert_eq!(service.refs(&repo).await, refs);
+    assert_eq!(
+        (packs(&service.view(&repo)), packs(&service.pool())),
+        (0, 1)
+    );
+    // The placeholder goes, the branch stays whole.
+    service.delete_ref(&repo, &nostr("ab")).await.unwrap();
+    refs.pop();
+    assert_eq!(service.refs(&repo).await, refs);
+    git(service.directory.path(), &["clone", "-q", &url, "clone"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn placeholders_are_bounded() {
     let service = Service::start().await;
     let repo = repo(1, "bounded");

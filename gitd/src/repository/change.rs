@@ -327,7 +327,8 @@ impl Repositories {
                 Ok(())
             }
             Destination::Staged(events) => self.views.hold(&upload.repo, || {
-                quarantine.check_tips(&view, tips)?;
+                // Not the view, where other placeholders' objects show: those go with theirs.
+                quarantine.check_tips(pool, tips)?;
                 if !self.room_for(upload, events)? {
                     return Err(too_many_placeholders());
                 }

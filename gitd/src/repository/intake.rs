@@ -37,6 +37,9 @@ pub const IDLE: Duration = Duration::from_secs(180);
 /// A pack without objects: header and SHA-1.
 const EMPTY_PACK: usize = 12 + 20;
 
+/// Directory of a quarantine: packs outside the pool that it may lean on.
+const OWN: &str = "own";
+
 /// Why a pack was not taken in. The text is for the git user.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
@@ -177,7 +180,7 @@ impl Intake<'_> {
         if let Some((from, packs)) = self.own
             && !packs.is_empty()
         {
-            let own = directory.join("own/pack");
+            let own = directory.join(OWN).join("pack");
             fs::create_dir_all(&own)?;
             for pack in packs {
                 match pool::link_pack(from, &own, pack) {
@@ -185,7 +188,8 @@ impl Intake<'_> {
                     result => result?,
                 }
             }
-            alternates.push_str("own\n");
+            alternates.push_str(OWN);
+            alternates.push('\n');
         }
         fs::write(directory.join("info/alternates"), alternates)?;
         Ok(quarantine)
@@ -271,13 +275,15 @@ impl Quarantine {
         self.pack.as_deref()
     }
 
-    /// Checks that every tip is here or in `repository` (a pool, or a view whose staged objects
-    /// count), and that what must be a commit is one. Blocks.
+    /// Checks that every tip is here, in the packs this may lean on, or in `repository` (a pool, or a
+    /// view whose staged objects count), and that what must be a commit is one. Blocks.
     pub fn check_tips(&self, repository: &Path, tips: &[(Oid, bool)]) -> Result<(), Refused> {
         let repo = refs::open(repository)?;
         let odb = repo.odb().map_err(Error::from)?;
-        if let Some(directory) = self.directory.to_str() {
-            odb.add_disk_alternate(directory).map_err(Error::from)?;
+        for directory in [self.directory.clone(), self.directory.join(OWN)] {
+            if let Some(directory) = directory.to_str().filter(|_| directory.is_dir()) {
+                odb.add_disk_alternate(directory).map_err(Error::from)?;
+            }
         }
         for (tip, must_be_commit) in tips {
             let id = refs::to_git2(*tip);

@@ -328,7 +328,8 @@ impl Pusher {
             return Ok(());
         }
         let (max_bytes, destination) = match objects {
-            Belongs::Staged if staged.len() != tips.len() => {
+            // What no placeholder has would be nobody's.
+            Belongs::Staged if staged.is_empty() => {
                 return Err(Refused::Pack("this push cannot be staged".to_owned()));
             }
             Belongs::Staged => {

@@ -38,6 +38,8 @@ pub enum Judgement {
     Grant,
     /// Everything is signed for.
     GrantAll,
+    /// Everything is staged: somebody else claims it.
+    Stage,
     /// Nothing changes: what is pushed is thrown away.
     Unwanted,
     /// No, before the pack.
@@ -74,6 +76,7 @@ impl Push for StandIn {
                 }));
             }
             Judgement::Unwanted => Objects::Unwanted,
+            Judgement::Stage => Objects::Staged,
             Judgement::Grant if nostr => Objects::Staged,
             _ => Objects::SignedFor,
         };
