@@ -12,7 +12,6 @@
 pub mod admit;
 pub mod clock;
 pub mod config;
-pub mod deletion;
 pub mod domain;
 pub mod git;
 pub mod grpc;

@@ -10,13 +10,13 @@ pub mod announcements;
 mod deadlines;
 pub mod expired;
 pub mod pull_requests;
+mod records;
 pub mod states;
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use dashmap::DashMap;
-use grasp_proto::words::{EventId, Identifier, Npub, Oid, RepoId};
-use nostr::Event;
+use grasp_proto::words::{EventId, Identifier, Npub, RepoId};
 
 use self::{
     announcements::Announcements, expired::Expired, pull_requests::PullRequests, states::States,
@@ -24,9 +24,12 @@ use self::{
 use crate::{
     clock::{Clock, Moment},
     journal::{Journal, JournalError, Key, Record},
-    nip34::{
-        announcement::Announcement, pull_request::PullRequest, repository_coordinate, state::State,
-    },
+    nip34::state::State,
+};
+
+use records::{
+    ANNOUNCEMENT, CLOCK, DOOMED, EXPIRED, PLACEHOLDER, REQUEST, STATE, announcement_record, key,
+    placeholder_record, repository_key, request_record, state_record,
 };
 
 /// How long an entry waits for its git data (GRASP-01).
@@ -53,78 +56,6 @@ pub struct Purgatory {
     clock: Clock,
 }
 
-fn key(kind: u8, name: &[u8]) -> Key {
-    let mut key = vec![kind];
-    key.extend_from_slice(name);
-    key
-}
-
-fn repository_key(kind: u8, repo: &RepoId) -> Key {
-    let mut key = key(kind, repo.owner.as_bytes());
-    key.extend_from_slice(repo.identifier.as_str().as_bytes());
-    key
-}
-
-/// The repository that a key, behind its kind, was made from.
-fn repository_of(name: &[u8]) -> Option<RepoId> {
-    let (owner, identifier) = name.split_at_checked(32)?;
-    Some(RepoId {
-        owner: Npub::from_slice(owner).ok()?,
-        identifier: Identifier::parse(std::str::from_utf8(identifier).ok()?).ok()?,
-    })
-}
-
-fn announcement_record(entry: &announcements::Waiting) -> Record {
-    Record::Announcement {
-        event: entry.announcement.event.as_json(),
-        created: entry.created,
-        expires: entry.expires,
-        soft_expired: entry.soft_expired,
-    }
-}
-
-fn state_record(entry: &states::Waiting) -> Record {
-    Record::State {
-        event: entry.state.event.as_json(),
-        created: entry.created,
-        expires: entry.expires,
-    }
-}
-
-fn request_record(entry: &pull_requests::Waiting) -> Option<Record> {
-    let request = entry.request.as_ref()?;
-    let repositories = request.repositories.iter().map(RepoId::coordinate);
-    Some(Record::PullRequest {
-        event: request.event.as_json(),
-        repositories: repositories.collect(),
-        created: entry.created,
-        expires: entry.expires,
-    })
-}
-
-fn placeholder_record(id: &EventId, entry: &pull_requests::Waiting) -> Option<Record> {
-    let pushed = entry.pushed.iter();
-    let pushed: Vec<(String, String)> = pushed
-        .map(|(repo, oid)| (repo.coordinate(), oid.to_hex()))
-        .collect();
-    (!pushed.is_empty()).then(|| Record::Placeholder {
-        id: id.to_hex(),
-        pushed,
-        created: entry.created,
-        expires: entry.expires,
-    })
-}
-
-/// The kinds of records, which their keys begin with. A clock's key is its own kind and then the
-/// key of what it belongs to, so that clocks come last.
-const ANNOUNCEMENT: u8 = b'a';
-const DOOMED: u8 = b'd';
-const REQUEST: u8 = b'p';
-const PLACEHOLDER: u8 = b'q';
-const STATE: u8 = b's';
-const EXPIRED: u8 = b'x';
-const CLOCK: u8 = b'z';
-
 impl Purgatory {
     /// An empty purgatory over `journal`.
     pub fn new(journal: Journal, clock: Clock) -> Self {
@@ -142,129 +73,6 @@ impl Purgatory {
     /// What time it is for those who wait here.
     pub fn now(&self) -> Moment {
         self.clock.now()
-    }
-
-    /// Puts back what the journal held. Records that make no sense are left out and said.
-    pub fn restore(&self, records: Vec<(Key, Record)>) {
-        for (key, record) in records {
-            if let Err(reason) = self.restore_one(&key, record) {
-                tracing::error!(%reason, "a record of the purgatory journal was left out");
-            }
-        }
-    }
-
-    fn restore_one(&self, key: &[u8], record: Record) -> Result<(), String> {
-        let event = |json: &str| {
-            Event::from_json(json)
-                .map(Arc::new)
-                .map_err(|e| e.to_string())
-        };
-        let repos = |all: Vec<String>| {
-            all.iter()
-                .filter_map(|a| repository_coordinate(a))
-                .collect::<Vec<_>>()
-        };
-        match record {
-            Record::Announcement {
-                event: json,
-                created,
-                expires,
-                soft_expired,
-            } => {
-                let announcement = Announcement::read(event(&json)?).map_err(|e| e.to_string())?;
-                self.announcements.insert(announcements::Waiting {
-                    announcement,
-                    created,
-                    expires,
-                    soft_expired,
-                    repository_made: false,
-                });
-            }
-            Record::State {
-                event: json,
-                created,
-                expires,
-            } => {
-                let state = State::read(event(&json)?).map_err(|e| e.to_string())?;
-                self.states.insert(states::Waiting {
-                    state,
-                    created,
-                    expires,
-                });
-            }
-            Record::PullRequest {
-                event: json,
-                repositories,
-                created,
-                expires,
-            } => {
-                let mut request = PullRequest::read(event(&json)?).map_err(|e| e.to_string())?;
-                request.repositories.extend(repos(repositories));
-                let id = request.id();
-                let pushed = self.pull_requests.get(&id).map(|entry| entry.pushed);
-                let entry = pull_requests::Waiting {
-                    request: Some(request),
-                    pushed: pushed.unwrap_or_default(),
-                    created,
-                    expires,
-                };
-                self.pull_requests.restore(id, entry);
-            }
-            Record::Placeholder {
-                id,
-                pushed,
-                created,
-                expires,
-            } => {
-                let id = EventId::from_hex(&id).map_err(|e| e.to_string())?;
-                let request = self.pull_requests.get(&id).and_then(|entry| entry.request);
-                let pushed = pushed.iter().filter_map(|(repo, commit)| {
-                    Some((repository_coordinate(repo)?, Oid::from_hex(commit).ok()?))
-                });
-                let entry = pull_requests::Waiting {
-                    request,
-                    pushed: pushed.collect(),
-                    created,
-                    expires,
-                };
-                self.pull_requests.restore(id, entry);
-            }
-            Record::Clock {
-                expires,
-                soft_expired,
-            } => self.restore_clock(key, expires, soft_expired),
-            Record::Doomed { repository, retire } => {
-                let repo = repository_coordinate(&repository).ok_or("no coordinate")?;
-                self.doomed.insert(repo, retire);
-            }
-            Record::Expired { id, .. } => {
-                self.expired
-                    .remember(EventId::from_hex(&id).map_err(|e| e.to_string())?);
-            }
-        }
-        Ok(())
-    }
-
-    /// Sets the clock of what `key`, behind its kind, is the key of.
-    fn restore_clock(&self, key: &[u8], expires: Moment, soft_expired: bool) {
-        let Some((kind, name)) = key.get(1..).and_then(|of| of.split_first()) else {
-            return;
-        };
-        let id = EventId::from_slice(name);
-        match (*kind, id) {
-            (STATE, Ok(id)) => drop(self.states.extend(&id, expires)),
-            (REQUEST | PLACEHOLDER, Ok(id)) => drop(self.pull_requests.extend(&id, expires)),
-            (ANNOUNCEMENT, _) => {
-                if let Some(entry) = repository_of(name).and_then(|r| self.announcements.get(&r)) {
-                    self.announcements.insert(announcements::Waiting {
-                        expires,
-                        soft_expired,
-                        ..entry
-                    });
-                }
-            }
-            _ => {}
-        }
     }
 
     /// Keeps a clock that was set anew, soon: the event it belongs to is not written again.
@@ -512,9 +320,15 @@ impl Purgatory {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use grasp_proto::words::Oid;
+
     use super::*;
     use crate::nip34::{
-        ANNOUNCEMENT, PULL_REQUEST, STATE,
+        self, PULL_REQUEST,
+        announcement::Announcement,
+        pull_request::PullRequest,
         testing::{event, keys},
     };
 
@@ -522,9 +336,15 @@ mod tests {
     async fn everything_comes_back_from_the_journal() {
         let directory = tempfile::tempdir().unwrap();
         let clock = Clock::standing_at(Moment::from_millis(10_000));
-        let announcement =
-            Announcement::read(Arc::new(event(&keys(1), ANNOUNCEMENT, 1, &[&["d", "x"]]))).unwrap();
-        let state = State::read(Arc::new(event(&keys(1), STATE, 1, &[&["d", "x"]]))).unwrap();
+        let announcement = Announcement::read(Arc::new(event(
+            &keys(1),
+            nip34::ANNOUNCEMENT,
+            1,
+            &[&["d", "x"]],
+        )))
+        .unwrap();
+        let state =
+            State::read(Arc::new(event(&keys(1), nip34::STATE, 1, &[&["d", "x"]]))).unwrap();
         let request =
             PullRequest::read(Arc::new(event(&keys(2), PULL_REQUEST, 1, &[&["c", "?"]]))).unwrap();
         let (repo, oid) = (announcement.repo.clone(), Oid::from_bytes([7; 20]));

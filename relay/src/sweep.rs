@@ -9,11 +9,10 @@ use grasp_proto::words::{EventId, Identifier, RefName, RepoId};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    admit::{make_repository, release_identifier},
     clock::Moment,
     git::GitError,
     nip34::later,
-    release::Release,
+    release::{Release, make_repository, release_identifier},
     repository::Standing,
     retire::RetireError,
     serial::{Serial, Turn},

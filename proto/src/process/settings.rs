@@ -4,6 +4,8 @@
 //! [`VARIABLES`] is the one list: the flags, `graspd config`, the warning about unknown names and
 //! the configuration reference in `docs/` are all made from it.
 
+mod variables;
+
 use std::{
     collections::BTreeMap,
     fmt,
@@ -11,132 +13,7 @@ use std::{
     str::FromStr,
 };
 
-/// One thing that can be set.
-#[derive(Debug)]
-pub struct Variable {
-    /// Its name in the environment; the flag is the same without `NGIT_`, in kebab case.
-    pub name: &'static str,
-    /// What it is when nobody sets it; `None`: unset.
-    pub default: Option<&'static str>,
-    /// What it means, for the reference.
-    pub meaning: &'static str,
-    /// Must never be printed.
-    pub secret: bool,
-    /// Not acted on by this version: setting it is warned about.
-    pub reserved: bool,
-}
-
-const fn variable(
-    name: &'static str,
-    default: Option<&'static str>,
-    meaning: &'static str,
-) -> Variable {
-    Variable {
-        name,
-        default,
-        meaning,
-        secret: false,
-        reserved: false,
-    }
-}
-
-const fn secret(name: &'static str, meaning: &'static str) -> Variable {
-    Variable {
-        secret: true,
-        ..variable(name, None, meaning)
-    }
-}
-
-const fn reserved(name: &'static str, meaning: &'static str) -> Variable {
-    Variable {
-        reserved: true,
-        ..variable(name, None, meaning)
-    }
-}
-
-/// Everything that can be set.
-#[rustfmt::skip]
-pub static VARIABLES: &[Variable] = &[
-    variable("NGIT_DOMAIN", None, "Public `host[:port]` of the service. Required, except that with a listener on loopback `localhost:<port>` is assumed."),
-    variable("NGIT_BIND_ADDRESS", Some("127.0.0.1:7334"), "The public listener."),
-    variable("NGIT_GIT_DATA_PATH", Some("./data/git"), "Where repositories lie, as `<npub>/<identifier>.git`."),
-    variable("NGIT_RELAY_DATA_PATH", Some("./data/relay"), "Where events and the purgatory journal lie."),
-    variable("NGIT_DATABASE_BACKEND", Some("lmdb"), "`lmdb`, or `memory`: events and purgatory in memory only; repositories still in `NGIT_GIT_DATA_PATH`, in a temporary directory only where that is unset."),
-    variable("NGIT_RELAY_NAME", None, "NIP-11 name; made from the domain when unset."),
-    variable("NGIT_RELAY_DESCRIPTION", None, "NIP-11 description; made from the domain when unset."),
-    secret("NGIT_RELAY_OWNER_NSEC", "Identity of the service (nsec or hex). When unset: the file `.relay-owner.nsec` in the working directory, else in the relay data path, made there at first start."),
-    variable("NGIT_RELAY_OWNER_NSEC_FILE", None, "File to read `NGIT_RELAY_OWNER_NSEC` from."),
-    variable("NGIT_OWNER_NPUB", None, "Of older deployments; ignored."),
-    variable("NGIT_TRUSTED_PROXY_CIDRS", Some(""), "Comma-separated networks of peers whose `Forwarded` and `X-Forwarded-For` are believed."),
-    variable("NGIT_MAX_CONNECTIONS", None, "Most websocket connections at once; unlimited when unset."),
-    variable("NGIT_RELAY_MAX_SUBSCRIPTIONS", Some("500"), "Most subscriptions of one connection."),
-    variable("NGIT_RELAY_FILTER_LIMIT", Some("500"), "Most stored events one filter is answered with."),
-    variable("NGIT_RELAY_MAX_EVENT_SIZE_BYTES", Some("196608"), "Largest event accepted, in bytes."),
-    variable("NGIT_RELAY_EVENTS_PER_MINUTE", Some("60"), "Most events one connection may send in a minute."),
-    variable("NGIT_METRICS_ENABLED", Some("true"), "Whether `/metrics` answers."),
-    variable("NGIT_METRICS_TOP_N_REPOS", Some("10"), "How many repositories `/metrics` names one by one."),
-    variable("NGIT_METRICS_CONNECTION_PER_IP_ABUSE_THRESHOLD", Some("10"), "Connections from one address from which on it counts as suspicious in `/metrics`."),
-    variable("NGIT_LOG_LEVEL", Some("info"), "Log filter (`info`, or `debug,hyper=warn`); `RUST_LOG` is read too."),
-    variable("NGIT_LOG_FORMAT", Some("text"), "`text` or `json`."),
-    variable("NGIT_TEST", None, "`1`: a quick clock for tests. Said loudly in the log."),
-    variable("NGIT_RELAY_GRPC_ADDRESS", None, "Where the relay's internal services listen and are found: `http://host:port` or `unix:/path`. A socket in the run directory when unset."),
-    variable("NGIT_GITD_GRPC_ADDRESS", None, "Where gitd's internal services listen and are found. As above."),
-    variable("NGIT_GITD_HTTP_ADDRESS", None, "Where gitd's smart HTTP listens and is found. As above."),
-    secret("NGIT_INTERNAL_TOKEN_RELAY", "Credential of the relay on internal calls. The three are made for the run when all processes start together."),
-    variable("NGIT_INTERNAL_TOKEN_RELAY_FILE", None, "File to read it from."),
-    secret("NGIT_INTERNAL_TOKEN_GITD", "Credential of gitd on internal calls."),
-    variable("NGIT_INTERNAL_TOKEN_GITD_FILE", None, "File to read it from."),
-    secret("NGIT_INTERNAL_TOKEN_WORKER", "Credential of syncworkers on internal calls."),
-    variable("NGIT_INTERNAL_TOKEN_WORKER_FILE", None, "File to read it from."),
-    variable("NGIT_SHUTDOWN_GRACE_SECS", Some("30"), "How long transfers may go on after SIGTERM, in seconds."),
-    variable("NGIT_GIT_MAX_PACK_BYTES", Some("17179869184"), "Largest pack taken in that a signed event wants, in bytes."),
-    variable("NGIT_GIT_MAX_STAGED_PACK_BYTES", Some("1073741824"), "Largest pack taken in that nobody has signed for yet, in bytes."),
-    reserved("NGIT_SYNC_BOOTSTRAP_RELAY_URL", "First relay to sync from."),
-    reserved("NGIT_SYNC_BASE_BACKOFF_SECS", "Relay-to-relay sync."),
-    reserved("NGIT_SYNC_MAX_BACKOFF_SECS", "Relay-to-relay sync."),
-    reserved("NGIT_SYNC_DISCONNECT_CHECK_INTERVAL_SECS", "Relay-to-relay sync."),
-    reserved("NGIT_SYNC_STARTUP_DELAY_SECS", "Relay-to-relay sync."),
-    reserved("NGIT_SYNC_STARTUP_JITTER_MS", "Relay-to-relay sync."),
-    reserved("NGIT_SYNC_BATCH_WINDOW_MS", "Relay-to-relay sync."),
-    reserved("NGIT_SYNC_DISABLE_NEGENTROPY", "Relay-to-relay sync."),
-    reserved("NGIT_SYNC_LOOP_INTERVAL_MS", "How often the hunt queue is looked at."),
-    reserved("NGIT_SYNC_MAX_CONCURRENT_PER_DOMAIN", "Domain budget of the hunt."),
-    reserved("NGIT_SYNC_MAX_PER_MINUTE_PER_DOMAIN", "Domain budget of the hunt."),
-    reserved("NGIT_SYNC_DEFAULT_DELAY_SECS", "First hunt after a user's event."),
-    reserved("NGIT_SYNC_IMMEDIATE_DELAY_MS", "First hunt after a synced event."),
-    reserved("NGIT_SYNC_ALLOW_NON_GLOBAL_TARGETS", "Whether workers may connect to addresses that are not public."),
-    reserved("NGIT_REJECTED_HOT_CACHE_DURATION_SECS", "Rejected-event index."),
-    reserved("NGIT_REJECTED_COLD_INDEX_EXPIRY_SECS", "Rejected-event index."),
-    reserved("NGIT_REPOSITORY_WHITELIST", "Curation."),
-    reserved("NGIT_REPOSITORY_BLACKLIST", "Moderation."),
-    reserved("NGIT_EVENT_BLACKLIST", "Moderation."),
-    reserved("NGIT_ARCHIVE_ALL", "GRASP-05."),
-    reserved("NGIT_ARCHIVE_WHITELIST", "GRASP-05."),
-    reserved("NGIT_ARCHIVE_GRASP_SERVICES", "GRASP-05."),
-    reserved("NGIT_ARCHIVE_READ_ONLY", "GRASP-05."),
-    reserved("NGIT_NAUGHTY_LIST_EXPIRATION_HOURS", "How long a broken server is set aside."),
-    reserved("NGIT_GRASP06_ENABLE", "GRASP-06."),
-    reserved("NGIT_INTERNAL_TLS_CERT", "Mutual TLS between the processes."),
-    reserved("NGIT_INTERNAL_TLS_KEY", "Mutual TLS between the processes."),
-    reserved("NGIT_INTERNAL_TLS_CA", "Mutual TLS between the processes."),
-    reserved("NGIT_WORKERS", "How many syncworkers are started."),
-    reserved("NGIT_SYNC_WORKER_CONCURRENCY", "Identifiers one worker hunts at once."),
-];
-
-impl Variable {
-    /// The variable of this name.
-    pub fn named(name: &str) -> Option<&'static Self> {
-        VARIABLES.iter().find(|variable| variable.name == name)
-    }
-
-    /// Its command-line flag, without the dashes.
-    pub fn flag(&self) -> String {
-        self.name
-            .trim_start_matches("NGIT_")
-            .to_lowercase()
-            .replace('_', "-")
-    }
-}
+pub use variables::{VARIABLES, Variable};
 
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -18,13 +18,12 @@ use nostr::Event;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    admit::{go_on, release_identifier},
     clock::Moment,
     git::{GitError, Refs},
     nip34::{Meaning, later, pull_request::PullRequest, state::State},
     policy::push::{Allowed, Case, Known, Refused, judge},
     purgatory::{AFTER_LAST_BYTE, WAITS_FOR},
-    release::{Aim, GoOn, Release, ReleaseError},
+    release::{Aim, GoOn, Release, ReleaseError, go_on, release_identifier},
     repository::Standing,
     serial::{Serial, Turn},
     store::StoreError,

@@ -1,0 +1,133 @@
+//! Kind 30617: accepted how.
+
+use std::cmp::Ordering;
+
+use super::{Admit, Failed, WAITS, known, malformed, mistaken, replaced, waits_already};
+use crate::{
+    nip34::{announcement::Announcement, later},
+    release::{Release, make_repository, release_identifier},
+    repository::Standing,
+    verdict::{Origin, Verdict},
+};
+use grasp_proto::words::RepoId;
+
+impl Admit {
+    pub(super) async fn announcement(
+        self,
+        announcement: Announcement,
+        origin: Origin,
+    ) -> Result<Verdict, Failed> {
+        let Release {
+            store,
+            purgatory,
+            repositories,
+            ..
+        } = &self.release;
+        let repo = &announcement.repo;
+        let waiting = purgatory.announcements.get(repo);
+        if let Some(waiting) = &waiting {
+            let version = later(&waiting.announcement.event, &announcement.event);
+            match version {
+                Ordering::Greater => return Ok(replaced()),
+                // Published again by its author after its repository has gone: as if new.
+                Ordering::Equal if waiting.soft_expired && origin == Origin::User => {}
+                Ordering::Equal => return Ok(waits_already()),
+                Ordering::Less => {}
+            }
+        }
+        let stored = store.announcement(repo).await?;
+        if let Some(stored) = &stored {
+            match later(stored, &announcement.event) {
+                Ordering::Greater => return Ok(replaced()),
+                // The same one came by another connection at the same time.
+                Ordering::Equal => return Ok(known()),
+                Ordering::Less => {}
+            }
+        }
+        if store.mistakes(&announcement.event).await? {
+            return Ok(mistaken());
+        }
+        let standing = repositories.standing(repo);
+        if announcement.lists(&self.domain) {
+            if standing == Some(Standing::Active) {
+                let before = repositories.trusting(&repo.identifier, &repo.owner);
+                let verdict = self.keep(&announcement.event).await?;
+                repositories.set(&announcement, Standing::Active);
+                self.release.maintainers_changed(before).await;
+                self.settle_after(repo).await;
+                return Ok(verdict);
+            }
+            return self.wait_for_data(announcement).await;
+        }
+        let trusting = repositories.trusting(&repo.identifier, &repo.owner);
+        let others: Vec<_> = trusting
+            .into_iter()
+            .filter(|(other, _)| other != repo)
+            .collect();
+        if !others.is_empty() {
+            self.release.move_elsewhere(&announcement).await?;
+            self.release.maintainers_changed(others).await;
+            return Ok(Verdict::served());
+        }
+        match (standing, stored) {
+            (Some(Standing::Waiting), _) => self.release.drop_waiting(repo).await?,
+            (Some(Standing::Active), Some(stored)) => self.release.delist(repo, &stored).await?,
+            _ => {}
+        }
+        Ok(malformed(format!(
+            "the announcement must list {} in both clone and relays",
+            self.domain
+        )))
+    }
+
+    /// An announcement that lists us and is not served yet.
+    pub(super) async fn wait_for_data(
+        &self,
+        announcement: Announcement,
+    ) -> Result<Verdict, Failed> {
+        let Release {
+            purgatory,
+            repositories,
+            ..
+        } = &self.release;
+        let repo = &announcement.repo;
+        let before = purgatory.announcements.get(repo);
+        purgatory
+            .announcements
+            .admit(announcement.clone(), self.now());
+        if let Err(error) = purgatory.keep_announcement(repo).await {
+            purgatory.remove_announcement(repo);
+            if let Some(before) = before {
+                purgatory.announcements.insert(before);
+            }
+            return Err(error.into());
+        }
+        repositories.set(&announcement, Standing::Waiting);
+        // Its states waited for the announcement that it replaces; their clock starts anew with it.
+        purgatory.extend_states_of(&repo.identifier, repositories.maintainers(repo));
+        self.make_repository(repo).await;
+        if let Err(error) = self.release.promote_if_here(repo).await {
+            let what = "an announcement waits though its data may be here";
+            self.release.note(&repo.identifier, &error, what);
+        }
+        Ok(match repositories.standing(repo) {
+            Some(Standing::Active) => Verdict::served(),
+            _ => Verdict::accepted(WAITS),
+        })
+    }
+
+    /// Makes the repository of a waiting announcement; if gitd cannot be reached, it is made as
+    /// soon as it can.
+    pub(super) async fn make_repository(&self, repo: &RepoId) {
+        make_repository(&self.release, repo).await;
+    }
+
+    /// A change of who maintains what may let something out.
+    pub(super) async fn settle_after(&self, repo: &RepoId) {
+        let released = release_identifier(&self.release, &self.serial, &repo.identifier);
+        if let Err(error) = released.await {
+            self.release
+                .note(&repo.identifier, &error, "nothing was released");
+        }
+    }
+}

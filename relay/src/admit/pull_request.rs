@@ -1,0 +1,54 @@
+//! Kinds 1618 and 1619: accepted how.
+
+use super::{Admit, Failed, WAITS, unrelated, waits_already};
+use crate::{nip34::pull_request::PullRequest, serial::Turn, verdict::Verdict};
+
+impl Admit {
+    pub(super) async fn pull_request_in_turn(
+        &self,
+        mut request: PullRequest,
+    ) -> Result<Verdict, Failed> {
+        let purgatory = &self.release.purgatory;
+        if purgatory
+            .pull_requests
+            .get(&request.id())
+            .is_some_and(|entry| entry.request.is_some())
+        {
+            return Ok(waits_already());
+        }
+        if !self.is_related(&request.event).await? {
+            return Ok(unrelated());
+        }
+        request.repositories = self.release.offered_to(&request).await?;
+        let door = self.clone();
+        // One queue is enough: the other side of the entry is merged, not overwritten, whichever
+        // identifier it comes in by.
+        let queue = request.identifiers().into_iter().next();
+        let work = async move { door.pull_request(request).await };
+        match queue {
+            Some(identifier) => self.serial.run(&identifier, Turn::Normal, work).await,
+            None => work.await,
+        }
+    }
+
+    pub(super) async fn pull_request(self, request: PullRequest) -> Result<Verdict, Failed> {
+        let purgatory = &self.release.purgatory;
+        let (id, identifiers) = (request.id(), request.identifiers());
+        purgatory.pull_requests.admit(request, self.now());
+        if let Err(error) = purgatory.keep_pull_request(&id).await {
+            purgatory.remove_pull_request(&id);
+            return Err(error.into());
+        }
+        match self.release.pull_request(&id).await {
+            Ok(true) => return Ok(Verdict::served()),
+            Ok(false) => {}
+            Err(error) => {
+                let what = "a pull request waits though its data may be here";
+                for identifier in identifiers {
+                    self.release.note(&identifier, &error, what);
+                }
+            }
+        }
+        Ok(Verdict::accepted(WAITS))
+    }
+}

@@ -1,0 +1,98 @@
+//! Kind 30618: accepted how.
+
+use std::{cmp::Ordering, collections::BTreeSet};
+
+use super::{Admit, Failed, WAITS, known, malformed, mistaken, replaced, waits_already};
+use crate::{
+    nip34::{STATE, later, state::State},
+    policy::satisfiable::{Wanted, satisfiable},
+    purgatory::WAITS_FOR,
+    release::{GoOn, Release, ReleaseError, go_on},
+    repository::Standing,
+    verdict::Verdict,
+};
+
+impl Admit {
+    pub(super) async fn state(self, state: State) -> Result<Verdict, Failed> {
+        let Release {
+            store,
+            purgatory,
+            repositories,
+            ..
+        } = &self.release;
+        let id = state.id();
+        if purgatory.states.get(&id).is_some() {
+            return Ok(waits_already());
+        }
+        if !repositories.is_announced(&state.identifier) {
+            return Ok(malformed("no announcement exists for this repository"));
+        }
+        let trusting = repositories.trusting(&state.identifier, &state.author);
+        if trusting.is_empty() {
+            return Ok(malformed("author not authorized for this repository"));
+        }
+        let stored = store
+            .addressable(STATE, &state.author, state.identifier.as_str())
+            .await?;
+        if let Some(stored) = stored {
+            match later(&stored, &state.event) {
+                Ordering::Greater => return Ok(replaced()),
+                Ordering::Equal => return Ok(known()),
+                Ordering::Less => {}
+            }
+        }
+        if store.mistakes(&state.event).await? {
+            return Ok(mistaken());
+        }
+        for (repo, standing) in &trusting {
+            if *standing == Standing::Waiting {
+                purgatory.extend_announcement(repo, self.now() + WAITS_FOR);
+                self.make_repository(repo).await;
+            }
+        }
+        if !purgatory.add_state(state.clone()) {
+            return Ok(replaced());
+        }
+        // Durable before a ref is moved for it: whatever happens now, it is gone on with.
+        if let Err(error) = purgatory.keep_state(&id).await {
+            purgatory.remove_state(&id);
+            return Err(error.into());
+        }
+        match self.release_now(&state).await {
+            true => Ok(Verdict::served()),
+            false => Ok(Verdict::accepted(WAITS)),
+        }
+    }
+
+    /// Releases a state if its objects are here; says whether it is served.
+    pub(super) async fn release_now(&self, state: &State) -> bool {
+        let mut wanted = Wanted::default();
+        wanted.state(state);
+        let attempt = async {
+            if state.never_arrives() {
+                return Ok(false);
+            }
+            let absent = match wanted.is_empty() {
+                true => BTreeSet::new(),
+                false => self.release.absent(&state.identifier, &wanted).await?,
+            };
+            if !satisfiable(state, &absent) {
+                return Ok(false);
+            }
+            let released = self.release.state(state, None, None).await?;
+            if let Some(so_far) = released.more {
+                let state = state.clone();
+                go_on(&self.release, &self.serial, GoOn { state, so_far });
+            }
+            Ok::<_, ReleaseError>(released.served)
+        };
+        match attempt.await {
+            Ok(served) => served,
+            Err(error) => {
+                let what = "a state waits though its data may be here";
+                self.release.note(&state.identifier, &error, what);
+                false
+            }
+        }
+    }
+}
