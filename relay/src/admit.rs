@@ -10,7 +10,13 @@ mod deletion;
 mod pull_request;
 mod state;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use futures::future::BoxFuture;
 use nostr::{Event, Timestamp};
@@ -54,6 +60,8 @@ pub struct Admit {
     serial: Serial,
     domain: Domain,
     max_event_bytes: usize,
+    /// Deletion requests stored so far: while this stands still, none crossed an event.
+    deletions: Arc<AtomicU64>,
 }
 
 impl Door for Admit {
@@ -108,6 +116,7 @@ impl Admit {
             serial,
             domain,
             max_event_bytes,
+            deletions: Arc::default(),
         }
     }
 
@@ -137,10 +146,12 @@ impl Admit {
         if let Some(verdict) = self.well_formed(&event) {
             return Ok(verdict);
         }
+        let deletions = self.deletions.load(Ordering::SeqCst);
         let verdict = self.judge_kind(event.clone(), origin).await?;
         // Its deletion may have come while it was judged, and found nothing to delete.
         if verdict.ok
             && event.kind != DELETION
+            && self.deletions.load(Ordering::SeqCst) != deletions
             && deletions::is_deleted(&event, &self.release.store).await?
         {
             self.delete_id(&id_of(&event), author_of(&event)).await?;

@@ -1,6 +1,6 @@
 //! Kind 5 carried out: what goes, in the queue of its identifier.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use grasp_proto::words::{EventId, Identifier, Npub, RepoId};
 use nostr::{Event, Kind, Timestamp};
@@ -23,6 +23,7 @@ impl Admit {
         // Stored first, so that no target comes back while the others go; carried out again when
         // it is sent again, so that a crash between leaves nothing undone.
         let saved = self.release.serve(&request).await?;
+        self.deletions.fetch_add(1, Ordering::SeqCst);
         let author = author_of(&request);
         for target in deletion::targets(&request) {
             match target {
