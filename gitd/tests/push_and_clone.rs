@@ -3,6 +3,7 @@
 mod common;
 
 use common::*;
+use grasp_proto::words::RepoId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// The head of a push of one new branch.
@@ -571,19 +572,20 @@ async fn a_client_that_asks_first_is_told_to_continue() {
 }
 
 /// Processes that work in a directory.
-fn at_work_in(directory: &std::path::Path) -> usize {
+fn at_work_in(directory: &std::path::Path) -> Vec<std::path::PathBuf> {
     let processes = children(std::path::Path::new("/proc"));
-    let there = |process: &&std::path::PathBuf| {
+    let there = |process: &std::path::PathBuf| {
         std::fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd == directory)
     };
-    processes.iter().filter(there).count()
+    processes.into_iter().filter(there).collect()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn git_goes_when_its_client_does() {
-    let service = Service::start().await;
-    let repo = repo(1, "gone");
-    service.create(&repo).await;
+/// A large clone that has begun, and where git works for it.
+async fn half_a_clone(
+    service: &Service,
+    repo: &RepoId,
+) -> (tokio::net::TcpStream, std::path::PathBuf) {
+    service.create(repo).await;
     let path = work(service.directory.path(), "work", 1).await;
     let mut state = 1_u64;
     let noise: String = (0..1_500_000)
@@ -595,7 +597,7 @@ async fn git_goes_when_its_client_does() {
         })
         .collect();
     let head = commit(&path, "big", &noise).await;
-    git(&path, &["push", "-q", &service.url(&repo), "main"]).await;
+    git(&path, &["push", "-q", &service.url(repo), "main"]).await;
     let body = format!("0032want {head}\n00000009done\n");
     let request = format!(
         "POST /{repo}/git-upload-pack HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\
@@ -607,10 +609,30 @@ async fn git_goes_when_its_client_does() {
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut some = [0; 4096];
     stream.read_exact(&mut some).await.unwrap();
-    let view = std::fs::canonicalize(service.view(&repo)).unwrap();
-    assert!(at_work_in(&view) > 0);
+    (stream, std::fs::canonicalize(service.view(repo)).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_git_did_not_finish_breaks_off() {
+    let service = Service::start().await;
+    let (mut stream, view) = half_a_clone(&service, &repo(1, "unfinished")).await;
+    for process in at_work_in(&view) {
+        let id = process.file_name().unwrap().to_str().unwrap();
+        // One may be gone already, as the other was.
+        try_git(&view, &["-c", &format!("alias.end=!kill -9 {id}"), "end"]).await;
+    }
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    assert!(!answer.ends_with(b"0\r\n\r\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn git_goes_when_its_client_does() {
+    let service = Service::start().await;
+    let (stream, view) = half_a_clone(&service, &repo(1, "gone")).await;
+    assert!(!at_work_in(&view).is_empty());
     drop(stream);
-    while at_work_in(&view) > 0 {
+    while !at_work_in(&view).is_empty() {
         tokio::task::yield_now().await;
     }
 }
@@ -638,7 +660,7 @@ async fn an_upload_broken_off_leaves_nothing() {
         tokio::task::yield_now().await;
     }
     let pool = std::fs::canonicalize(service.pool()).unwrap();
-    while at_work_in(&pool) > 0 {
+    while !at_work_in(&pool).is_empty() {
         tokio::task::yield_now().await;
     }
     nothing_left(&service);

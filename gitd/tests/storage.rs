@@ -354,9 +354,9 @@ async fn what_a_killed_process_left_is_put_in_order() {
     std::fs::write(view.join("refs/heads/main.lock"), "").unwrap();
     let locks = ["packed-refs.lock", "packed-refs.new"].map(|file| view.join(file));
     let lock = || {
-        locks
-            .iter()
-            .for_each(|file| std::fs::write(file, "").unwrap())
+        for file in &locks {
+            std::fs::write(file, "").unwrap();
+        }
     };
     lock();
     service.start_gitd().await;

@@ -6,13 +6,14 @@ pub mod advertise;
 pub mod commands;
 pub mod pkt_line;
 pub mod receive_pack;
+pub mod stream;
 pub mod upload_pack;
 
 use std::{convert::Infallible, io, net::IpAddr, sync::Arc, time::Duration};
 
 use async_compression::tokio::bufread::GzipDecoder;
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
+use futures::TryStreamExt;
 use grasp_proto::{
     process::render_metrics,
     transport::{Listener, Trace},
@@ -35,9 +36,8 @@ use hyper_util::{
 use ipnet::IpNet;
 use tokio::{
     io::{AsyncBufRead, BufReader},
-    sync::{Semaphore, mpsc},
+    sync::Semaphore,
 };
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{io::StreamReader, sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -113,7 +113,7 @@ pub enum Answer {
     /// These pieces, made as they are taken.
     Pieces(advertise::Pieces),
     /// What comes out here.
-    Stream(mpsc::Receiver<Bytes>),
+    Stream(stream::Pieces),
     /// There is no such repository.
     NotFound,
     /// Our side failed, and the log knows why.
@@ -163,9 +163,7 @@ fn body_of(answer: Answer) -> Option<Body> {
         Answer::Pieces(pieces) => {
             StreamBody::new(futures::stream::iter(pieces.map(frame))).boxed_unsync()
         }
-        Answer::Stream(receiver) => {
-            StreamBody::new(ReceiverStream::new(receiver).map(frame)).boxed_unsync()
-        }
+        Answer::Stream(pieces) => StreamBody::new(pieces.map_ok(Frame::data)).boxed_unsync(),
         Answer::NotFound | Answer::Failed => return None,
     })
 }

@@ -31,6 +31,7 @@ use super::{
     Answer, Server,
     commands::Request,
     pkt_line::{self, Band},
+    stream::{self, Maker},
 };
 use crate::{
     relay::{Belongs, Decision, Push},
@@ -162,7 +163,7 @@ pub async fn answer(
     if request.lines.is_empty() {
         return Answer::Whole(Bytes::new());
     }
-    let (sender, receiver) = mpsc::channel(16);
+    let (maker, pieces) = stream::answer(16);
     let tasks = server.tasks.clone();
     let bytes = Arc::new(AtomicU64::new(0));
     let body = Counted {
@@ -174,11 +175,11 @@ pub async fn answer(
         repo,
         upload: Arc::new(upload),
         request,
-        sender,
+        sender: maker.pieces().clone(),
         bytes,
     };
-    super::spawn(&tasks, pusher.serve(body));
-    Answer::Stream(receiver)
+    super::spawn(&tasks, pusher.serve(body, maker));
+    Answer::Stream(pieces)
 }
 
 struct Pusher {
@@ -191,7 +192,7 @@ struct Pusher {
 }
 
 impl Pusher {
-    async fn serve(self, mut body: Counted<impl AsyncBufRead + Unpin>) {
+    async fn serve(self, mut body: Counted<impl AsyncBufRead + Unpin>, maker: Maker) {
         let begun = Instant::now();
         let running = metrics::gauge!("ngit_git_operations_running", "operation" => "push");
         running.increment(1.0);
@@ -229,6 +230,7 @@ impl Pusher {
             () = intake::drain(&mut body, self.server.max_pack_bytes) => {}
             () = self.server.kill.cancelled() => {}
         }
+        maker.finish();
     }
 
     async fn push(&self, body: &mut Counted<impl AsyncBufRead + Unpin>) -> Report {

@@ -18,6 +18,7 @@ use super::{
     Answer, Server, Version,
     advertise::LsRefs,
     pkt_line::{self, Packet},
+    stream,
 };
 use crate::repository::{
     git,
@@ -65,19 +66,24 @@ pub async fn answer(
         return Answer::NotFound;
     };
     // One piece on its way to the client, one being read: more would only be memory.
-    let (sender, receiver) = mpsc::channel(1);
+    let (maker, pieces) = stream::answer(1);
     let tasks = server.tasks.clone();
     let work = async move {
         let begun_at = Instant::now();
         let mut fetch = Fetch {
-            sender: &sender,
+            sender: maker.pieces(),
             sent: 0,
+            complained: false,
         };
         let running = metrics::gauge!("ngit_git_operations_running", "operation" => "fetch");
         running.increment(1.0);
         let outcome = fetch.run(&server, &view, version, &begun, &mut body).await;
         running.decrement(1.0);
-        let bytes = fetch.sent;
+        let (bytes, complained) = (fetch.sent, fetch.complained);
+        // A client that got a part, or nothing, must not take it for all.
+        if outcome.is_ok() || complained {
+            maker.finish();
+        }
         metrics::counter!("ngit_git_bytes_total", "direction" => "out").increment(bytes);
         let label = if outcome.is_ok() { "ok" } else { "failed" };
         metrics::counter!("ngit_git_fetches_total", "outcome" => label).increment(1);
@@ -91,7 +97,7 @@ pub async fn answer(
         }
     };
     super::spawn(&tasks, work);
-    Answer::Stream(receiver)
+    Answer::Stream(pieces)
 }
 
 fn error(message: &str) -> Answer {
@@ -112,6 +118,8 @@ async fn ls_refs(server: &Server, repo: RepoId, mut body: impl AsyncBufRead + Un
 struct Fetch<'a> {
     sender: &'a mpsc::Sender<Bytes>,
     sent: u64,
+    /// There is no answer, but the client was told why.
+    complained: bool,
 }
 
 impl Fetch<'_> {
@@ -164,7 +172,7 @@ impl Fetch<'_> {
             Ok(String::new())
         };
         let mut stdout = pipes.stdout;
-        let (sender, sent) = (self.sender, &mut self.sent);
+        let (sender, sent, complained) = (self.sender, &mut self.sent, &mut self.complained);
         let pump = async {
             loop {
                 let place = match timeout(IDLE, sender.reserve()).await {
@@ -180,6 +188,8 @@ impl Fetch<'_> {
                 match read {
                     Ok(0) => return Ok(String::new()),
                     Ok(count) => {
+                        // What git complains of itself is an answer.
+                        *complained |= *sent == 0 && piece.get(4..8) == Some(b"ERR ");
                         *sent += count as u64;
                         place.send(piece.freeze());
                     }
@@ -202,8 +212,8 @@ impl Fetch<'_> {
         Err(reason.to_owned())
     }
 
-    async fn complain(&self, reason: &str) {
+    async fn complain(&mut self, reason: &str) {
         let line = pkt_line::line(format!("ERR {reason}\n"));
-        let _ = self.sender.send(line).await;
+        self.complained = self.sender.send(line).await.is_ok();
     }
 }
