@@ -49,7 +49,7 @@ use self::{
     library::Library,
     message::ClientMessage,
     socket::Socket,
-    writer::{FRAGMENT, Pulse, Writer},
+    writer::{FRAGMENT, Pulse, UNWRITTEN, Writer},
 };
 pub use self::{message::SUBSCRIPTION_ID, writer::Patience};
 use crate::{
@@ -138,6 +138,7 @@ impl Sessions {
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER)
             .write_buffer_size(FRAGMENT)
+            .max_write_buffer_size(UNWRITTEN)
             .max_message_size(Some(max))
             .max_frame_size(Some(max));
         let role = Role::Server;
@@ -228,6 +229,9 @@ impl Reader<'_> {
             pulse.listening(true);
             let message = stream.next().await;
             pulse.listening(false);
+            if let Some(Ok(message)) = &message {
+                pulse.heard(message);
+            }
             let farewell = match message {
                 Some(Ok(Message::Text(text))) => {
                     self.take(text.as_str()).await;

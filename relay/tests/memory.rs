@@ -7,13 +7,17 @@ mod support;
 #[path = "outside/upstream.rs"]
 mod upstream;
 
+use std::time::Duration;
+
+use grasp_relay::session::Patience;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
     sync::Mutex,
 };
 
 use crate::{
-    support::{Service, in_time},
+    support::{Service, in_time, note},
     upstream::{NPUB, send, service},
 };
 
@@ -22,6 +26,18 @@ static ALONE: Mutex<()> = Mutex::const_new(());
 
 fn resident() -> u64 {
     grasp_proto::process::resident_bytes().unwrap()
+}
+
+/// A websocket of bare bytes.
+async fn websocket(service: &Service) -> TcpStream {
+    let handshake = "GET / HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
+    let mut client = send(service, handshake).await;
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        assert_ne!(in_time(client.read_buf(&mut head)).await.unwrap(), 0);
+    }
+    client
 }
 
 #[tokio::test]
@@ -86,13 +102,7 @@ async fn an_idle_websocket_costs_little() {
     let _alone = ALONE.lock().await;
     let service = Service::start().await;
     let connect = async || {
-        let handshake = "GET / HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-                         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
-        let mut client = send(&service, handshake).await;
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            assert_ne!(in_time(client.read_buf(&mut head)).await.unwrap(), 0);
-        }
+        let mut client = websocket(&service).await;
         // A masked text frame with a mask of zeros.
         let text = br#"["REQ","s",{"kinds":[1]}]"#;
         let mut frame = vec![0x81, 0x80 | u8::try_from(text.len()).unwrap(), 0, 0, 0, 0];
@@ -115,4 +125,46 @@ async fn an_idle_websocket_costs_little() {
     let each = (resident() - before) / CLIENTS as u64;
     println!("{each} bytes for each websocket with a subscription");
     assert!(each < 64 << 10, "{each}");
+}
+
+#[tokio::test]
+async fn pings_of_a_client_that_reads_nothing_cost_nothing_and_end() {
+    let _alone = ALONE.lock().await;
+    let patience = Patience {
+        stalled: Duration::from_secs(3),
+        farewell: Duration::from_millis(100),
+        ..Patience::default()
+    };
+    let service = Service::with(&[], patience).await;
+    let mut other = service.client().await;
+    let mut client = websocket(&service).await;
+    // 125 bytes, masked with zeros.
+    let mut ping = vec![0x89, 0xfd, 0, 0, 0, 0];
+    ping.extend_from_slice(&[b'x'; 125]);
+    let pings = ping.repeat(500);
+    let before = resident();
+    let mut most = 0;
+    let mut sent = 0;
+    let flood = async {
+        while client.write_all(&pings).await.is_ok() {
+            sent += pings.len();
+            most = most.max(resident().saturating_sub(before));
+        }
+    };
+    let others = async {
+        loop {
+            other.publish(&note("alive")).await;
+            assert_eq!(other.expect("OK").await[2], true);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    in_time(async {
+        tokio::select! {
+            () = flood => {}
+            () = others => {}
+        }
+    })
+    .await;
+    println!("{} KiB of pings, over idle: {} KiB", sent >> 10, most >> 10);
+    assert!(most < 8 << 20, "{most}");
 }

@@ -1,16 +1,20 @@
 //! The way out of a connection: what waits in its outbox, pings, and the last words.
 
 use std::{
+    future::poll_fn,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use bytes::Bytes;
 use futures::{SinkExt, stream::SplitSink};
-use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
+use tokio::{
+    sync::Notify,
+    time::{Instant, MissedTickBehavior, interval_at, sleep},
+};
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
@@ -36,6 +40,10 @@ use crate::live::outbox::{Farewell, Next, Outbox};
 /// once had, and most connections are idle.
 pub const FRAGMENT: usize = 16 << 10;
 
+/// Most bytes that a websocket holds back. Pongs end up there without our doing; where they find no
+/// room, only the latest is kept.
+pub const UNWRITTEN: usize = 4 * FRAGMENT;
+
 /// When a connection is taken for dead. Tests are less patient.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
@@ -43,7 +51,8 @@ pub struct Patience {
     pub ping: Duration,
     /// How long a client may take no byte of what waits for it.
     pub stalled: Duration,
-    /// How long a client may say nothing, not even a pong.
+    /// How long a client may say nothing, not even a pong, and how long it may take to finish a
+    /// message.
     pub silent: Duration,
     /// How long we try to say why a connection ends.
     pub farewell: Duration,
@@ -70,6 +79,11 @@ const SILENT: Farewell = Farewell {
     reason: "nothing was heard from this connection for too long",
     cause: "silent",
 };
+const UNFINISHED: Farewell = Farewell {
+    code: 1008,
+    reason: "a message was begun and not finished for too long",
+    cause: "unfinished",
+};
 const STOPPING: Farewell = Farewell {
     code: 1001,
     reason: "the relay is stopping, connect again",
@@ -86,6 +100,11 @@ pub struct Pulse {
     sending: AtomicBool,
     /// The reader waits for the client to say something.
     listening: AtomicBool,
+    /// The client wants a pong.
+    pinged: Notify,
+    /// Messages that came in, and how much of what was read belongs to whole ones.
+    messages: AtomicU64,
+    whole: AtomicU64,
 }
 
 impl Pulse {
@@ -97,12 +116,36 @@ impl Pulse {
             patience,
             sending: AtomicBool::new(false),
             listening: AtomicBool::new(true),
+            pinged: Notify::new(),
+            messages: AtomicU64::new(0),
+            whole: AtomicU64::new(0),
         }
     }
 
     /// Whether silence is the client's, or ours, as we do not listen.
     pub fn listening(&self, listening: bool) {
         self.listening.store(listening, Ordering::Relaxed);
+    }
+
+    /// The client has said something. Pings and pongs may come between the fragments of a message,
+    /// which they do not finish.
+    pub fn heard(&self, message: &Message) {
+        let read = self.traffic.read();
+        let whole = match message {
+            Message::Ping(data) | Message::Pong(data) => {
+                // Of a short frame, head and mask are six bytes.
+                let size = 6 + data.len() as u64;
+                read.min(self.whole.load(Ordering::Relaxed) + size)
+            }
+            _ => {
+                self.messages.fetch_add(1, Ordering::Relaxed);
+                read
+            }
+        };
+        self.whole.store(whole, Ordering::Relaxed);
+        if message.is_ping() {
+            self.pinged.notify_one();
+        }
     }
 
     /// Ends the outbox when the client is dead or the service stops. Returns when the connection
@@ -113,6 +156,7 @@ impl Pulse {
         let start = Instant::now();
         let (mut written, mut written_at) = (0, start);
         let (mut read, mut read_at) = (0, start);
+        let (mut messages, mut finished_at) = (0, start);
         loop {
             tokio::select! {
                 () = self.outbox.ended() => break,
@@ -131,6 +175,13 @@ impl Pulse {
                 (read, read_at) = (total, now);
             } else if now - read_at >= patience.silent {
                 self.outbox.abort(SILENT);
+            }
+            let finished = total == self.whole.load(Ordering::Relaxed);
+            let count = self.messages.load(Ordering::Relaxed);
+            if finished || count != messages || !self.listening.load(Ordering::Relaxed) {
+                (messages, finished_at) = (count, now);
+            } else if now - finished_at >= patience.silent {
+                self.outbox.abort(UNFINISHED);
             }
         }
         self.traffic.last_words();
@@ -184,15 +235,21 @@ impl<'a> Writer<'a> {
                 }
                 Next::End(farewell) => return self.say_goodbye(&farewell).await,
                 Next::Idle if !flushed => {
-                    self.sink.flush().await?;
+                    self.flush().await?;
                     pulse.sending.store(false, Ordering::Relaxed);
                     flushed = true;
                 }
                 Next::Idle => tokio::select! {
                     () = pulse.outbox.filled() => {}
+                    // The pong is in the websocket's buffer already. From here on it is seen
+                    // whether the client takes it.
+                    () = pulse.pinged.notified() => {
+                        pulse.sending.store(true, Ordering::Relaxed);
+                        flushed = false;
+                    }
                     _ = ping.tick() => {
                         pulse.sending.store(true, Ordering::Relaxed);
-                        self.sink.feed(Message::Ping(Bytes::new())).await?;
+                        self.feed(Message::Ping(Bytes::new())).await?;
                         flushed = false;
                     }
                 },
@@ -202,8 +259,7 @@ impl<'a> Writer<'a> {
 
     async fn send(&mut self, text: String) -> Result<(), Gone> {
         if text.len() <= FRAGMENT {
-            self.sink.feed(Message::text(text)).await?;
-            return Ok(());
+            return self.feed(Message::text(text)).await;
         }
         let mut rest = Bytes::from(text);
         let mut code = OpCode::Data(Data::Text);
@@ -211,7 +267,8 @@ impl<'a> Writer<'a> {
             let part = rest.split_to(rest.len().min(FRAGMENT));
             let last = rest.is_empty();
             let frame = Frame::message(part, code, last);
-            self.sink.send(Message::Frame(frame)).await?;
+            self.feed(Message::Frame(frame)).await?;
+            self.flush().await?;
             code = OpCode::Data(Data::Continue);
         }
         Ok(())
@@ -221,11 +278,39 @@ impl<'a> Writer<'a> {
         metrics::counter!("ngit_websocket_closed_total", "cause" => farewell.cause).increment(1);
         tracing::debug!(cause = farewell.cause, "a connection is ended");
         self.send(message::notice(farewell.reason)).await?;
+        // A close frame that finds no room cannot be sent again.
+        self.flush().await?;
         let frame = CloseFrame {
             code: farewell.code.into(),
             reason: farewell.reason.into(),
         };
-        self.sink.send(Message::Close(Some(frame))).await?;
+        self.feed(Message::Close(Some(frame))).await?;
+        self.flush().await
+    }
+
+    async fn feed(&mut self, message: Message) -> Result<(), Gone> {
+        while let Err(error) = poll_fn(|cx| self.sink.poll_ready_unpin(cx)).await {
+            self.make_room(error).await?;
+        }
+        self.sink.start_send_unpin(message)?;
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> Result<(), Gone> {
+        while let Err(error) = self.sink.flush().await {
+            self.make_room(error).await?;
+        }
+        Ok(())
+    }
+
+    /// Pongs have filled the websocket's buffer: what found no room goes in again when the buffer
+    /// was written out.
+    async fn make_room(&mut self, error: Error) -> Result<(), Gone> {
+        let Error::WriteBufferFull(message) = error else {
+            return Err(Gone);
+        };
+        self.sink.flush().await?;
+        self.sink.start_send_unpin(*message)?;
         Ok(())
     }
 }

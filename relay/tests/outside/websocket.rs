@@ -386,3 +386,88 @@ proptest! {
         });
     }
 }
+
+#[tokio::test]
+async fn pongs_that_fill_the_buffer_displace_no_message() {
+    use futures::StreamExt;
+    let service = Service::start().await;
+    let client = service.client().await;
+    let (mut sink, mut stream) = client.0.split();
+    let flood = tokio::spawn(async move {
+        let subscribe = json!(["REQ", "s", {"kinds": [1]}]).to_string();
+        sink.send(Message::text(subscribe)).await.unwrap();
+        for _ in 0..200_000 {
+            let ping = Message::Ping(vec![7; 125].into());
+            sink.feed(ping).await.unwrap();
+        }
+        sink.flush().await.unwrap();
+        sink
+    });
+    // Long enough for the pongs to fill what the kernel takes, and ours.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let event = note(&"x".repeat(40_000));
+    for _ in 0..20 {
+        service.door.take(&event).await;
+    }
+    let mut seen = 0;
+    while seen < 20 {
+        let message = in_time(stream.next()).await.unwrap().unwrap();
+        seen +=
+            usize::from(message.is_text() && message.to_text().unwrap().starts_with("[\"EVENT\""));
+    }
+    let _sink = in_time(flood).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_message_that_is_never_finished_ends_the_connection() {
+    use tokio_tungstenite::tungstenite::protocol::frame::{
+        Frame,
+        coding::{Data, OpCode},
+    };
+    let patience = Patience {
+        silent: Duration::from_secs(1),
+        ..Patience::default()
+    };
+    let service = Service::with(&[], patience).await;
+    let fragment =
+        |code, text: &'static str| Message::Frame(Frame::message(text, OpCode::Data(code), false));
+    // By time, whatever pings come between.
+    let mut client = service.client().await;
+    in_time(client.0.send(fragment(Data::Text, "[")))
+        .await
+        .unwrap();
+    let frame = loop {
+        // What is sent behind the end may fail.
+        let _ = client.0.send(fragment(Data::Continue, "")).await;
+        let _ = client.0.send(Message::Ping("x".into())).await;
+        match tokio::time::timeout(Duration::from_millis(50), client.next()).await {
+            Ok(Ok(message)) => assert_eq!(message[0], "NOTICE"),
+            Ok(Err(frame)) => break frame.expect("told why"),
+            Err(_) => {}
+        }
+    };
+    assert_eq!(u16::from(frame.code), 1008);
+    assert!(frame.reason.contains("not finished"), "{frame}");
+    // By size.
+    let service = Service::with(
+        &[("NGIT_RELAY_MAX_EVENT_SIZE_BYTES", "1000")],
+        Patience::default(),
+    )
+    .await;
+    let mut client = service.client().await;
+    in_time(client.0.feed(fragment(Data::Text, "[")))
+        .await
+        .unwrap();
+    for _ in 0..140_000 {
+        if client.0.feed(fragment(Data::Continue, " ")).await.is_err() {
+            break;
+        }
+    }
+    let _ = client.0.flush().await;
+    assert_eq!(
+        client.expect("NOTICE").await[1],
+        "message too large, see max_message_length in the NIP-11 document"
+    );
+    let frame = client.next().await.unwrap_err().expect("told why");
+    assert_eq!(u16::from(frame.code), 1009);
+}
