@@ -387,15 +387,22 @@ async fn half_an_upload(service: &Service, repo: &RepoId) -> tokio::net::TcpStre
     let mut stream = tokio::net::TcpStream::connect(&address).await.unwrap();
     let (zero, one) = ("0".repeat(40), "1".repeat(40));
     let line = format!("{zero} {one} refs/heads/main\0report-status side-band-64k");
-    let body = format!("{:04x}{line}0000PACK", line.len() + 4);
+    let body = format!("{:04x}{line}0000PACK\0\0\0\x02\0\0\0\x05", line.len() + 4);
     let request = format!(
         "POST /{repo}/git-receive-pack HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\
          Content-Type: application/x-git-receive-pack-request\r\n\r\n{body}"
     );
     stream.write_all(request.as_bytes()).await.unwrap();
-    // The head of the answer comes when the upload has begun.
+    // The head of the answer comes when the commands were read.
     stream.read_u8().await.unwrap();
     stream
+}
+
+/// The upload that has begun was allowed.
+async fn taken_in(service: &Service) {
+    while children(&service.pool().join("quarantine")).is_empty() {
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -404,6 +411,7 @@ async fn an_upload_holds_its_repository() {
     let repo = repo(1, "held");
     service.create(&repo).await;
     let upload = half_an_upload(&service, &repo).await;
+    taken_in(&service).await;
     let refused = Err(Code::FailedPrecondition);
     assert_eq!(delete(&service, &repo, "").await, refused);
     drop(upload);
@@ -414,11 +422,22 @@ async fn an_upload_holds_its_repository() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_allowed_holds_nothing() {
+    let service = Service::start().await;
+    let repo = repo(1, "not-held");
+    service.create(&repo).await;
+    service.judge(Judgement::Refuse("no".to_owned()));
+    let _upload = half_an_upload(&service, &repo).await;
+    assert_eq!(delete(&service, &repo, "").await, Ok(()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_upload_does_not_hold_what_is_retired() {
     let service = Service::start().await;
     let repo = repo(1, "retired-under-way");
     service.create(&repo).await;
     let _upload = half_an_upload(&service, &repo).await;
+    taken_in(&service).await;
     retire(&service, &repo).await.unwrap();
     assert!(!service.view(&repo).exists());
 }

@@ -36,6 +36,7 @@ use super::{
 use crate::{
     relay::{Belongs, Decision, Push},
     repository::{
+        Error,
         change::{Destination, too_many_placeholders},
         intake::{self, IDLE, Intake, Progress, Refused},
         locks::Upload,
@@ -142,11 +143,11 @@ pub async fn answer(
     repo: RepoId,
     mut body: impl AsyncBufRead + Unpin + Send + 'static,
 ) -> Answer {
-    let upload = {
+    let incarnation = {
         let repo = repo.clone();
-        let begin = server.repositories.blocking(move |r| r.begin_upload(&repo));
-        match begin.await {
-            Ok(upload) => upload,
+        let found = server.repositories.blocking(move |r| r.incarnation(&repo));
+        match found.await {
+            Ok(incarnation) => incarnation,
             Err(error) => return Answer::from_error(&error),
         }
     };
@@ -173,7 +174,7 @@ pub async fn answer(
     let pusher = Pusher {
         server,
         repo,
-        upload: Arc::new(upload),
+        incarnation,
         request,
         sender: maker.pieces().clone(),
         bytes,
@@ -185,7 +186,7 @@ pub async fn answer(
 struct Pusher {
     server: Arc<Server>,
     repo: RepoId,
-    upload: Arc<Upload>,
+    incarnation: String,
     request: Request,
     sender: mpsc::Sender<Bytes>,
     bytes: Arc<AtomicU64>,
@@ -244,7 +245,7 @@ impl Pusher {
         };
         let push = Push {
             repository: self.repo.clone(),
-            incarnation: self.upload.incarnation.clone(),
+            incarnation: self.incarnation.clone(),
             commands,
         };
         let decision = self.awaiting(self.server.relay.authorize(&push)).await;
@@ -256,15 +257,23 @@ impl Pusher {
                 return Report::refused(count, "the relay cannot be reached, try again");
             }
         };
+        // Only what is allowed keeps the repository from being deleted.
+        let upload = match self.begin().await {
+            Ok(upload) => upload,
+            Err(reason) => return Report::refused(count, &reason),
+        };
         let staged: Vec<EventId> = match objects {
             Belongs::Staged => events(&push.commands),
             Belongs::Pool | Belongs::Nowhere => Vec::new(),
         };
-        if let Err(error) = self.take_in(body, &push, &push_id, objects, &staged).await {
+        if let Err(error) = self
+            .take_in(body, &upload, &push, &push_id, objects, &staged)
+            .await
+        {
             if let Refused::Ours(error) = &error {
                 tracing::error!(repo = %self.repo, %error, "a pack could not be taken in");
             }
-            self.drop_refused(&staged).await;
+            self.drop_refused(&upload, &staged).await;
             return Report::not_unpacked(count, &error.to_string());
         }
         let committed = self
@@ -278,11 +287,29 @@ impl Pusher {
             }
         };
         if results.iter().any(Option::is_some) {
-            self.drop_refused(&staged).await;
+            self.drop_refused(&upload, &staged).await;
         }
         Report {
             unpacked: Ok(()),
             results,
+        }
+    }
+
+    /// Begins the upload that the relay allowed; an error is for the git user.
+    async fn begin(&self) -> Result<Arc<Upload>, String> {
+        let repo = self.repo.clone();
+        let begin = self
+            .server
+            .repositories
+            .blocking(move |r| r.begin_upload(&repo));
+        match begin.await {
+            Ok(upload) if upload.incarnation == self.incarnation => Ok(Arc::new(upload)),
+            Ok(_) => Err("the repository was made anew meanwhile, push again".to_owned()),
+            Err(error @ Error::NotFound) => Err(error.to_string()),
+            Err(error) => {
+                tracing::error!(repo = %self.repo, %error, "an upload could not begin");
+                Err("the server could not take the push".to_owned())
+            }
         }
     }
 
@@ -298,11 +325,11 @@ impl Pusher {
     }
 
     /// The placeholders of what was refused go, with their objects.
-    async fn drop_refused(&self, staged: &[EventId]) {
+    async fn drop_refused(&self, upload: &Arc<Upload>, staged: &[EventId]) {
         if staged.is_empty() {
             return;
         }
-        let (upload, staged) = (Arc::clone(&self.upload), staged.to_owned());
+        let (upload, staged) = (Arc::clone(upload), staged.to_owned());
         let dropped = self
             .server
             .repositories
@@ -316,6 +343,7 @@ impl Pusher {
     async fn take_in(
         &self,
         body: &mut Counted<impl AsyncBufRead + Unpin>,
+        upload: &Arc<Upload>,
         push: &Push,
         push_id: &str,
         objects: Belongs,
@@ -341,11 +369,11 @@ impl Pusher {
             Belongs::Pool | Belongs::Nowhere => (self.server.max_pack_bytes, Destination::Pool),
         };
         let repositories = &self.server.repositories;
-        let (upload, events) = (Arc::clone(&self.upload), staged.to_owned());
+        let (into, events) = (Arc::clone(upload), staged.to_owned());
         let prepared = repositories.blocking(move |r| {
-            let pool = r.pool_for(&upload)?;
-            let (view, own) = r.staged_packs(&upload, &events)?;
-            Ok((r.room_for(&upload, &events)?, pool, view, own))
+            let pool = r.pool_for(&into)?;
+            let (view, own) = r.staged_packs(&into, &events)?;
+            Ok((r.room_for(&into, &events)?, pool, view, own))
         });
         let (room, pool, view, own) = prepared.await?;
         if !room {
@@ -371,7 +399,7 @@ impl Pusher {
                 () = self.keep_alive(push_id) => unreachable!("it goes on for ever"),
             }
         };
-        let (upload, pool) = (Arc::clone(&self.upload), pool.clone());
+        let (upload, pool) = (Arc::clone(upload), pool.clone());
         let work = tokio::task::spawn_blocking({
             let repositories = Arc::clone(repositories);
             move || repositories.take_in(&upload, &pool, quarantine, &destination, &tips, &own)
