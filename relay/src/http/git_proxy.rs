@@ -1,14 +1,15 @@
 //! Git paths, through to gitd.
 //!
 //! Both bodies are streams all the way; what is in memory is what the sockets do not hold. When the
-//! client goes, hyper drops the request, and with it the connection to gitd; when gitd breaks off,
-//! the answer's body fails, and so does the client's connection.
+//! client goes, which is seen when it was to send or to be sent something, hyper drops the request,
+//! and with it the connection to gitd; when gitd breaks off, the answer's body fails, and so does
+//! the client's connection.
 
 use std::{
     io,
     net::IpAddr,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -37,6 +38,7 @@ use hyper_util::{
     },
     rt::{TokioExecutor, TokioIo, TokioTimer},
 };
+use tokio::time::timeout;
 use tower::service_fn;
 
 use super::{client_address::X_FORWARDED_FOR, pages};
@@ -62,6 +64,9 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 /// How long a request that cannot be passed on is read to its end, so that its client, which may
 /// not listen before, hears why.
 const DRAIN: Duration = Duration::from_secs(5);
+/// How long gitd may take to begin the answer to a `GET` or `HEAD`. Others begin when git has read
+/// what was sent, which may take any time.
+const HEAD: Duration = Duration::from_secs(15);
 /// How long gitd may take to tell its metrics.
 const METRICS: Duration = Duration::from_millis(250);
 /// Most bytes of metrics taken from gitd.
@@ -121,21 +126,28 @@ impl GitProxy {
         *request.version_mut() = http::Version::HTTP_11;
         let body = SharedBody::new(std::mem::take(request.body_mut()));
         *request.body_mut() = Body::new(body.clone());
-        match self.client.request(request).await {
-            Ok(mut response) => {
+        let limit = match *request.method() {
+            Method::GET | Method::HEAD => HEAD,
+            _ => Duration::MAX,
+        };
+        match timeout(limit, self.client.request(request)).await {
+            Ok(Ok(mut response)) => {
                 remove_hop_by_hop(response.headers_mut());
-                response.map(Body::new).into_response()
+                return response.map(Body::new).into_response();
             }
-            Err(error) => {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "a git request could not be passed on"
-                );
-                metrics::counter!("ngit_git_proxy_errors_total").increment(1);
-                drain(body.discard(), DRAIN).await;
-                kind.unavailable(&path)
+            // The client's own doing.
+            Ok(Err(_)) if body.was_cut() => {
+                return (StatusCode::BAD_REQUEST, "the request was cut short\n").into_response();
             }
+            Ok(Err(error)) => tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "a git request could not be passed on"
+            ),
+            Err(_) => tracing::warn!(path, "gitd did not begin to answer in time"),
         }
+        metrics::counter!("ngit_git_proxy_errors_total").increment(1);
+        drain(body.discard(), DRAIN).await;
+        kind.unavailable(&path)
     }
 
     /// gitd's own metrics; `None` if it does not tell them in time.
@@ -198,7 +210,7 @@ fn rewrite_headers(headers: &mut HeaderMap, asker: Asker, trace: Trace) {
 /// What a git client asked for, as it must be told apart to be answered in its own language.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum GitRequest {
-    /// `GET …/info/refs?service=…`
+    /// `GET …/info/refs?service=…`, where that is the whole query, as gitd wants it.
     Advertisement(&'static str),
     /// `POST …/git-upload-pack` or `…/git-receive-pack`
     Service(&'static str),
@@ -216,9 +228,8 @@ impl GitRequest {
             known(name).map(Self::Service)
         } else if path.ends_with("/info/refs") {
             let query = request.uri().query().unwrap_or_default();
-            let mut pairs = query.split('&');
-            pairs
-                .find_map(|pair| pair.strip_prefix("service="))
+            query
+                .strip_prefix("service=")
                 .and_then(known)
                 .map(Self::Advertisement)
         } else {
@@ -262,11 +273,25 @@ fn pkt_line(text: &str) -> String {
 
 /// A request's body that can be had back if nobody took it.
 #[derive(Clone)]
-struct SharedBody(Arc<Mutex<Body>>);
+struct SharedBody(Arc<Mutex<Shared>>);
+
+struct Shared {
+    body: Body,
+    /// The body failed: it has less than its client had announced.
+    cut: bool,
+}
 
 impl SharedBody {
     fn new(body: Body) -> Self {
-        Self(Arc::new(Mutex::new(body)))
+        Self(Arc::new(Mutex::new(Shared { body, cut: false })))
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn was_cut(&self) -> bool {
+        self.shared().cut
     }
 
     /// Reads what is left and forgets it.
@@ -283,18 +308,18 @@ impl http_body::Body for SharedBody {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let mut body = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        Pin::new(&mut *body).poll_frame(cx)
+        let mut shared = self.shared();
+        let frame = Pin::new(&mut shared.body).poll_frame(cx);
+        shared.cut |= matches!(frame, Poll::Ready(Some(Err(_))));
+        frame
     }
 
     fn is_end_stream(&self) -> bool {
-        let body = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        body.is_end_stream()
+        self.shared().body.is_end_stream()
     }
 
     fn size_hint(&self) -> http_body::SizeHint {
-        let body = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        body.size_hint()
+        self.shared().body.size_hint()
     }
 }
 

@@ -29,7 +29,7 @@ use axum::{
 };
 use futures::future::BoxFuture;
 use grasp_proto::process;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use hyper::{body::Incoming, server::conn::http1};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nostr_database::NostrDatabase;
@@ -51,8 +51,15 @@ use crate::{
 
 /// How long a client may take to send the head of a request.
 const HEAD: Duration = Duration::from_secs(30);
-/// The largest head of a request, and what a connection reads at once.
-const HEAD_BYTES: usize = 64 << 10;
+/// The longest path and query.
+const URI_BYTES: usize = 16 << 10;
+/// The most headers of a request, by number and by size.
+const HEADERS: usize = 100;
+const HEADERS_BYTES: usize = 64 << 10;
+/// The largest head that is read at all, and what a connection reads at once. More than is taken,
+/// as what hyper refuses by itself has no headers that let a web page read it.
+const HEAD_BYTES: usize = 128 << 10;
+const READ_HEADERS: usize = 400;
 
 /// Whether the service is ready to do its work.
 pub trait Ready: Send + Sync + 'static {
@@ -161,6 +168,10 @@ async fn connection(tcp: TcpStream, peer: SocketAddr, router: Router, stop: Canc
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD)
         .max_buf_size(HEAD_BYTES)
+        .max_headers(READ_HEADERS)
+        // Who has asked all it wants to may close its sending side. That it went away altogether
+        // looks the same, and is found out when something is sent to it.
+        .half_close(true)
         .serve_connection(TokioIo::new(tcp), service)
         .with_upgrades();
     tokio::pin!(connection);
@@ -187,6 +198,7 @@ fn router(context: Context) -> Router {
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics_of_all))
         .fallback(other)
+        .layer(middleware::from_fn(bounded))
         .layer(middleware::from_fn(cors))
         .with_state(context)
 }
@@ -213,6 +225,21 @@ async fn cors(request: Request, next: Next) -> Response {
         headers.insert(name, HeaderValue::from_static(value));
     }
     response
+}
+
+/// Refuses requests whose head is too large.
+async fn bounded(request: Request, next: Next) -> Response {
+    let uri = request.uri().path_and_query();
+    if uri.is_some_and(|uri| uri.as_str().len() > URI_BYTES) {
+        return (StatusCode::URI_TOO_LONG, "the address is too long\n").into_response();
+    }
+    let headers = request.headers();
+    let line = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len();
+    if headers.len() > HEADERS || headers.iter().map(line).sum::<usize>() > HEADERS_BYTES {
+        let reason = "the headers are too large\n";
+        return (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, reason).into_response();
+    }
+    next.run(request).await
 }
 
 fn asker(context: &Context, request: &Request) -> Asker {

@@ -136,3 +136,25 @@ async fn a_huge_head_is_refused() {
     let answer = service.http(&request).await;
     assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
 }
+
+#[tokio::test]
+async fn a_head_that_is_too_large_is_refused_where_web_pages_can_read_it() {
+    let service = Service::start().await;
+    let long = format!("GET /{} HTTP/1.1", "x".repeat(17 << 10));
+    let mut many = "GET / HTTP/1.1".to_owned();
+    let mut large = many.clone();
+    for number in 0..200 {
+        write!(many, "\r\nX-{number}: x").unwrap();
+    }
+    for number in 0..20 {
+        write!(large, "\r\nX-{number}: {}", "x".repeat(4000)).unwrap();
+    }
+    for (request, status) in [(long, 414), (many, 431), (large, 431)] {
+        let answer = service.http(&request).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status}")),
+            "{answer}"
+        );
+        has_cors(&answer);
+    }
+}

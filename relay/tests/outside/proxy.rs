@@ -61,16 +61,15 @@ async fn headers_are_rewritten_and_bodies_untouched() {
 }
 
 #[tokio::test]
-async fn a_client_that_goes_ends_the_request_at_once() {
+async fn a_client_that_goes_ends_the_request() {
     let (service, mut requests) = service(&[]).await;
-    // While it waits for an answer.
+    // While it waits for an answer: it may have closed its sending side only.
     let client = send(&service, &format!("GET /{NPUB}/x.git/info/refs HTTP/1.1")).await;
     let mut upstream = in_time(requests.recv()).await.unwrap();
     drop(client);
-    assert_eq!(
-        in_time(upstream.stream.read(&mut [0])).await.unwrap_or(0),
-        0
-    );
+    let head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n";
+    upstream.stream.write_all(head).await.unwrap();
+    in_time(async { while upstream.stream.write_all(&[7; 1000]).await.is_ok() {} }).await;
     // While it uploads.
     let head = format!("POST /{NPUB}/x.git/git-receive-pack HTTP/1.1\r\nContent-Length: 1000");
     let mut client = send(&service, &head).await;
@@ -85,17 +84,14 @@ async fn a_client_that_goes_ends_the_request_at_once() {
     // While it downloads.
     let mut client = send(&service, &format!("GET /{NPUB}/x.git HTTP/1.1")).await;
     let mut upstream = in_time(requests.recv()).await.unwrap();
-    let head = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\npart";
+    let head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\npart";
     upstream.stream.write_all(head).await.unwrap();
     let mut answer = Vec::new();
     while !answer.ends_with(b"part") {
         in_time(client.read_buf(&mut answer)).await.unwrap();
     }
     drop(client);
-    assert_eq!(
-        in_time(upstream.stream.read(&mut [0])).await.unwrap_or(0),
-        0
-    );
+    in_time(async { while upstream.stream.write_all(&[7; 1000]).await.is_ok() {} }).await;
 }
 
 #[tokio::test]
@@ -214,4 +210,48 @@ async fn a_transfer_may_end_after_a_stop() {
     in_time(client.read_to_end(&mut answer)).await.unwrap();
     assert!(answer.ends_with(b"partrest"));
     in_time(service.task).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_client_that_has_asked_all_it_wants_to_is_answered() {
+    let (service, mut requests) = service(&[]).await;
+    let mut client = send(&service, &format!("GET /{NPUB}/x.git HTTP/1.1")).await;
+    client.shutdown().await.unwrap();
+    let mut upstream = in_time(requests.recv()).await.unwrap();
+    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ndone";
+    upstream.stream.write_all(answer).await.unwrap();
+    let mut answer = String::new();
+    in_time(client.read_to_string(&mut answer)).await.unwrap();
+    assert!(answer.ends_with("\r\n\r\ndone"), "{answer}");
+}
+
+#[tokio::test]
+async fn who_cuts_its_own_request_does_not_hear_of_the_storage() {
+    let (service, mut requests) = service(&[]).await;
+    let head = format!("POST /{NPUB}/x.git/git-receive-pack HTTP/1.1\r\nContent-Length: 1000");
+    let mut client = send(&service, &head).await;
+    client.write_all(b"part").await.unwrap();
+    let _upstream = in_time(requests.recv()).await.unwrap();
+    client.shutdown().await.unwrap();
+    let mut answer = String::new();
+    in_time(client.read_to_string(&mut answer)).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    assert!(answer.contains("cut short"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_gitd_that_does_not_begin_to_answer_is_not_waited_for() {
+    let (service, mut requests) = service(&[]).await;
+    let head = format!("GET /{NPUB}/x.git/info/refs?service=git-upload-pack HTTP/1.1");
+    let mut client = send(&service, &head).await;
+    let mut upstream = in_time(requests.recv()).await.unwrap();
+    // Fifteen seconds.
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"seconds\n") {
+        assert_ne!(in_time(client.read_buf(&mut answer)).await.unwrap(), 0);
+    }
+    assert_eq!(
+        in_time(upstream.stream.read(&mut [0])).await.unwrap_or(0),
+        0
+    );
 }
