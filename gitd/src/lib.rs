@@ -35,14 +35,23 @@ use repository::{
     git::{self, BadGit, Places},
     pool::Consolidator,
 };
-use smart_http::Server;
+use smart_http::{Server, pace::Budget};
 
 /// Git processes for readers at once. More wait in turn, so that a flood costs time and not the
 /// machine.
 const READERS: usize = 64;
 
-/// Git processes that take packs in at once.
-const WRITERS: usize = 32;
+/// Git processes that take wanted packs in at once; a pusher that is slow keeps its own.
+const WRITERS: usize = 256;
+
+/// Git processes that take in at once what nobody has signed for.
+const STAGERS: usize = 64;
+
+/// Bytes that the commands of all pushes may take of memory.
+const COMMANDS: usize = 64 * 1024 * 1024;
+
+/// Bytes that the requests of all readers may take of the disk.
+const REQUESTS: usize = 1024 * 1024 * 1024;
 
 /// How long calls of the relay may take to end after all transfers have.
 const LAST_CALLS: Duration = Duration::from_secs(2);
@@ -115,6 +124,9 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
         relay: Arc::new(GrpcRelay::new(&config.relay, &config.tokens.gitd)),
         readers: Places::new(READERS),
         writers: Places::new(WRITERS),
+        stagers: Places::new(STAGERS),
+        commands: Budget::new(COMMANDS),
+        requests: Budget::new(REQUESTS),
         tasks: TaskTracker::new(),
         kill: CancellationToken::new(),
         max_pack_bytes: config.max_pack_bytes,

@@ -571,6 +571,53 @@ async fn a_client_that_asks_first_is_told_to_continue() {
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn silence_keeps_nobody_waiting() {
+    let service = Service::start().await;
+    let repo = repo(1, "silence");
+    service.create(&repo).await;
+    let path = work(service.directory.path(), "work", 1).await;
+    let url = service.url(&repo);
+    git(&path, &["push", "-q", &url, "main"]).await;
+    let address = service.base.trim_start_matches("http://");
+    let mut silent = Vec::new();
+    for _ in 0..70 {
+        let head = format!(
+            "POST /{repo}/git-upload-pack HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\
+             Content-Type: Application/X-Git-Upload-Pack-Request\r\n\r\n0011command=fetch"
+        );
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // The head of the answer: the request is being read.
+        stream.read_u8().await.unwrap();
+        silent.push(stream);
+    }
+    git(service.directory.path(), &["clone", "-q", &url, "clone"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_closes_its_side_is_answered() {
+    let service = Service::start().await;
+    let repo = repo(1, "half-closed");
+    service.create(&repo).await;
+    let path = work(service.directory.path(), "work", 1).await;
+    let head = rev(&path, "main").await;
+    git(&path, &["push", "-q", &service.url(&repo), "main"]).await;
+    let body = format!("0032want {head}\n00000009done\n");
+    let request = format!(
+        "POST /{repo}/git-upload-pack HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\
+         Connection: close\r\nContent-Type: application/x-git-upload-pack-request\r\n\r\n{body}",
+        body.len()
+    );
+    let address = service.base.trim_start_matches("http://");
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    assert!(answer.ends_with(b"0\r\n\r\n"));
+}
+
 /// Processes that work in a directory.
 fn at_work_in(directory: &std::path::Path) -> Vec<std::path::PathBuf> {
     let processes = children(std::path::Path::new("/proc"));

@@ -5,7 +5,9 @@
 //! leader of a process group, so that its helpers go with it.
 
 use std::{
+    collections::HashMap,
     ffi::OsStr,
+    net::IpAddr,
     os::fd::{AsFd, BorrowedFd},
     path::Path,
     process::{Output, Stdio},
@@ -185,23 +187,77 @@ pub fn last_line(stderr: &str) -> &str {
         .unwrap_or("git ended without saying why")
 }
 
-/// Lets so many git processes of one kind run at once; the others wait in turn.
+/// Lets so many git processes of one kind run at once; the others wait in turn. One client has a
+/// quarter of the places at most.
 #[derive(Debug, Clone)]
-pub struct Places(Arc<Semaphore>);
+pub struct Places {
+    all: Arc<Semaphore>,
+    share: usize,
+    /// Bounded by who is served or waits: the rest goes when there are many.
+    shares: Arc<Mutex<HashMap<IpAddr, Arc<Semaphore>>>>,
+}
+
+/// A place that was taken, until dropped.
+#[derive(Debug)]
+pub struct Place {
+    _share: Option<OwnedSemaphorePermit>,
+    _place: OwnedSemaphorePermit,
+}
+
+/// So many clients are remembered before those that are done are looked for.
+const CLIENTS: usize = 256;
+
+/// Whom an address stands for; `None`: for many. Of IPv6, everybody has a network.
+fn client_of(address: IpAddr) -> Option<IpAddr> {
+    let address = address.to_canonical();
+    // A proxy that we were not told of.
+    if address.is_loopback() {
+        return None;
+    }
+    match address {
+        IpAddr::V6(address) => {
+            let network = u128::from(address) >> 64 << 64;
+            Some(IpAddr::V6(network.into()))
+        }
+        IpAddr::V4(_) => Some(address),
+    }
+}
 
 impl Places {
     /// Room for `places` processes.
     pub fn new(places: usize) -> Self {
-        Self(Arc::new(Semaphore::new(places)))
+        Self {
+            all: Arc::new(Semaphore::new(places)),
+            share: (places / 4).max(1),
+            shares: Arc::default(),
+        }
     }
 
     /// Waits for a place.
-    pub async fn take(&self) -> OwnedSemaphorePermit {
-        let places = Arc::clone(&self.0);
-        places
-            .acquire_owned()
-            .await
-            .expect("the semaphore is never closed")
+    pub async fn take(&self) -> Place {
+        self.take_for(None).await
+    }
+
+    /// Waits for a place for a client.
+    pub async fn take_for(&self, client: Option<IpAddr>) -> Place {
+        const OPEN: &str = "the semaphore is never closed";
+        let share = client.and_then(client_of).map(|client| {
+            let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+            if shares.len() >= CLIENTS {
+                shares.retain(|_, share| Arc::strong_count(share) > 1);
+            }
+            let fresh = || Arc::new(Semaphore::new(self.share));
+            Arc::clone(shares.entry(client).or_insert_with(fresh))
+        });
+        let share = match share {
+            Some(share) => Some(share.acquire_owned().await.expect(OPEN)),
+            None => None,
+        };
+        let place = Arc::clone(&self.all).acquire_owned().await.expect(OPEN);
+        Place {
+            _share: share,
+            _place: place,
+        }
     }
 }
 
@@ -209,7 +265,7 @@ impl Places {
 #[derive(Debug)]
 pub struct Running {
     child: Child,
-    _place: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 /// The three pipes of a [`Running`] git; whoever has them drains them all at once.
@@ -245,7 +301,7 @@ const PIPE: usize = 256 * 1024;
 /// Starts `command` with pipes on all three ends.
 pub fn spawn(
     mut command: std::process::Command,
-    place: OwnedSemaphorePermit,
+    place: Place,
 ) -> std::io::Result<(Running, Pipes)> {
     command
         .stdin(Stdio::piped())
@@ -340,6 +396,26 @@ mod tests {
         let said = "Resolving deltas:  50%\rResolving deltas: 100%\nfatal: pack is bad\nfoo\n";
         assert_eq!(last_line(said), "pack is bad");
         assert_eq!(last_line("warning: x\nerror: y\n"), "y");
+    }
+
+    #[tokio::test]
+    async fn one_client_leaves_room_for_others() {
+        let places = Places::new(8);
+        let client = |text: &str| Some(text.parse().unwrap());
+        let mut taken = Vec::new();
+        for address in ["2001:db8::1", "2001:db8::2"] {
+            taken.push(places.take_for(client(address)).await);
+        }
+        let third = places.take_for(client("2001:db8::3"));
+        tokio::pin!(third);
+        assert!(futures::poll!(&mut third).is_pending());
+        taken.push(places.take_for(client("192.0.2.1")).await);
+        for _ in 0..5 {
+            taken.push(places.take_for(client("127.0.0.1")).await);
+        }
+        assert!(futures::poll!(&mut third).is_pending());
+        taken.clear();
+        third.await;
     }
 
     #[tokio::test]

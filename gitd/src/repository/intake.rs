@@ -8,6 +8,7 @@
 
 use std::{
     fs,
+    net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -86,6 +87,8 @@ pub struct Intake<'a> {
     pub max_bytes: u64,
     /// Room for processes.
     pub places: &'a Places,
+    /// Whose pack it is.
+    pub client: Option<IpAddr>,
 }
 
 /// A pack that is in and checked, but not seen by anybody yet.
@@ -211,7 +214,7 @@ impl Intake<'_> {
         if progress.is_some() {
             command.arg("--show-resolving-progress");
         }
-        let place = self.places.take().await;
+        let place = self.places.take_for(self.client).await;
         let (mut running, mut pipes) = git::spawn(command, place)?;
 
         let feed = async {

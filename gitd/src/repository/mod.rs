@@ -182,6 +182,11 @@ impl Repositories {
             .unwrap_or_else(|error| Err(io::Error::other(error).into()))
     }
 
+    /// Where what has no name yet can lie.
+    pub fn scratch_directory(&self) -> PathBuf {
+        self.layout.new_directory()
+    }
+
     /// Where a repository lies, if it is there.
     pub fn view(&self, repo: &RepoId) -> Result<PathBuf, Error> {
         let view = self.layout.view(repo);

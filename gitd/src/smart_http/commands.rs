@@ -8,7 +8,10 @@ use grasp_proto::{
 };
 use tokio::io::AsyncBufRead;
 
-use super::pkt_line::{self, Packet};
+use super::{
+    pace::Share,
+    pkt_line::{self, Packet},
+};
 
 /// Commands of one push at most.
 const MOST_COMMANDS: usize = 50_000;
@@ -45,24 +48,31 @@ pub struct Request {
 async fn next(
     body: &mut (impl AsyncBufRead + Unpin),
     bytes: &mut usize,
+    share: &mut Share,
 ) -> Result<Option<Packet>, String> {
     let packet = pkt_line::read(body).await.map_err(|e| e.to_string())?;
     if let Some(Packet::Line(line)) = &packet {
         *bytes += line.len();
     }
-    match *bytes > MOST_COMMAND_BYTES {
-        true => Err("the push has too many bytes of commands".to_owned()),
-        false => Ok(packet),
+    if *bytes > MOST_COMMAND_BYTES {
+        return Err("the push has too many bytes of commands".to_owned());
+    }
+    match share.grow_to(*bytes) {
+        true => Ok(packet),
+        false => Err("too many large pushes at once, try again in a moment".to_owned()),
     }
 }
 
 impl Request {
     /// Reads commands and push options, up to where the pack begins.
-    pub async fn read(body: &mut (impl AsyncBufRead + Unpin)) -> Result<Self, String> {
+    pub async fn read(
+        body: &mut (impl AsyncBufRead + Unpin),
+        share: &mut Share,
+    ) -> Result<Self, String> {
         let mut request = Self::default();
         let (mut bytes, mut first, mut options) = (0, true, false);
         loop {
-            let line = match next(body, &mut bytes).await? {
+            let line = match next(body, &mut bytes, share).await? {
                 Some(Packet::Line(line)) => line,
                 Some(Packet::Flush) => break,
                 // An empty body is nothing to be done, like git's probe, which is one flush.
@@ -92,7 +102,7 @@ impl Request {
         // The options themselves mean nothing here; what they are for is decided by events.
         if options {
             loop {
-                match next(body, &mut bytes).await? {
+                match next(body, &mut bytes, share).await? {
                     Some(Packet::Line(_)) => {}
                     Some(Packet::Flush) => break,
                     _ => return Err("the push ends inside its options".to_owned()),
@@ -179,6 +189,7 @@ mod tests {
     use bytes::BytesMut;
 
     use super::*;
+    use crate::smart_http::pace::Budget;
 
     const OLD: &str = "0000000000000000000000000000000000000000";
     const NEW: &str = "1111111111111111111111111111111111111111";
@@ -191,7 +202,7 @@ mod tests {
                 line => pkt_line::put(&mut body, line.as_bytes()),
             }
         }
-        Request::read(&mut &body[..]).await
+        Request::read(&mut &body[..], &mut Budget::new(0).share()).await
     }
 
     #[tokio::test]
@@ -220,5 +231,8 @@ mod tests {
         assert!(read(&[&open]).await.is_err());
         let twice = read(&[&open, &open, ""]).await.unwrap();
         assert!(twice.commands().is_err());
+        // There is no room for more than the small ones.
+        let many = vec![open.as_str(); 1000];
+        assert!(read(&many).await.unwrap_err().contains("at once"));
     }
 }

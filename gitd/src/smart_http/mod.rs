@@ -3,7 +3,9 @@
 //! Bodies are streams in both directions: nothing here keeps more than a few pieces of one.
 
 pub mod advertise;
+pub mod body;
 pub mod commands;
+pub mod pace;
 pub mod pkt_line;
 pub mod receive_pack;
 pub mod stream;
@@ -11,7 +13,6 @@ pub mod upload_pack;
 
 use std::{convert::Infallible, io, net::IpAddr, sync::Arc, time::Duration};
 
-use async_compression::tokio::bufread::GzipDecoder;
 use bytes::Bytes;
 use futures::TryStreamExt;
 use grasp_proto::{
@@ -34,12 +35,10 @@ use hyper_util::{
     server::graceful::GracefulShutdown,
 };
 use ipnet::IpNet;
-use tokio::{
-    io::{AsyncBufRead, BufReader},
-    sync::Semaphore,
-};
-use tokio_util::{io::StreamReader, sync::CancellationToken, task::TaskTracker};
+use tokio::sync::Semaphore;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::{body::Upload, pace::Budget};
 use crate::{
     relay::Relay,
     repository::{Error, Repositories, git::Places},
@@ -56,6 +55,12 @@ pub struct Server {
     pub readers: Places,
     /// Room for git processes that take packs in.
     pub writers: Places,
+    /// Room for those whose packs nobody has signed for.
+    pub stagers: Places,
+    /// What the commands of pushes take of memory.
+    pub commands: Budget,
+    /// What readers' requests take of the disk until git reads them.
+    pub requests: Budget,
     /// Transfers that run on behind their request.
     pub tasks: TaskTracker,
     /// Cancelled when the grace is over: what runs must end.
@@ -180,6 +185,8 @@ pub async fn serve(server: Arc<Server>, listener: Listener, stop: CancellationTo
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
+        // Some clients close their side when their request is out, and read on.
+        .half_close(true)
         .header_read_timeout(HEAD_TIMEOUT)
         // What hyper holds of one connection in either direction.
         .max_buf_size(128 * 1024);
@@ -238,7 +245,7 @@ async fn handle(
     let mut response = if request.method() == Method::OPTIONS {
         status(StatusCode::NO_CONTENT, whole(""))
     } else {
-        route(server, request).await
+        route(server, client, request).await
     };
     cors(response.headers_mut());
     response
@@ -280,7 +287,11 @@ fn not_found(path: &str) -> Response<Body> {
     page(StatusCode::NOT_FOUND, web::not_found(path))
 }
 
-async fn route(server: Arc<Server>, request: Request<Incoming>) -> Response<Body> {
+async fn route(
+    server: Arc<Server>,
+    client: Option<IpAddr>,
+    request: Request<Incoming>,
+) -> Response<Body> {
     let get = matches!(*request.method(), Method::GET | Method::HEAD);
     let path = request.uri().path().to_owned();
     match path.as_str() {
@@ -322,7 +333,7 @@ async fn route(server: Arc<Server>, request: Request<Incoming>) -> Response<Body
             }
             match request_body(request) {
                 Ok(body) => (
-                    upload_pack::answer(server, repo, version, body).await,
+                    upload_pack::answer(server, repo, client, version, body).await,
                     "application/x-git-upload-pack-result",
                 ),
                 Err(refused) => return *refused,
@@ -334,7 +345,7 @@ async fn route(server: Arc<Server>, request: Request<Incoming>) -> Response<Body
             }
             match request_body(request) {
                 Ok(body) => (
-                    receive_pack::answer(server, repo, body).await,
+                    receive_pack::answer(server, repo, client, body).await,
                     "application/x-git-receive-pack-result",
                 ),
                 Err(refused) => return *refused,
@@ -360,7 +371,8 @@ async fn route(server: Arc<Server>, request: Request<Incoming>) -> Response<Body
 /// Whether a request's body is what git sends: a web page cannot make a browser push.
 fn is_of_kind<B>(request: &Request<B>, expected: &str) -> bool {
     let kind = request.headers().get(header::CONTENT_TYPE);
-    kind.is_some_and(|kind| kind.as_bytes() == expected.as_bytes())
+    kind.and_then(|kind| kind.to_str().ok())
+        .is_some_and(|kind| kind.trim().eq_ignore_ascii_case(expected))
 }
 
 /// The answer to a body of another kind.
@@ -388,25 +400,20 @@ async fn info_refs(server: &Server, repo: RepoId, version: Version, push: bool) 
     Answer::from_pieces(answer.await)
 }
 
-/// A request's body, whatever it was packed in.
-type Upload = Box<dyn AsyncBufRead + Send + Unpin>;
-
 fn request_body(request: Request<Incoming>) -> Result<Upload, Box<Response<Body>>> {
-    let encoding = request.headers().get(header::CONTENT_ENCODING).cloned();
-    let stream = BodyDataStream::new(request.into_body()).map_err(io::Error::other);
-    let reader = StreamReader::new(stream);
-    match encoding.as_ref().map(HeaderValue::as_bytes) {
-        None | Some(b"" | b"identity") => Ok(Box::new(reader)),
-        Some(b"gzip" | b"x-gzip") => {
-            let decoder = GzipDecoder::new(reader);
-            Ok(Box::new(BufReader::with_capacity(32 * 1024, decoder)))
-        }
-        Some(_) => {
+    let encoding = request.headers().get(header::CONTENT_ENCODING);
+    let coding = encoding.map_or("", |value| value.to_str().unwrap_or("unreadable"));
+    let gzip = match coding.trim().to_ascii_lowercase().as_str() {
+        "" | "identity" => false,
+        "gzip" | "x-gzip" => true,
+        _ => {
             let text = whole("only gzip is known as Content-Encoding\n");
             let response = status(StatusCode::UNSUPPORTED_MEDIA_TYPE, text);
-            Err(Box::new(typed(response, "text/plain")))
+            return Err(Box::new(typed(response, "text/plain")));
         }
-    }
+    };
+    let stream = BodyDataStream::new(request.into_body()).map_err(io::Error::other);
+    Ok(Upload::new(stream, gzip))
 }
 
 /// Who is behind a connection: what the nearest untrusted hop is called by the trusted ones. A peer

@@ -7,6 +7,7 @@
 //! nothing.
 
 use std::{
+    net::IpAddr,
     pin::Pin,
     sync::{
         Arc,
@@ -29,7 +30,9 @@ use tokio::{
 
 use super::{
     Answer, Server,
+    body::Upload,
     commands::Request,
+    pace::{Pace, Share},
     pkt_line::{self, Band},
     stream::{self, Maker},
 };
@@ -38,8 +41,8 @@ use crate::{
     repository::{
         Error,
         change::{Destination, too_many_placeholders},
-        intake::{self, IDLE, Intake, Progress, Refused},
-        locks::Upload,
+        intake::{IDLE, Intake, Progress, Refused},
+        locks,
     },
 };
 
@@ -48,6 +51,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
 /// How often a waiting client is shown that we live (as git's `receive.keepAlive`).
 const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
+
+/// How long the commands of a push may take to come.
+const COMMANDS: Duration = Duration::from_secs(60);
 
 /// The longest reason that is told.
 const MOST_REASON: usize = 1000;
@@ -111,12 +117,12 @@ impl Report {
 }
 
 /// An upload whose bytes are counted.
-struct Counted<R> {
-    inner: R,
+struct Counted {
+    inner: Upload,
     bytes: Arc<AtomicU64>,
 }
 
-impl<R: AsyncBufRead + Unpin> AsyncRead for Counted<R> {
+impl AsyncRead for Counted {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -126,7 +132,7 @@ impl<R: AsyncBufRead + Unpin> AsyncRead for Counted<R> {
     }
 }
 
-impl<R: AsyncBufRead + Unpin> AsyncBufRead for Counted<R> {
+impl AsyncBufRead for Counted {
     fn poll_fill_buf(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<&[u8]>> {
         Pin::new(&mut self.get_mut().inner).poll_fill_buf(cx)
     }
@@ -141,7 +147,8 @@ impl<R: AsyncBufRead + Unpin> AsyncBufRead for Counted<R> {
 pub async fn answer(
     server: Arc<Server>,
     repo: RepoId,
-    mut body: impl AsyncBufRead + Unpin + Send + 'static,
+    client: Option<IpAddr>,
+    mut body: Upload,
 ) -> Answer {
     let incarnation = {
         let repo = repo.clone();
@@ -151,12 +158,14 @@ pub async fn answer(
             Err(error) => return Answer::from_error(&error),
         }
     };
-    let request = match Request::read(&mut body).await {
+    let mut share = server.commands.share();
+    let request = timeout(COMMANDS, Request::read(&mut body, &mut share)).await;
+    let request = match request.unwrap_or_else(|_| Err("the commands came too slowly".to_owned())) {
         Ok(request) => request,
         Err(reason) => {
             let line = pkt_line::line(format!("ERR {reason}\n"));
             let most = server.max_pack_bytes;
-            let work = async move { intake::drain(&mut body, most).await };
+            let work = async move { body.drain(most).await };
             super::spawn(&server.tasks, work);
             return Answer::Whole(line);
         }
@@ -176,6 +185,8 @@ pub async fn answer(
         repo,
         incarnation,
         request,
+        client,
+        _share: share,
         sender: maker.pieces().clone(),
         bytes,
     };
@@ -188,12 +199,14 @@ struct Pusher {
     repo: RepoId,
     incarnation: String,
     request: Request,
+    client: Option<IpAddr>,
+    _share: Share,
     sender: mpsc::Sender<Bytes>,
     bytes: Arc<AtomicU64>,
 }
 
 impl Pusher {
-    async fn serve(self, mut body: Counted<impl AsyncBufRead + Unpin>, maker: Maker) {
+    async fn serve(self, mut body: Counted, maker: Maker) {
         let begun = Instant::now();
         let running = metrics::gauge!("ngit_git_operations_running", "operation" => "push");
         running.increment(1.0);
@@ -228,13 +241,13 @@ impl Pusher {
         }
         // The answer stays open until all was sent: a client that is still sending reads it then.
         tokio::select! {
-            () = intake::drain(&mut body, self.server.max_pack_bytes) => {}
+            () = body.inner.drain(self.server.max_pack_bytes) => {}
             () = self.server.kill.cancelled() => {}
         }
         maker.finish();
     }
 
-    async fn push(&self, body: &mut Counted<impl AsyncBufRead + Unpin>) -> Report {
+    async fn push(&self, body: &mut Counted) -> Report {
         let count = self.request.lines.len();
         let commands = match self.request.commands() {
             Ok(commands) => commands,
@@ -296,7 +309,7 @@ impl Pusher {
     }
 
     /// Begins the upload that the relay allowed; an error is for the git user.
-    async fn begin(&self) -> Result<Arc<Upload>, String> {
+    async fn begin(&self) -> Result<Arc<locks::Upload>, String> {
         let repo = self.repo.clone();
         let begin = self
             .server
@@ -325,7 +338,7 @@ impl Pusher {
     }
 
     /// The placeholders of what was refused go, with their objects.
-    async fn drop_refused(&self, upload: &Arc<Upload>, staged: &[EventId]) {
+    async fn drop_refused(&self, upload: &Arc<locks::Upload>, staged: &[EventId]) {
         if staged.is_empty() {
             return;
         }
@@ -342,8 +355,8 @@ impl Pusher {
     /// Takes in what the push carries.
     async fn take_in(
         &self,
-        body: &mut Counted<impl AsyncBufRead + Unpin>,
-        upload: &Arc<Upload>,
+        body: &mut Counted,
+        upload: &Arc<locks::Upload>,
         push: &Push,
         push_id: &str,
         objects: Belongs,
@@ -354,19 +367,25 @@ impl Pusher {
             return Ok(());
         }
         if objects == Belongs::Nowhere {
-            intake::drain(body, self.server.max_pack_bytes).await;
+            body.inner.drain(self.server.max_pack_bytes).await;
             return Ok(());
         }
-        let (max_bytes, destination) = match objects {
+        let (max_bytes, destination, places) = match objects {
             // What no placeholder has would be nobody's.
             Belongs::Staged if staged.is_empty() => {
                 return Err(Refused::Pack("this push cannot be staged".to_owned()));
             }
             Belongs::Staged => {
                 let destination = Destination::Staged(staged.to_owned());
-                (self.server.max_staged_pack_bytes, destination)
+                body.inner.keep(Pace::STAGED);
+                let most = self.server.max_staged_pack_bytes;
+                (most, destination, &self.server.stagers)
             }
-            Belongs::Pool | Belongs::Nowhere => (self.server.max_pack_bytes, Destination::Pool),
+            Belongs::Pool | Belongs::Nowhere => {
+                body.inner.keep(Pace::WANTED);
+                let most = self.server.max_pack_bytes;
+                (most, Destination::Pool, &self.server.writers)
+            }
         };
         let repositories = &self.server.repositories;
         let (into, events) = (Arc::clone(upload), staged.to_owned());
@@ -383,7 +402,8 @@ impl Pusher {
             pool: &pool,
             own: Some((&view, &own)),
             max_bytes,
-            places: &self.server.writers,
+            places,
+            client: self.client,
         };
         let quarantine = {
             let (progress, shown) = mpsc::channel(16);

@@ -4,12 +4,12 @@
 //! and whose answer flows out as it is written. It is killed, with its helpers, when the client
 //! goes away or takes nothing for too long.
 
-use std::{sync::Arc, time::Instant};
+use std::{net::IpAddr, sync::Arc, time::Instant};
 
 use bytes::{Bytes, BytesMut};
 use grasp_proto::words::RepoId;
 use tokio::{
-    io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt},
+    io::{AsyncBufRead, AsyncReadExt, AsyncWriteExt},
     sync::mpsc,
     time::timeout,
 };
@@ -17,13 +17,12 @@ use tokio::{
 use super::{
     Answer, Server, Version,
     advertise::LsRefs,
+    body::Upload,
+    pace,
     pkt_line::{self, Packet},
     stream,
 };
-use crate::repository::{
-    git,
-    intake::{IDLE, drain, piece},
-};
+use crate::repository::{git, intake::IDLE};
 
 /// Configuration of upload-pack: what is allowed, and what is shown.
 const CONFIG: &[&str] = &[
@@ -41,14 +40,15 @@ const CONFIG: &[&str] = &[
 const PIECE: usize = 64 * 1024;
 
 /// The largest request: wants and haves, never a pack.
-const LARGEST_REQUEST: u64 = 256 * 1024 * 1024;
+const LARGEST_REQUEST: u64 = 64 * 1024 * 1024;
 
 /// Answers one request of a reader.
 pub async fn answer(
     server: Arc<Server>,
     repo: RepoId,
+    client: Option<IpAddr>,
     version: Version,
-    mut body: impl AsyncBufRead + Unpin + Send + 'static,
+    mut body: Upload,
 ) -> Answer {
     let mut begun = BytesMut::new();
     if version == Version::V2 {
@@ -74,6 +74,7 @@ pub async fn answer(
             sender: maker.pieces(),
             sent: 0,
             complained: false,
+            client,
         };
         let running = metrics::gauge!("ngit_git_operations_running", "operation" => "fetch");
         running.increment(1.0);
@@ -120,6 +121,7 @@ struct Fetch<'a> {
     sent: u64,
     /// There is no answer, but the client was told why.
     complained: bool,
+    client: Option<IpAddr>,
 }
 
 impl Fetch<'_> {
@@ -130,8 +132,24 @@ impl Fetch<'_> {
         view: &std::path::Path,
         version: Version,
         begun: &[u8],
-        body: &mut (impl AsyncBufRead + Unpin),
+        body: &mut Upload,
     ) -> Result<(), String> {
+        // Before a place is taken: who is silent waits for himself alone.
+        let mut share = server.requests.share();
+        let directory = server.repositories.scratch_directory();
+        let request = tokio::select! {
+            request = pace::read_to_end(body, LARGEST_REQUEST, &mut share, &directory) => request,
+            () = self.sender.closed() => return Err("the client went away".to_owned()),
+            () = server.kill.cancelled() => return Err("stopped".to_owned()),
+        };
+        let mut request = match request {
+            Ok(request) => request,
+            Err(reason) => {
+                self.complain(&reason).await;
+                body.drain(LARGEST_REQUEST).await;
+                return Err(reason);
+            }
+        };
         let mut command = git::command(view);
         for setting in CONFIG {
             command.args(["-c", setting]);
@@ -141,7 +159,7 @@ impl Fetch<'_> {
         }
         command.args(["upload-pack", "--strict", "--stateless-rpc", "."]);
         let place = tokio::select! {
-            place = server.readers.take() => place,
+            place = server.readers.take_for(self.client) => place,
             () = self.sender.closed() => return Err("the client went away".to_owned()),
             () = server.kill.cancelled() => return Err("stopped".to_owned()),
         };
@@ -154,21 +172,10 @@ impl Fetch<'_> {
         };
         let feed = async {
             let mut stdin = pipes.stdin;
-            let mut listening = stdin.write_all(begun).await.is_ok();
-            let mut fed = 0;
-            while listening {
-                let bytes = match piece(body).await {
-                    Ok(bytes) if !bytes.is_empty() && fed < LARGEST_REQUEST => bytes,
-                    Ok(_) => break,
-                    Err(error) => return Err(error.to_string()),
-                };
-                let count = bytes.len();
-                fed += count as u64;
-                listening = stdin.write_all(bytes).await.is_ok();
-                body.consume(count);
+            // A git that stops listening has said why.
+            if stdin.write_all(begun).await.is_ok() {
+                let _ = tokio::io::copy(&mut request, &mut stdin).await;
             }
-            drop(stdin);
-            drain(body, LARGEST_REQUEST).await;
             Ok(String::new())
         };
         let mut stdout = pipes.stdout;
