@@ -391,11 +391,11 @@ proptest! {
 async fn pongs_that_fill_the_buffer_displace_no_message() {
     use futures::StreamExt;
     let service = Service::start().await;
-    let client = service.client().await;
+    let mut client = service.client().await;
+    client.send(json!(["REQ", "s", {"kinds": [1]}])).await;
+    client.expect("EOSE").await;
     let (mut sink, mut stream) = client.0.split();
     let flood = tokio::spawn(async move {
-        let subscribe = json!(["REQ", "s", {"kinds": [1]}]).to_string();
-        sink.send(Message::text(subscribe)).await.unwrap();
         for _ in 0..200_000 {
             let ping = Message::Ping(vec![7; 125].into());
             sink.feed(ping).await.unwrap();
@@ -405,9 +405,8 @@ async fn pongs_that_fill_the_buffer_displace_no_message() {
     });
     // Long enough for the pongs to fill what the kernel takes, and ours.
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let event = note(&"x".repeat(40_000));
     for _ in 0..20 {
-        service.door.take(&event).await;
+        service.door.take(&note(&"x".repeat(40_000))).await;
     }
     let mut seen = 0;
     while seen < 20 {
