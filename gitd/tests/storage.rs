@@ -359,7 +359,16 @@ async fn what_a_killed_process_left_is_put_in_order() {
         }
     };
     lock();
+    let left = [
+        pool.join("objects/pack/tmp_pack_x"),
+        pool.join("objects/pack/.tmp-1-pack-x.pack"),
+        view.join(".grasp-x"),
+    ];
+    for file in &left {
+        std::fs::write(file, "").unwrap();
+    }
     service.start_gitd().await;
+    assert!(!left.iter().any(|file| file.exists()));
     assert!(!locks.iter().any(|file| file.exists()));
     assert!(children(&pool.join("quarantine")).is_empty());
     assert!(children(&service.data().join(".new")).is_empty());
@@ -548,4 +557,57 @@ async fn what_another_server_borrowed_is_still_found() {
     commit(&clone, "more", "more").await;
     git(&clone, &["push", "-q", &service.url(&theirs), "main"]).await;
     git(&service.view(&theirs), &["fsck", "--strict"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_of_another_kind_is_not_adopted() {
+    let mut service = Service::start().await;
+    service.stop_gitd().await;
+    let (other, shallow, headless) = (repo(1, "kind"), repo(2, "kind"), repo(3, "kind"));
+    let place = |repo: &RepoId| {
+        let view = service.view(repo);
+        std::fs::create_dir_all(view.parent().unwrap()).unwrap();
+        view.to_str().unwrap().to_owned()
+    };
+    let directory = service.directory.path().to_owned();
+    let sha256 = place(&other);
+    git(
+        &directory,
+        &["init", "-q", "--bare", "--object-format=sha256", &sha256],
+    )
+    .await;
+    let path = work(&directory, "work", 3).await;
+    let from = format!("file://{}", path.display());
+    let clone = [
+        "clone",
+        "-q",
+        "--bare",
+        "--depth=1",
+        &from,
+        &place(&shallow),
+    ];
+    git(&directory, &clone).await;
+    git(
+        &directory,
+        &["clone", "-q", "--bare", &from, &place(&headless)],
+    )
+    .await;
+    std::fs::write(service.view(&headless).join("HEAD"), "").unwrap();
+    service.start_gitd().await;
+    for repo in [&other, &shallow] {
+        let request = grasp_proto::contract::git::CreateRequest {
+            repository: Some(repo.into()),
+        };
+        let refused = service.git.clone().create(request).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition);
+    }
+    assert!(service.pools().is_empty());
+    for version in ["0", "2"] {
+        let protocol = format!("protocol.version={version}");
+        let ask = ["-c", &protocol, "ls-remote", &service.url(&other)];
+        let shown = said(&try_git(&directory, &ask).await);
+        assert!(shown.contains("only sha1 is known here"), "{shown}");
+        let ask = ["-c", &protocol, "ls-remote", &service.url(&headless)];
+        assert!(git(&directory, &ask).await.contains("refs/heads/main"));
+    }
 }

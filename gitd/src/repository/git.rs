@@ -180,8 +180,13 @@ pub fn last_line(stderr: &str) -> &str {
             .map(str::trim)
             .filter(|l| !l.is_empty())
     };
+    // What fsck found says more than that it found something.
     lines()
-        .find_map(|line| line.strip_prefix("fatal: "))
+        .find_map(|line| {
+            line.strip_prefix("error: ")
+                .filter(|e| e.starts_with("object "))
+        })
+        .or_else(|| lines().find_map(|line| line.strip_prefix("fatal: ")))
         .or_else(|| lines().find_map(|line| line.strip_prefix("error: ")))
         .or_else(|| lines().next_back())
         .unwrap_or("git ended without saying why")
@@ -396,6 +401,8 @@ mod tests {
         let said = "Resolving deltas:  50%\rResolving deltas: 100%\nfatal: pack is bad\nfoo\n";
         assert_eq!(last_line(said), "pack is bad");
         assert_eq!(last_line("warning: x\nerror: y\n"), "y");
+        let said = "error: object 12ab: badEmail: bad\nfatal: fsck error in packed object\n";
+        assert_eq!(last_line(said), "object 12ab: badEmail: bad");
     }
 
     #[tokio::test]

@@ -63,7 +63,11 @@ impl From<std::io::Error> for Refused {
 
 impl From<Error> for Refused {
     fn from(error: Error) -> Self {
-        Self::Ours(error)
+        match error {
+            // What the repository is; whoever pushes to it should know.
+            Error::Precondition(reason) => Self::Pack(reason),
+            error => Self::Ours(error),
+        }
     }
 }
 

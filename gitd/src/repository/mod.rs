@@ -108,6 +108,17 @@ fn rename_over_nothing(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
+/// What is being made: gone when it did not get to its place.
+#[derive(Debug)]
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Moved to its place, it is not there.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
 /// Makes an empty bare repository.
 fn fresh_repository(path: &Path) -> io::Result<()> {
     for directory in ["objects/info", "objects/pack", "refs/heads", "refs/tags"] {
@@ -228,8 +239,9 @@ impl Repositories {
                 return Ok((give_incarnation(&view)?, false));
             }
             let incarnation = new_incarnation();
-            let scratch = self.layout.scratch();
-            fresh_repository(&scratch)?;
+            let scratch = Scratch(self.layout.scratch());
+            let scratch = &scratch.0;
+            fresh_repository(scratch)?;
             fs::write(scratch.join(INCARNATION), format!("{incarnation}\n"))?;
             fs::write(scratch.join(REPOSITORY), format!("{repo}\n"))?;
             let alternate = Layout::alternate(&repo.identifier);
@@ -242,7 +254,7 @@ impl Repositories {
                 let owner = repo.owner;
                 let incarnation = incarnation.clone();
                 pool::mark(&pool, &Marker { owner, incarnation })?;
-                rename_over_nothing(&scratch, &self.layout.view(repo))?;
+                rename_over_nothing(scratch, &self.layout.view(repo))?;
                 Ok::<_, Error>(())
             })?;
             Ok((incarnation, true))
@@ -262,6 +274,7 @@ impl Repositories {
         if lines.lines().any(|line| line == alternate) {
             return Ok(pool);
         }
+        refs::check_adoptable(&view)?;
         let incarnation = give_incarnation(&view)?;
         let owner = repo.owner;
         self.identifiers.hold(&repo.identifier, || {
@@ -355,7 +368,12 @@ impl Repositories {
                 result => result?,
             }
             // What leans on other repositories by relative paths would lose its way.
-            self.adopt(repo)?;
+            match self.adopt(repo) {
+                Err(Error::Precondition(reason)) => {
+                    tracing::warn!(%repo, reason, "retired as it stands");
+                }
+                result => drop(result?),
+            }
             let view = self.layout.view(repo);
             if !view.join(REPOSITORY).exists() {
                 write_file(&view.join(REPOSITORY), format!("{repo}\n").as_bytes())?;
@@ -420,7 +438,7 @@ impl Repositories {
     ) -> Result<(String, String, Vec<Entry>), Error> {
         let incarnation = self.incarnation(repo)?;
         let git = refs::open(&self.view(repo)?)?;
-        let head = refs::head(&git)?;
+        let head = refs::head(&git);
         let entries = if names.is_empty() {
             refs::list(&git, &[prefix], false)?
         } else {

@@ -20,7 +20,7 @@ use grasp_proto::words::{Identifier, Oid};
 use tokio::sync::mpsc;
 
 use super::{
-    Error, fresh_repository,
+    Error, Scratch, fresh_repository,
     git::{self, Places},
     layout::{IDENTIFIER, Layout, Marker, QUARANTINE, VIEWS},
     rename_over_nothing, sync_directory, write_file,
@@ -30,13 +30,14 @@ use super::{
 pub fn ensure(layout: &Layout, identifier: &Identifier) -> Result<PathBuf, Error> {
     let pool = layout.pool(identifier);
     if !pool.join(VIEWS).is_dir() {
-        let scratch = layout.scratch();
-        fresh_repository(&scratch)?;
+        let scratch = Scratch(layout.scratch());
+        let scratch = &scratch.0;
+        fresh_repository(scratch)?;
         fs::create_dir(scratch.join(VIEWS))?;
         fs::create_dir(scratch.join(QUARANTINE))?;
         let words = format!("{identifier}\n");
         write_file(&scratch.join(IDENTIFIER), words.as_bytes())?;
-        rename_over_nothing(&scratch, &pool)?;
+        rename_over_nothing(scratch, &pool)?;
     }
     Ok(pool)
 }
@@ -102,6 +103,9 @@ pub fn link_pack(from: &Path, to: &Path, name: &str) -> io::Result<()> {
     sync_directory(to)
 }
 
+/// Behind the name of a file that is being copied.
+pub const INCOMING: &str = ".incoming";
+
 /// Hard link, or copy across devices; what is there already stays.
 pub fn link(from: &Path, to: &Path) -> io::Result<()> {
     match fs::hard_link(from, to) {
@@ -110,7 +114,7 @@ pub fn link(from: &Path, to: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(error),
         Err(_) => {
             let mut name = to.as_os_str().to_owned();
-            name.push(".incoming");
+            name.push(INCOMING);
             fs::copy(from, &name)?;
             fs::File::open(&name)?.sync_all()?;
             fs::rename(&name, to)

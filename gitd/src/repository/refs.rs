@@ -64,8 +64,45 @@ pub fn from_git2(oid: git2::Oid) -> Option<Oid> {
 pub fn open(path: &Path) -> Result<Repository, Error> {
     Repository::open_bare(path).map_err(|error| match error.code() {
         ErrorCode::NotFound => Error::NotFound,
-        _ => error.into(),
+        _ => match check_format(path) {
+            Ok(()) => error.into(),
+            Err(foreign) => foreign,
+        },
     })
+}
+
+/// Refuses a repository of another kind than ours.
+fn check_format(path: &Path) -> Result<(), Error> {
+    const EXTENSIONS: [(&str, &str); 2] = [
+        ("extensions.objectformat", "sha1"),
+        ("extensions.refstorage", "files"),
+    ];
+    let config = git2::Config::open(&path.join("config"))?;
+    for (name, ours) in EXTENSIONS {
+        if let Ok(value) = config.get_string(name)
+            && !value.eq_ignore_ascii_case(ours)
+        {
+            return Err(Error::Precondition(format!(
+                "this repository has {name} = {value}; only {ours} is known here"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses what must not be linked into a pool: objects of another kind, or with others missing.
+pub fn check_adoptable(path: &Path) -> Result<(), Error> {
+    check_format(path)?;
+    if std::fs::metadata(path.join("shallow")).is_ok_and(|file| file.len() > 0) {
+        let reason = "this repository is shallow; fetch the rest of its history into it first";
+        return Err(Error::Precondition(reason.to_owned()));
+    }
+    let config = git2::Config::open(&path.join("config"))?;
+    if config.get_string("extensions.partialclone").is_ok() {
+        let reason = "this repository is a partial clone; fetch what it lacks into it first";
+        return Err(Error::Precondition(reason.to_owned()));
+    }
+    open(path).map(|_| ())
 }
 
 /// The refs whose names begin with one of `prefixes` (and with one of [`SHOWN`]), in the order of
@@ -211,16 +248,18 @@ pub fn resolve(repo: &Repository, name: &str) -> Result<Option<Oid>, Error> {
     }
 }
 
-/// The branch HEAD names, born or not; empty when HEAD is detached.
-pub fn head(repo: &Repository) -> Result<String, Error> {
-    let head = repo.find_reference("HEAD")?;
-    let target = head.symbolic_target().ok().flatten().unwrap_or_default();
-    Ok(target.to_owned())
+/// The branch HEAD names, born or not; empty when HEAD is detached or cannot be read.
+pub fn head(repo: &Repository) -> String {
+    let head = repo.find_reference("HEAD").ok();
+    let target = head
+        .as_ref()
+        .and_then(|head| head.symbolic_target().ok().flatten());
+    target.unwrap_or_default().to_owned()
 }
 
 /// Points HEAD to a branch, born or not. `false`: it did already.
 pub fn set_head(repo: &Repository, branch: &str) -> Result<bool, Error> {
-    if head(repo).is_ok_and(|now| now == branch) {
+    if head(repo) == branch {
         return Ok(false);
     }
     let path = repo.path().join("HEAD");

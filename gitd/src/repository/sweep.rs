@@ -58,6 +58,7 @@ impl Repositories {
     /// Markers without view, quarantines, and pools without markers go.
     fn sweep_pool(&self, pool: &Path) -> Result<(), Error> {
         empty(&pool.join(QUARANTINE))?;
+        remove_leftovers(pool)?;
         let text = fs::read_to_string(pool.join(IDENTIFIER))?;
         let identifier = Identifier::parse(text.trim_end_matches('\n'))
             .map_err(|error| Error::Invalid(error.to_string()))?;
@@ -95,6 +96,7 @@ impl Repositories {
             return Ok(());
         }
         refs::break_locks(view)?;
+        remove_leftovers(view)?;
         if view.join(STAGED).is_dir() {
             let git = refs::open(view)?;
             for event in staging::events(view)? {
@@ -120,8 +122,35 @@ fn directories(path: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 fn empty(directory: &Path) -> io::Result<()> {
-    for path in directories(directory)? {
-        fs::remove_dir_all(path)?;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        match entry.file_type()?.is_dir() {
+            true => fs::remove_dir_all(entry.path())?,
+            false => fs::remove_file(entry.path())?,
+        }
+    }
+    Ok(())
+}
+
+/// Removes the temporary files that a killed git, or we, left in a view or a pool of ours.
+fn remove_leftovers(repository: &Path) -> io::Result<()> {
+    const LEFT: [&str; 3] = ["tmp_", ".tmp-", ".grasp-"];
+    for directory in ["", "objects/info", "objects/pack", STAGED] {
+        let entries = match fs::read_dir(repository.join(directory)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            let left = LEFT.iter().any(|prefix| name.starts_with(prefix))
+                || name.ends_with(pool::INCOMING);
+            if left && entry.file_type()?.is_file() {
+                tracing::info!(file = %entry.path().display(), "a temporary file removed");
+                fs::remove_file(entry.path())?;
+            }
+        }
     }
     Ok(())
 }

@@ -129,7 +129,7 @@ pub fn upload(
     version: Version,
 ) -> Result<Pieces, Error> {
     let git = refs::open(&repositories.view(repo)?)?;
-    let head = refs::head(&git)?;
+    let head = refs::head(&git);
     let entries = refs::list(&git, &[""], true)?;
     let born = entries
         .binary_search_by(|entry| entry.name.as_str().cmp(&head))
@@ -255,7 +255,7 @@ impl LsRefs {
         };
         let mut out = BytesMut::new();
         if prefixes.iter().any(|prefix| "HEAD".starts_with(prefix)) {
-            let head = refs::head(&git)?;
+            let head = refs::head(&git);
             let born = refs::resolve(&git, "HEAD").ok().flatten();
             let target = match self.symrefs && !head.is_empty() {
                 true => format!(" symref-target:{head}"),
