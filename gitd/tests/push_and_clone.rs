@@ -365,6 +365,30 @@ async fn no_placeholder_leans_on_anothers_objects() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_events_has_a_largest_size_together() {
+    let service = Service::with(&[("NGIT_GIT_MAX_STAGED_PACK_BYTES", "2000")]).await;
+    let repo = repo(1, "together");
+    service.create(&repo).await;
+    let path = work(service.directory.path(), "work", 1).await;
+    let mut failed = 0;
+    for n in 0..20 {
+        let spec = format!("main:refs/nostr/{}", format!("{n:02x}").repeat(32));
+        commit(&path, "x", &n.to_string()).await;
+        let shown = try_git(&path, &["push", &service.url(&repo), &spec]).await;
+        failed += u32::from(!shown.status.success());
+    }
+    assert!((1..20).contains(&failed), "{failed}");
+    let staged = children(&service.view(&repo).join("objects/pack"));
+    let packs = staged
+        .iter()
+        .filter(|file| file.extension().is_some_and(|e| e == "pack"));
+    let bytes: u64 = packs.map(|pack| pack.metadata().unwrap().len()).sum();
+    assert!(bytes <= 2000, "{bytes}");
+    // What is signed for needs no such room.
+    git(&path, &["push", "-q", &service.url(&repo), "main"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_pack_has_a_largest_size() {
     let service = Service::with(&[("NGIT_GIT_MAX_PACK_BYTES", "1000")]).await;
     let repo = repo(1, "large");

@@ -68,8 +68,13 @@ pub struct Put {
 pub enum Destination {
     /// Into the pool: a signed event wants them.
     Pool,
-    /// Into the view's staging, for these placeholders.
-    Staged(Vec<EventId>),
+    /// Into the view's staging.
+    Staged {
+        /// For these placeholders.
+        events: Vec<EventId>,
+        /// The bytes that may be staged in the view.
+        most: u64,
+    },
 }
 
 /// At most so many objects are named in a complaint.
@@ -298,12 +303,19 @@ impl Repositories {
         })
     }
 
-    /// Whether this view has room for these placeholders.
-    pub fn room_for(&self, upload: &Upload, events: &[EventId]) -> Result<bool, Error> {
+    /// How many of `most` bytes are left in this view for these placeholders.
+    pub fn room_for(&self, upload: &Upload, events: &[EventId], most: u64) -> Result<u64, Refused> {
         let view = self.view(&upload.repo)?;
-        let mut all = staging::events(&view)?;
+        let mut all = staging::events(&view).map_err(Error::from)?;
         all.extend(events);
-        Ok(all.len() <= staging::MOST)
+        if all.len() > staging::MOST {
+            return Err(too_many_placeholders());
+        }
+        let staged = staging::bytes(&view).map_err(Error::from)?;
+        match most.saturating_sub(staged) {
+            0 => Err(too_many_bytes()),
+            left => Ok(left),
+        }
     }
 
     /// Makes a checked upload visible where it belongs. `tips` are the objects its commands name, each
@@ -326,11 +338,12 @@ impl Repositories {
                 self.consolidator.consider(pool);
                 Ok(())
             }
-            Destination::Staged(events) => self.views.hold(&upload.repo, || {
+            Destination::Staged { events, most } => self.views.hold(&upload.repo, || {
                 // Not the view, where other placeholders' objects show: those go with theirs.
                 quarantine.check_tips(pool, tips)?;
-                if !self.room_for(upload, events)? {
-                    return Err(too_many_placeholders());
+                // Others may have come meanwhile.
+                if self.room_for(upload, events, *most)? < quarantine.bytes()? {
+                    return Err(too_many_bytes());
                 }
                 let here = |objects: &Path, pack: &String| {
                     objects.join(format!("pack/{pack}.idx")).exists()
@@ -375,11 +388,18 @@ impl Repositories {
 }
 
 /// The refusal of one placeholder too many.
-pub fn too_many_placeholders() -> Refused {
+fn too_many_placeholders() -> Refused {
     Refused::Pack(format!(
         "this repository has {} uploads that wait for their event; publish yours first, or try later",
         staging::MOST
     ))
+}
+
+/// The refusal of one byte too many.
+fn too_many_bytes() -> Refused {
+    let reason = "uploads that wait for their event fill this repository's room for them; publish \
+                  yours first, or try later";
+    Refused::Pack(reason.to_owned())
 }
 
 fn event_of(name: &RefName) -> Result<EventId, Error> {

@@ -282,6 +282,13 @@ impl Quarantine {
         self.pack.as_deref()
     }
 
+    /// How large the pack is.
+    pub fn bytes(&self) -> Result<u64, Error> {
+        let Some(name) = &self.pack else { return Ok(0) };
+        let file = self.directory.join(format!("pack/{name}.pack"));
+        Ok(fs::metadata(file)?.len())
+    }
+
     /// Checks that every tip is here, in the packs this may lean on, or in `repository` (a pool, or a
     /// view whose staged objects count), and that what must be a commit is one. Blocks.
     pub fn check_tips(&self, repository: &Path, tips: &[(Oid, bool)]) -> Result<(), Refused> {

@@ -59,6 +59,20 @@ pub fn note(view: &Path, event: &EventId, pack: Option<&str>) -> io::Result<()> 
     write_file(&sidecar(view, event), text.as_bytes())
 }
 
+/// The bytes of all packs that are staged in a view.
+pub fn bytes(view: &Path) -> io::Result<u64> {
+    let mut names = BTreeSet::new();
+    for event in events(view)? {
+        names.extend(packs(view, &event)?.unwrap_or_default());
+    }
+    let own = own_packs(view);
+    // What was claimed is not there.
+    let sizes = names
+        .iter()
+        .filter_map(|pack| fs::metadata(own.join(format!("{pack}.pack"))).ok());
+    Ok(sizes.map(|file| file.len()).sum())
+}
+
 fn own_packs(view: &Path) -> PathBuf {
     view.join("objects/pack")
 }

@@ -40,7 +40,7 @@ use crate::{
     relay::{Belongs, Decision, Push},
     repository::{
         Error,
-        change::{Destination, too_many_placeholders},
+        change::Destination,
         intake::{IDLE, Intake, Progress, Refused},
         locks,
     },
@@ -376,9 +376,10 @@ impl Pusher {
                 return Err(Refused::Pack("this push cannot be staged".to_owned()));
             }
             Belongs::Staged => {
-                let destination = Destination::Staged(staged.to_owned());
                 body.inner.keep(Pace::STAGED);
                 let most = self.server.max_staged_pack_bytes;
+                let events = staged.to_owned();
+                let destination = Destination::Staged { events, most };
                 (most, destination, &self.server.stagers)
             }
             Belongs::Pool | Belongs::Nowhere => {
@@ -392,12 +393,14 @@ impl Pusher {
         let prepared = repositories.blocking(move |r| {
             let pool = r.pool_for(&into)?;
             let (view, own) = r.staged_packs(&into, &events)?;
-            Ok((r.room_for(&into, &events)?, pool, view, own))
+            let room = match events.is_empty() {
+                true => Ok(max_bytes),
+                false => r.room_for(&into, &events, max_bytes),
+            };
+            Ok((room, pool, view, own))
         });
         let (room, pool, view, own) = prepared.await?;
-        if !room {
-            return Err(too_many_placeholders());
-        }
+        let max_bytes = room?;
         let intake = Intake {
             pool: &pool,
             own: Some((&view, &own)),
