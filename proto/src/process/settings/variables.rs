@@ -79,7 +79,7 @@ pub static VARIABLES: &[Variable] = &[
     variable("NGIT_INTERNAL_TOKEN_WORKER_FILE", None, "File to read it from."),
     variable("NGIT_SHUTDOWN_GRACE_SECS", Some("30"), "How long transfers may go on after SIGTERM, in seconds."),
     variable("NGIT_GIT_MAX_PACK_BYTES", Some("17179869184"), "Largest pack taken in that a signed event wants, in bytes."),
-    variable("NGIT_GIT_MAX_STAGED_PACK_BYTES", Some("1073741824"), "Largest pack taken in that nobody has signed for yet, in bytes."),
+    variable("NGIT_GIT_MAX_STAGED_PACK_BYTES", Some("1073741824"), "Most bytes of packs that nobody has signed for yet, in one repository."),
     reserved("NGIT_SYNC_BOOTSTRAP_RELAY_URL", "First relay to sync from."),
     reserved("NGIT_SYNC_BASE_BACKOFF_SECS", "Relay-to-relay sync."),
     reserved("NGIT_SYNC_MAX_BACKOFF_SECS", "Relay-to-relay sync."),
