@@ -9,6 +9,7 @@ pub mod pace;
 pub mod pkt_line;
 pub mod receive_pack;
 pub mod stream;
+pub mod unread;
 pub mod upload_pack;
 
 use std::{convert::Infallible, io, net::IpAddr, sync::Arc, time::Duration};
@@ -38,7 +39,7 @@ use ipnet::IpNet;
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{body::Upload, pace::Budget};
+use self::{body::Upload, pace::Budget, unread::Unread};
 use crate::{
     relay::Relay,
     repository::{Error, Repositories, git::Places},
@@ -247,7 +248,7 @@ async fn handle(
     let mut response = if request.method() == Method::OPTIONS {
         status(StatusCode::NO_CONTENT, whole(""))
     } else {
-        route(server, client, request).await
+        route(server, client, request.map(Unread::new)).await
     };
     cors(response.headers_mut());
     response
@@ -292,7 +293,7 @@ fn not_found(path: &str) -> Response<Body> {
 async fn route(
     server: Arc<Server>,
     client: Option<IpAddr>,
-    request: Request<Incoming>,
+    request: Request<Unread>,
 ) -> Response<Body> {
     let get = matches!(*request.method(), Method::GET | Method::HEAD);
     let path = request.uri().path().to_owned();
@@ -402,7 +403,7 @@ async fn info_refs(server: &Server, repo: RepoId, version: Version, push: bool) 
     Answer::from_pieces(answer.await)
 }
 
-fn request_body(request: Request<Incoming>) -> Result<Upload, Box<Response<Body>>> {
+fn request_body(request: Request<Unread>) -> Result<Upload, Box<Response<Body>>> {
     let encoding = request.headers().get(header::CONTENT_ENCODING);
     let coding = encoding.map_or("", |value| value.to_str().unwrap_or("unreadable"));
     let gzip = match coding.trim().to_ascii_lowercase().as_str() {
