@@ -284,7 +284,7 @@ impl PushService {
         } else {
             wire::Objects::SignedFor
         };
-        let push_id = format!("{:032x}", random_id());
+        let push_id = format!("{:032x}", rand::random::<u128>());
         self.forget_old_pushes();
         self.pushes.insert(
             push_id.clone(),
@@ -461,13 +461,6 @@ fn known_event(event: Event) -> Known {
         },
         _ => Known::Other,
     }
-}
-
-fn random_id() -> u128 {
-    use std::hash::{BuildHasher, RandomState};
-    // Unique is enough: whoever may ask about pushes may ask about all of them.
-    let half = || u128::from(RandomState::new().hash_one(std::time::Instant::now()));
-    half() << 64 | half()
 }
 
 #[tonic::async_trait]
