@@ -11,6 +11,7 @@ mod pull_request;
 mod state;
 
 use std::{
+    cmp,
     collections::BTreeSet,
     sync::{
         Arc,
@@ -26,8 +27,8 @@ use crate::{
     domain::Domain,
     journal::JournalError,
     nip34::{
-        DELETION, Meaning, announcement::Announcement, author_of, id_of, pull_request::PullRequest,
-        state::State,
+        DELETION, Meaning, announcement::Announcement, author_of, id_of, later,
+        pull_request::PullRequest, state::State,
     },
     policy::{deletion as deletions, related},
     release::{Release, ReleaseError},
@@ -213,6 +214,23 @@ impl Admit {
             Saved::Known => known(),
             Saved::Replaced => replaced(),
         })
+    }
+
+    /// What the stored version of an addressable event has to say against a new one: it is later,
+    /// or the same; or there is none, and the new one would take another's place.
+    async fn against_stored(
+        &self,
+        stored: Option<&Event>,
+        event: &Event,
+    ) -> Result<Option<Verdict>, StoreError> {
+        match stored.map(|stored| later(stored, event)) {
+            Some(cmp::Ordering::Greater) => return Ok(Some(replaced())),
+            // The same one came by another connection at the same time.
+            Some(cmp::Ordering::Equal) => return Ok(Some(known())),
+            Some(cmp::Ordering::Less) | None => {}
+        }
+        let mistaken_for_another = self.release.store.mistakes(event).await?;
+        Ok(mistaken_for_another.then(mistaken))
     }
 
     async fn is_related(&self, event: &Event) -> Result<bool, StoreError> {

@@ -98,7 +98,6 @@ pub trait Git: Send + Sync + 'static {
         identifier: &'a Identifier,
         oids: &'a BTreeSet<Oid>,
         commits: &'a BTreeSet<Oid>,
-        staged_in: Option<&'a RepoId>,
     ) -> BoxFuture<'a, Result<Absent, GitError>>;
 
     /// Makes branches, tags and HEAD of a repository what they shall be.
@@ -226,14 +225,13 @@ impl Git for Gitd {
         identifier: &'a Identifier,
         oids: &'a BTreeSet<Oid>,
         commits: &'a BTreeSet<Oid>,
-        staged_in: Option<&'a RepoId>,
     ) -> BoxFuture<'a, Result<Absent, GitError>> {
         let mut client = self.client.clone();
         let request = wire::MissingRequest {
             identifier: identifier.to_string(),
             oids: bytes(oids),
             commits: bytes(commits),
-            staged_in: staged_in.map(Into::into),
+            staged_in: None,
         };
         Box::pin(async move {
             let answer = client.missing(request).await?.into_inner();

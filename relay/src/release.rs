@@ -174,7 +174,7 @@ impl Release {
                     .collect()
             };
             let (oids, commits) = (of(false), of(true));
-            let found = self.git.absent(identifier, &oids, &commits, None).await?;
+            let found = self.git.absent(identifier, &oids, &commits).await?;
             absent.extend(found.0);
         }
         Ok(absent)

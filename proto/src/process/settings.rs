@@ -208,17 +208,6 @@ impl Settings {
         self.parse_with(name, |value| value.parse().map_err(|_| expected.to_owned()))
     }
 
-    /// A value that may be unset.
-    pub fn parse_optional<T: FromStr>(
-        &self,
-        name: &'static str,
-        expected: &str,
-    ) -> Result<Option<T>, BadSetting> {
-        self.get(name)
-            .map(|_| self.parse(name, expected))
-            .transpose()
-    }
-
     /// A switch: `true`, `false`, `1`, `0`, `yes`, `no`, `on`, `off`; unset is off.
     pub fn switch(&self, name: &'static str) -> Result<bool, BadSetting> {
         match self.get(name).unwrap_or("false").to_lowercase().as_str() {

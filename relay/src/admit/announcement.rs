@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use super::{Admit, Failed, WAITS, known, malformed, mistaken, replaced, waits_already};
+use super::{Admit, Failed, WAITS, malformed, replaced, waits_already};
 use crate::{
     nip34::{announcement::Announcement, later},
     release::{Release, make_repository, release_identifier},
@@ -36,16 +36,9 @@ impl Admit {
             }
         }
         let stored = store.announcement(repo).await?;
-        if let Some(stored) = &stored {
-            match later(stored, &announcement.event) {
-                Ordering::Greater => return Ok(replaced()),
-                // The same one came by another connection at the same time.
-                Ordering::Equal => return Ok(known()),
-                Ordering::Less => {}
-            }
-        }
-        if store.mistakes(&announcement.event).await? {
-            return Ok(mistaken());
+        let objection = self.against_stored(stored.as_ref(), &announcement.event);
+        if let Some(objection) = objection.await? {
+            return Ok(objection);
         }
         let standing = repositories.standing(repo);
         if announcement.lists(&self.domain) {
@@ -105,7 +98,7 @@ impl Admit {
         repositories.set(&announcement, Standing::Waiting);
         // Its states waited for the announcement that it replaces; their clock starts anew with it.
         purgatory.extend_states_of(&repo.identifier, repositories.maintainers(repo));
-        self.make_repository(repo).await;
+        make_repository(&self.release, repo).await;
         if let Err(error) = self.release.promote_if_here(repo).await {
             let what = "an announcement waits though its data may be here";
             self.release.note(&repo.identifier, &error, what);
@@ -114,12 +107,6 @@ impl Admit {
             Some(Standing::Active) => Verdict::served(),
             _ => Verdict::accepted(WAITS),
         })
-    }
-
-    /// Makes the repository of a waiting announcement; if gitd cannot be reached, it is made as
-    /// soon as it can.
-    pub(super) async fn make_repository(&self, repo: &RepoId) {
-        make_repository(&self.release, repo).await;
     }
 
     /// A change of who maintains what may let something out.

@@ -1,13 +1,13 @@
 //! Kind 30618: accepted how.
 
-use std::{cmp::Ordering, collections::BTreeSet};
+use std::collections::BTreeSet;
 
-use super::{Admit, Failed, WAITS, known, malformed, mistaken, replaced, waits_already};
+use super::{Admit, Failed, WAITS, malformed, replaced, waits_already};
 use crate::{
-    nip34::{STATE, later, state::State},
+    nip34::{STATE, state::State},
     policy::satisfiable::{Wanted, satisfiable},
     purgatory::WAITS_FOR,
-    release::{GoOn, Release, ReleaseError, go_on},
+    release::{GoOn, Release, ReleaseError, go_on, make_repository},
     repository::Standing,
     verdict::Verdict,
 };
@@ -34,20 +34,14 @@ impl Admit {
         let stored = store
             .addressable(STATE, &state.author, state.identifier.as_str())
             .await?;
-        if let Some(stored) = stored {
-            match later(&stored, &state.event) {
-                Ordering::Greater => return Ok(replaced()),
-                Ordering::Equal => return Ok(known()),
-                Ordering::Less => {}
-            }
-        }
-        if store.mistakes(&state.event).await? {
-            return Ok(mistaken());
+        let objection = self.against_stored(stored.as_ref(), &state.event);
+        if let Some(objection) = objection.await? {
+            return Ok(objection);
         }
         for (repo, standing) in &trusting {
             if *standing == Standing::Waiting {
                 purgatory.extend_announcement(repo, self.now() + WAITS_FOR);
-                self.make_repository(repo).await;
+                make_repository(&self.release, repo).await;
             }
         }
         if !purgatory.add_state(state.clone()) {

@@ -134,7 +134,6 @@ impl Git for StandIn {
         identifier: &'a Identifier,
         oids: &'a BTreeSet<Oid>,
         commits: &'a BTreeSet<Oid>,
-        _staged_in: Option<&'a RepoId>,
     ) -> BoxFuture<'a, Result<Absent, GitError>> {
         self.answer(|world| {
             let pool = world.pool.get(identifier).cloned().unwrap_or_default();
