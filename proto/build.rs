@@ -5,7 +5,10 @@ use std::{env, path::PathBuf};
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = [
         "grasp/relay/v1/push.proto",
+        "grasp/relay/v1/hunt.proto",
+        "grasp/relay/v1/admin.proto",
         "grasp/git/v1/repositories.proto",
+        "grasp/git/v1/packs.proto",
     ];
     let descriptors = protox::compile(files, ["."])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);

@@ -4,6 +4,7 @@
 //! service is wrapped in a [`Guard`] that knows which roles may call it. Sockets of the machine
 //! and TCP are the same to everything above this file.
 
+mod grant;
 mod trace;
 
 use std::{
@@ -36,6 +37,7 @@ use tonic_health::{
     server::{HealthReporter, HealthService},
 };
 
+pub use grant::{BadGrant, GrantKey};
 pub use trace::{Trace, TraceLayer, Traced};
 
 /// How long an internal call may take unless its caller says otherwise.

@@ -15,6 +15,8 @@ use std::{
 
 pub use variables::{VARIABLES, Variable};
 
+use crate::transport::{Endpoint, Role, Token, Tokens};
+
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
@@ -236,29 +238,35 @@ impl Settings {
     }
 
     /// The three credentials of internal calls; every one must be set.
-    pub fn tokens(&self) -> Result<crate::transport::Tokens, BadSetting> {
-        let token = |name, file| {
-            let text = self
-                .secret(name, file)?
-                .ok_or_else(|| self.bad(name, "set, when the processes start apart"))?;
-            crate::transport::Token::parse(&text)
-                .map_err(|_| self.bad(name, "at least 16 visible ASCII characters"))
-        };
-        Ok(crate::transport::Tokens {
-            relay: token(
-                "NGIT_INTERNAL_TOKEN_RELAY",
-                "NGIT_INTERNAL_TOKEN_RELAY_FILE",
-            )?,
-            gitd: token("NGIT_INTERNAL_TOKEN_GITD", "NGIT_INTERNAL_TOKEN_GITD_FILE")?,
-            worker: token(
-                "NGIT_INTERNAL_TOKEN_WORKER",
-                "NGIT_INTERNAL_TOKEN_WORKER_FILE",
-            )?,
+    pub fn tokens(&self) -> Result<Tokens, BadSetting> {
+        Ok(Tokens {
+            relay: self.token_of(Role::Relay)?,
+            gitd: self.token_of(Role::Gitd)?,
+            worker: self.token_of(Role::Worker)?,
         })
     }
 
+    /// The credential of one role, which must be set.
+    pub fn token_of(&self, role: Role) -> Result<Token, BadSetting> {
+        let (name, file) = match role {
+            Role::Relay => (
+                "NGIT_INTERNAL_TOKEN_RELAY",
+                "NGIT_INTERNAL_TOKEN_RELAY_FILE",
+            ),
+            Role::Gitd => ("NGIT_INTERNAL_TOKEN_GITD", "NGIT_INTERNAL_TOKEN_GITD_FILE"),
+            Role::Worker => (
+                "NGIT_INTERNAL_TOKEN_WORKER",
+                "NGIT_INTERNAL_TOKEN_WORKER_FILE",
+            ),
+        };
+        let text = self
+            .secret(name, file)?
+            .ok_or_else(|| self.bad(name, "set, when the processes start apart"))?;
+        Token::parse(&text).map_err(|_| self.bad(name, "at least 16 visible ASCII characters"))
+    }
+
     /// An internal address, which must be set.
-    pub fn endpoint(&self, name: &'static str) -> Result<crate::transport::Endpoint, BadSetting> {
+    pub fn endpoint(&self, name: &'static str) -> Result<Endpoint, BadSetting> {
         self.parse_with(name, str::parse)
     }
 

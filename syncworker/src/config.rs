@@ -1,0 +1,48 @@
+//! What a worker is told.
+
+use std::time::Duration;
+
+use grasp_proto::{
+    process::settings::{BadSetting, Settings},
+    transport::{Endpoint, Token},
+};
+
+/// Everything a worker is told, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where the relay's internal services are found.
+    pub relay: Endpoint,
+    /// Where gitd's internal services are found.
+    pub gitd: Endpoint,
+    /// Its own credential: all it knows of the three.
+    pub token: Token,
+    /// Identifiers hunted for at once.
+    pub concurrency: usize,
+    /// Whether it may connect to addresses that are not on the public internet.
+    pub allow_non_global: bool,
+    /// Whether it may connect to loopback: the quick clock for tests is set.
+    pub test: bool,
+    /// How long transfers may go on after a stop.
+    pub grace: Duration,
+}
+
+impl Config {
+    /// Reads the settings.
+    pub fn from_settings(settings: &Settings) -> Result<Self, BadSetting> {
+        const CONCURRENCY: &str = "NGIT_SYNC_WORKER_CONCURRENCY";
+        let expected = "a number from 1 to 1024";
+        let concurrency = settings.parse_with(CONCURRENCY, |text| match text.parse::<usize>() {
+            Ok(number @ 1..=1024) => Ok(number),
+            _ => Err(expected.to_owned()),
+        })?;
+        Ok(Self {
+            relay: settings.endpoint("NGIT_RELAY_GRPC_ADDRESS")?,
+            gitd: settings.endpoint("NGIT_GITD_GRPC_ADDRESS")?,
+            token: settings.token_of(grasp_proto::transport::Role::Worker)?,
+            concurrency,
+            allow_non_global: settings.switch("NGIT_SYNC_ALLOW_NON_GLOBAL_TARGETS")?,
+            test: settings.switch("NGIT_TEST")?,
+            grace: Duration::from_secs(settings.parse("NGIT_SHUTDOWN_GRACE_SECS", "seconds")?),
+        })
+    }
+}

@@ -1,0 +1,3 @@
+//! A syncworker as a process of its own.
+
+fn main() {}
