@@ -6,6 +6,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = [
         "grasp/relay/v1/push.proto",
         "grasp/relay/v1/hunt.proto",
+        "grasp/relay/v1/relay_sync.proto",
         "grasp/relay/v1/admin.proto",
         "grasp/git/v1/repositories.proto",
         "grasp/git/v1/packs.proto",
