@@ -1,5 +1,5 @@
 //! The main job in one command: announce a repository, publish its state, push it, see it
-//! released, clone it back and compare.
+//! released, clone it back and compare; and, if asked, let another service find it there.
 //!
 //! It speaks to the server as any client would, so it works with every GRASP server.
 
@@ -27,22 +27,42 @@ use service::Service;
 const ANNOUNCEMENT: Kind = Kind::Custom(30617);
 const STATE: Kind = Kind::Custom(30618);
 
-/// How long a server may take from the end of the push to serving the events.
+/// How long a server may take from the end of the push, or the event, to serving the events.
 const RELEASE: Duration = Duration::from_secs(60);
 
-/// Shows the main job, on `path` if it is a repository, with the service at `server` if given.
-pub async fn run(path: Option<PathBuf>, server: Option<String>) -> anyhow::Result<()> {
+/// What a temporary service is told that is to find the data by itself: where other servers may be,
+/// and not to wait for a push first.
+const HUNTER: [(&str, &str); 2] = [
+    ("NGIT_SYNC_ALLOW_NON_GLOBAL_TARGETS", "true"),
+    ("NGIT_SYNC_DEFAULT_DELAY_SECS", "0"),
+];
+
+/// What is to be shown.
+pub struct Demo {
+    /// A repository of the user's.
+    pub path: Option<PathBuf>,
+    /// A server, instead of a temporary one.
+    pub server: Option<String>,
+    /// Besides, let another service find the repository there.
+    pub hunt: bool,
+}
+
+/// Shows it.
+pub async fn run(demo: Demo) -> anyhow::Result<()> {
     let temporary = tempfile::Builder::new().prefix("graspd-demo-").tempdir()?;
     let outcome = tokio::select! {
-        outcome = demonstrate(path, server, temporary.path()) => outcome,
+        outcome = demonstrate(demo, temporary.path()) => outcome,
         _ = tokio::signal::ctrl_c() => bail!("interrupted"),
     };
     if outcome.is_err() {
-        let log = std::fs::read_to_string(temporary.path().join("service.log"));
-        let log = log.unwrap_or_default();
-        let lines: Vec<&str> = log.lines().collect();
-        if !lines.is_empty() {
-            eprintln!("the service's last words:");
+        for name in ["service", "hunter"] {
+            let log = std::fs::read_to_string(temporary.path().join(name).join("log"));
+            let log = log.unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            if lines.is_empty() {
+                continue;
+            }
+            eprintln!("the {name}'s last words:");
             for line in &lines[lines.len().saturating_sub(20)..] {
                 eprintln!("  {line}");
             }
@@ -73,6 +93,10 @@ impl Steps {
         self.last = now;
     }
 
+    fn note(what: &str) {
+        println!("              {what}");
+    }
+
     fn said(words: &str) {
         for line in words.lines() {
             println!("              server: {line}");
@@ -80,11 +104,8 @@ impl Steps {
     }
 }
 
-async fn demonstrate(
-    path: Option<PathBuf>,
-    server: Option<String>,
-    temporary: &Path,
-) -> anyhow::Result<()> {
+async fn demonstrate(demo: Demo, temporary: &Path) -> anyhow::Result<()> {
+    let Demo { path, server, hunt } = demo;
     let mut steps = Steps::begin();
     let began = steps.began;
 
@@ -98,7 +119,7 @@ async fn demonstrate(
 
     let service = match &server {
         Some(_) => None,
-        None => Some(Service::start(temporary).await?),
+        None => Some(Service::start(&temporary.join("service"), &[]).await?),
     };
     let url = match (&server, &service) {
         (Some(given), _) => given,
@@ -123,7 +144,8 @@ async fn demonstrate(
     steps.done(&format!("key made: {npub}"));
 
     let root = first_commit(&repository, &refs).await;
-    let announcement = announcement(&keys, &name, &clone_url, &server.relay, root)?;
+    let places = [(clone_url.as_str(), server.relay.as_str())];
+    let announcement = announcement(&keys, &name, &places, root.as_deref())?;
     publish(
         &mut relay,
         &announcement,
@@ -148,23 +170,35 @@ async fn demonstrate(
         "released: both events are served, {waited} after the push"
     ));
 
-    let copy = temporary.join("clone.git");
-    let target = copy
-        .to_str()
-        .context("the temporary directory has no readable name")?;
-    git(
-        temporary,
-        &["clone", "--quiet", "--mirror", &clone_url, target],
-    )
-    .await?;
+    clone_and_compare(&clone_url, &temporary.join("clone.git"), &refs).await?;
     steps.done(&format!("git clone {clone_url}"));
+    Steps::note("compared: every branch, every tag and HEAD are equal, nothing is missing");
 
-    let cloned = repository::refs(&copy).await?;
-    if let Some(difference) = refs.difference(&cloned) {
-        bail!("the clone differs: {difference}");
+    if hunt {
+        let hunter = Service::start(&temporary.join("hunter"), &HUNTER).await?;
+        let other = Server::parse(&hunter.url)?;
+        steps.done(&format!("another service started: {}", other.web));
+        let other_url = other.clone_url(&npub, &name)?;
+        let places = [
+            (other_url.as_str(), other.relay.as_str()),
+            (clone_url.as_str(), server.relay.as_str()),
+        ];
+        let announcement = self::announcement(&keys, &name, &places, root.as_deref())?;
+        let mut relay = Relay::connect(&other.relay).await?;
+        let what = "announcement published there, naming both servers";
+        publish(&mut relay, &announcement, &mut steps, what).await?;
+        publish(&mut relay, &state, &mut steps, "state published there").await?;
+        let waited = released(&mut relay, &[announcement.id, state.id]).await?;
+        steps.done(&format!(
+            "found and released: it fetched the data from {} by itself, {waited} after the events",
+            server.web
+        ));
+        clone_and_compare(&other_url, &temporary.join("found.git"), &refs).await?;
+        steps.done(&format!("git clone {other_url}"));
+        Steps::note("compared: equal again");
+        drop(relay);
+        hunter.stop().await?;
     }
-    git(&copy, &["fsck", "--connectivity-only", "--no-dangling"]).await?;
-    steps.done("compared: every branch, every tag and HEAD are equal, nothing is missing");
 
     drop(relay);
     if let Some(service) = service {
@@ -172,6 +206,21 @@ async fn demonstrate(
         steps.done("service stopped");
     }
     println!("{:>9.1} ms  in all", began.elapsed().as_secs_f64() * 1000.0);
+    Ok(())
+}
+
+/// Clones all of what is at `url` into `copy`, and checks that it is what it shall be.
+async fn clone_and_compare(url: &str, copy: &Path, refs: &Refs) -> anyhow::Result<()> {
+    let target = copy
+        .to_str()
+        .context("the temporary directory has no readable name")?;
+    let parent = copy.parent().unwrap_or(copy);
+    git(parent, &["clone", "--quiet", "--mirror", url, target]).await?;
+    let cloned = repository::refs(copy).await?;
+    if let Some(difference) = refs.difference(&cloned) {
+        bail!("the clone differs: {difference}");
+    }
+    git(copy, &["fsck", "--connectivity-only", "--no-dangling"]).await?;
     Ok(())
 }
 
@@ -255,23 +304,23 @@ async fn first_commit(repository: &Path, refs: &Refs) -> Option<String> {
     roots.lines().last().map(str::to_owned)
 }
 
-/// NIP-34: what there is, and where.
+/// NIP-34: what there is, and where: for each server the address to clone from and its relay.
 fn announcement(
     keys: &Keys,
     name: &str,
-    clone_url: &str,
-    relay: &str,
-    root: Option<String>,
+    places: &[(&str, &str)],
+    root: Option<&str>,
 ) -> anyhow::Result<Event> {
+    let tag = |name, values: Vec<&str>| Tag::parse(std::iter::once(name).chain(values));
     let mut tags = vec![
         Tag::parse(["d", name])?,
         Tag::parse(["name", name])?,
         Tag::parse(["description", "shown by graspd demo"])?,
-        Tag::parse(["clone", clone_url])?,
-        Tag::parse(["relays", relay])?,
+        tag("clone", places.iter().map(|(url, _)| *url).collect())?,
+        tag("relays", places.iter().map(|(_, relay)| *relay).collect())?,
     ];
     if let Some(root) = root {
-        tags.push(Tag::parse(["r", &root, "euc"])?);
+        tags.push(Tag::parse(["r", root, "euc"])?);
     }
     Ok(EventBuilder::new(ANNOUNCEMENT, "")
         .tags(tags)

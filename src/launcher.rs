@@ -1,8 +1,9 @@
-//! The whole service from one start: this process is the relay, gitd its child.
+//! The whole service from one start: this process is the relay, gitd and the syncworkers its
+//! children.
 //!
 //! What the processes need of each other – sockets, credentials – is made here for the run and
-//! handed over in the child's environment, which only its user can read and which leaves nothing
-//! on disk. The child asks the kernel to die with this process, however that dies.
+//! handed over in the children's environment, which only their user can read; each is told no more
+//! than it needs. The children ask the kernel to die with this process, however that dies.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -18,7 +19,7 @@ use grasp_proto::{
         self,
         settings::{BadSetting, Settings, Source},
     },
-    transport::{Endpoint, Token},
+    transport::{Endpoint, Role, Token},
 };
 use tokio::net::TcpSocket;
 use tokio_util::sync::CancellationToken;
@@ -45,17 +46,33 @@ pub async fn serve(mut settings: Settings) -> anyhow::Result<()> {
     let relay = grasp_relay::Config::from_settings(&settings)?;
     // Read here only so that a bad value is said before anything is started.
     grasp_gitd::Config::from_settings(&settings)?;
+    grasp_syncworker::Config::from_settings(&settings)?;
+    let workers: usize = settings.parse_with("NGIT_WORKERS", |text| match text.parse() {
+        Ok(number @ 0..=256) => Ok(number),
+        _ => Err("a number from 0 to 256".to_owned()),
+    })?;
     let grace = relay.grace;
+    leave_note(&run, &settings, &relay)?;
 
-    let mut gitd = Supervisor::start("gitd", gitd_command(&settings))?;
-    let kill_gitd = gitd.killer();
+    let mut gitd = Supervisor::start("gitd", child_command(Role::Gitd, &settings))?;
+    let mut children = vec![gitd.killer()];
     let directories: Vec<PathBuf> = [Some(&run), temporary.as_ref()]
         .into_iter()
         .flatten()
         .map(|directory| directory.path().to_owned())
         .collect();
+    let workers: Vec<Supervisor> = (0..workers)
+        .map(|_| Supervisor::start("syncworker", child_command(Role::Worker, &settings)))
+        .collect::<anyhow::Result<_>>()?;
+    for worker in &workers {
+        // The service is there without it: it is started again, whatever it dies of.
+        worker.has_served();
+        children.push(worker.killer());
+    }
     let stop = process::stop_on_signal(move || {
-        kill_gitd();
+        for kill in children {
+            kill();
+        }
         for directory in directories {
             let _ = std::fs::remove_dir_all(directory);
         }
@@ -72,9 +89,37 @@ pub async fn serve(mut settings: Settings) -> anyhow::Result<()> {
         () = stop.cancelled() => {}
         () = ready => gitd.has_served(),
     }
-    let outcome = run_relay(relay, stop, reserved).await;
-    gitd.stop(grace + KILL_AFTER).await;
+    // Workers hand their leases back: while the relay is still there to take them.
+    let leave = async {
+        stop.cancelled().await;
+        for worker in &workers {
+            worker.ask_to_stop();
+        }
+        std::future::pending().await
+    };
+    let outcome = tokio::select! {
+        outcome = run_relay(relay, stop.clone(), reserved) => outcome,
+        never = leave => never,
+    };
+    let ends = workers.into_iter().chain([gitd]);
+    futures::future::join_all(ends.map(|child| child.stop(grace + KILL_AFTER))).await;
     outcome
+}
+
+/// By which the operator's commands find this service.
+fn leave_note(
+    run: &RunDir,
+    settings: &Settings,
+    relay: &grasp_relay::Config,
+) -> anyhow::Result<()> {
+    let bind = settings.get("NGIT_BIND_ADDRESS").unwrap_or_default();
+    run.leave_note(&[
+        ("NGIT_BIND_ADDRESS", bind),
+        ("NGIT_DOMAIN", &relay.domain.to_string()),
+        ("NGIT_RELAY_GRPC_ADDRESS", &relay.grpc.to_string()),
+        ("NGIT_INTERNAL_TOKEN_RELAY", relay.tokens.relay.expose()),
+    ])
+    .context("cannot write into the run directory")
 }
 
 async fn run_relay(
@@ -195,10 +240,26 @@ fn connect_processes(settings: &mut Settings, run: &RunDir) {
     }
 }
 
-/// `graspd gitd` of this very executable, even if its file has been replaced meanwhile.
-fn gitd_command(settings: &Settings) -> impl Fn() -> Command + Send + 'static {
-    // gitd has no use for the service's own key.
-    let unneeded = ["NGIT_RELAY_OWNER_NSEC", "NGIT_RELAY_OWNER_NSEC_FILE"];
+/// What a role has no use for, and therefore is not told.
+fn kept_from(role: Role) -> &'static [&'static str] {
+    match role {
+        Role::Relay => &[],
+        Role::Gitd => &["NGIT_RELAY_OWNER_NSEC", "NGIT_RELAY_OWNER_NSEC_FILE"],
+        // It alone talks to strangers.
+        Role::Worker => &[
+            "NGIT_RELAY_OWNER_NSEC",
+            "NGIT_RELAY_OWNER_NSEC_FILE",
+            "NGIT_INTERNAL_TOKEN_RELAY",
+            "NGIT_INTERNAL_TOKEN_RELAY_FILE",
+            "NGIT_INTERNAL_TOKEN_GITD",
+            "NGIT_INTERNAL_TOKEN_GITD_FILE",
+        ],
+    }
+}
+
+/// `graspd <role>` of this very executable, even if its file has been replaced meanwhile.
+fn child_command(role: Role, settings: &Settings) -> impl Fn() -> Command + Send + 'static {
+    let unneeded = kept_from(role);
     let told: Vec<(&str, String)> = settings
         .for_child()
         .filter(|(name, _)| !unneeded.contains(name))
@@ -206,7 +267,7 @@ fn gitd_command(settings: &Settings) -> impl Fn() -> Command + Send + 'static {
         .collect();
     move || {
         let mut command = Command::new("/proc/self/exe");
-        command.arg0("graspd").arg("gitd");
+        command.arg0("graspd").arg(role.as_str());
         for name in unneeded {
             command.env_remove(name);
         }
@@ -252,14 +313,25 @@ mod tests {
     }
 
     #[test]
-    fn the_service_s_key_is_not_handed_to_gitd() {
+    fn children_are_told_no_more_than_they_need() {
         let pairs = [
             ("NGIT_RELAY_OWNER_NSEC", "secret".to_owned()),
+            ("NGIT_INTERNAL_TOKEN_RELAY", "the relay's".to_owned()),
+            ("NGIT_INTERNAL_TOKEN_WORKER", "the worker's".to_owned()),
             ("NGIT_DOMAIN", "a.example".to_owned()),
         ];
-        let command = gitd_command(&Settings::from_pairs(pairs))();
-        let told = |name: &str| command.get_envs().find(|(key, _)| *key == name).unwrap().1;
-        assert_eq!(told("NGIT_RELAY_OWNER_NSEC"), None);
-        assert_eq!(told("NGIT_DOMAIN").unwrap(), "a.example");
+        let settings = Settings::from_pairs(pairs);
+        let told = |role, name: &str| {
+            let command = child_command(role, &settings)();
+            let value = command.get_envs().find(|(key, _)| *key == name).unwrap().1;
+            value.map(|value| value.to_string_lossy().into_owned())
+        };
+        for role in [Role::Gitd, Role::Worker] {
+            assert_eq!(told(role, "NGIT_RELAY_OWNER_NSEC"), None);
+            assert_eq!(told(role, "NGIT_DOMAIN").unwrap(), "a.example");
+        }
+        assert_eq!(told(Role::Worker, "NGIT_INTERNAL_TOKEN_RELAY"), None);
+        assert!(told(Role::Worker, "NGIT_INTERNAL_TOKEN_WORKER").is_some());
+        assert!(told(Role::Gitd, "NGIT_INTERNAL_TOKEN_RELAY").is_some());
     }
 }

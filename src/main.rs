@@ -7,6 +7,7 @@ mod backoff;
 mod demo;
 mod launcher;
 mod run_dir;
+mod status;
 mod supervisor;
 
 use std::{
@@ -30,10 +31,12 @@ const EXAMPLES: &str = "\
 Examples:
   graspd demo                                   see it work, on a repository made for it
   graspd demo ~/src/project                     the same with your own, which is only read
+  graspd demo --hunt                            besides, a second service finds it on the first
   graspd                                        serve on http://localhost:7334, data in ./data
   NGIT_DOMAIN=git.example.com graspd            serve git.example.com from behind a TLS proxy
   graspd --bind-address 127.0.0.1:0 --database-backend memory
                                                 a free port, nothing kept
+  graspd status                                 what waits and what is looked for, right now
   graspd config                                 what is in effect, and where it comes from
   graspd completions bash > /etc/bash_completion.d/graspd
 
@@ -59,6 +62,25 @@ fn command() -> Command {
         .subcommand(Command::new("serve").about("Start the whole service (the default)"))
         .subcommand(role("relay"))
         .subcommand(role("gitd"))
+        .subcommand(role("syncworker"))
+        .subcommand(
+            Command::new("status")
+                .about("Show what waits, what is hunted for, where, and by whom")
+                .arg(
+                    Arg::new("json")
+                        .long("json")
+                        .action(ArgAction::SetTrue)
+                        .help("As JSON; moments in milliseconds since 1970"),
+                )
+                .arg(
+                    Arg::new("most")
+                        .long("most")
+                        .value_name("LINES")
+                        .value_parser(value_parser!(u32).range(1..=10_000))
+                        .default_value("20")
+                        .help("The most lines of each list"),
+                ),
+        )
         .subcommand(
             Command::new("demo")
                 .about("Announce, push, release and clone a repository, and say how it went")
@@ -75,6 +97,12 @@ fn command() -> Command {
                         .value_name("URL")
                         .value_hint(ValueHint::Url)
                         .help("A GRASP server, instead of a temporary one started for this"),
+                )
+                .arg(
+                    Arg::new("hunt")
+                        .long("hunt")
+                        .action(ArgAction::SetTrue)
+                        .help("Besides, start another service, announce it there, and let it find the data"),
                 ),
         )
         .subcommand(
@@ -136,10 +164,11 @@ fn run(matches: &ArgMatches) -> anyhow::Result<()> {
             launcher::assume_domain(&mut settings);
             print(effective(&settings).as_bytes())
         }
-        Some(("demo", given)) => runtime()?.block_on(demo::run(
-            given.get_one::<std::path::PathBuf>("path").cloned(),
-            given.get_one::<String>("server").cloned(),
-        )),
+        Some(("demo", given)) => runtime()?.block_on(demo::run(demo::Demo {
+            path: given.get_one::<std::path::PathBuf>("path").cloned(),
+            server: given.get_one::<String>("server").cloned(),
+            hunt: given.get_flag("hunt"),
+        })),
         Some(("relay", given)) => role(given, Role::Relay, async |settings| {
             let config = grasp_relay::Config::from_settings(&settings)?;
             let stop = process::stop_on_signal(|| {})?;
@@ -154,6 +183,16 @@ fn run(matches: &ArgMatches) -> anyhow::Result<()> {
             grasp_gitd::run(config, process::stop_on_signal(|| {})?).await?;
             Ok(())
         }),
+        Some(("syncworker", given)) => role(given, Role::Worker, async |settings| {
+            let config = grasp_syncworker::Config::from_settings(&settings)?;
+            grasp_syncworker::run(config, process::stop_on_signal(|| {})?).await?;
+            Ok(())
+        }),
+        Some(("status", given)) => {
+            let most = given.get_one::<u32>("most").copied().unwrap_or_default();
+            let settings = load(given)?;
+            runtime()?.block_on(status::print(&settings, given.get_flag("json"), most))
+        }
         Some((_, given)) => role(given, Role::Relay, launcher::serve),
         None => role(matches, Role::Relay, launcher::serve),
     }

@@ -2,12 +2,14 @@
 //! wants to keep.
 //!
 //! Each holds a lock file that its process has locked. A process that is killed cannot remove its
-//! directory; the next start does, and knows by the lock, not by a pid, that nobody is there.
+//! directory; the next start does, and knows by the lock, not by a pid, that nobody is there. The
+//! operator's commands find a running service by the note it leaves in the one for sockets.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File, TryLockError},
-    io,
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    io::{self, Write},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -15,6 +17,8 @@ use tempfile::TempDir;
 
 const PREFIX: &str = "graspd-run-";
 const LOCK: &str = "graspd.lock";
+/// What a running service tells the commands of the same user, as lines of `NAME=value`.
+const NOTE: &str = "service.env";
 
 /// The longest base under which every socket's path still fits the kernel's 107 bytes.
 const BASE_MAX: usize = 70;
@@ -28,16 +32,15 @@ pub struct RunDir {
 impl RunDir {
     /// One for sockets: its path is short.
     pub fn for_sockets() -> io::Result<Self> {
-        let preferred = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-        for base in preferred.into_iter().chain([std::env::temp_dir()]) {
-            if base.is_absolute() && base.as_os_str().len() <= BASE_MAX {
-                // A login's runtime directory may be gone, or be somebody else's.
-                if let Ok(made) = Self::under(&base) {
-                    return Ok(made);
-                }
+        let mut failed = None;
+        for base in bases() {
+            // A login's runtime directory may be gone, or be somebody else's.
+            match Self::under(&base) {
+                Ok(made) => return Ok(made),
+                Err(error) => failed = Some(error),
             }
         }
-        Self::under(Path::new("/tmp"))
+        Err(failed.unwrap_or_else(|| io::ErrorKind::NotFound.into()))
     }
 
     /// One for data, where there is room for it.
@@ -48,6 +51,20 @@ impl RunDir {
     /// Where it is.
     pub fn path(&self) -> &Path {
         self.directory.path()
+    }
+
+    /// Leaves the note by which the commands of the same user find this service.
+    pub fn leave_note(&self, lines: &[(&str, &str)]) -> io::Result<()> {
+        let text: String = lines
+            .iter()
+            .map(|(name, value)| format!("{name}={value}\n"))
+            .collect();
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(self.path().join(NOTE))?;
+        file.write_all(text.as_bytes())
     }
 
     fn under(base: &Path) -> io::Result<Self> {
@@ -70,22 +87,52 @@ impl RunDir {
     }
 }
 
+/// Where directories for sockets may lie, best first.
+fn bases() -> Vec<PathBuf> {
+    let preferred = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let named = preferred.into_iter().chain([std::env::temp_dir()]);
+    let mut bases: Vec<PathBuf> = named
+        .filter(|base| base.is_absolute() && base.as_os_str().len() <= BASE_MAX)
+        .chain([PathBuf::from("/tmp")])
+        .collect();
+    bases.dedup();
+    bases
+}
+
+/// The directories of runs of the same user under `base`, each with its lock file.
+fn runs(base: &Path) -> Vec<(PathBuf, File)> {
+    let ours = rustix::process::getuid().as_raw();
+    let entries = fs::read_dir(base).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX))
+        .filter(|entry| entry.metadata().is_ok_and(|meta| meta.uid() == ours))
+        .filter_map(|entry| {
+            // Without our mark it is not ours, whatever its name.
+            let lock = File::open(entry.path().join(LOCK)).ok()?;
+            Some((entry.path(), lock))
+        })
+        .collect()
+}
+
+/// The notes that running services of the same user have left.
+pub fn notes() -> Vec<BTreeMap<String, String>> {
+    let living = bases().into_iter().flat_map(|base| runs(&base));
+    let living =
+        living.filter(|(_, lock)| matches!(lock.try_lock(), Err(TryLockError::WouldBlock)));
+    living
+        .filter_map(|(path, _)| fs::read_to_string(path.join(NOTE)).ok())
+        .map(|text| {
+            let lines = text.lines().filter_map(|line| line.split_once('='));
+            lines
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .collect()
+        })
+        .collect()
+}
+
 /// Removes what killed runs of the same user left under `base`.
 fn sweep(base: &Path) {
-    let Ok(entries) = fs::read_dir(base) else {
-        return;
-    };
-    let ours = rustix::process::getuid().as_raw();
-    for entry in entries.flatten() {
-        let named = entry.file_name().to_string_lossy().starts_with(PREFIX);
-        if !named || !entry.metadata().is_ok_and(|meta| meta.uid() == ours) {
-            continue;
-        }
-        let path = entry.path();
-        // Without our mark it is not ours, whatever its name.
-        let Ok(lock) = File::open(path.join(LOCK)) else {
-            continue;
-        };
+    for (path, lock) in runs(base) {
         match lock.try_lock() {
             Ok(()) => match fs::remove_dir_all(&path) {
                 Ok(()) => tracing::debug!(path = %path.display(), "removed what a dead run left"),

@@ -92,9 +92,14 @@ impl Supervisor {
         move || shared.stop(Signal::KILL)
     }
 
+    /// Asks the child to end.
+    pub fn ask_to_stop(&self) {
+        self.shared.stop(Signal::TERM);
+    }
+
     /// Asks the child to end, waits for that at most for `grace`, then kills it.
     pub async fn stop(mut self, grace: Duration) {
-        self.shared.stop(Signal::TERM);
+        self.ask_to_stop();
         let gone = tokio::time::timeout(grace, &mut self.ended).await;
         if gone.is_err() {
             tracing::warn!("{} did not end in {grace:?}; it is killed", self.name);

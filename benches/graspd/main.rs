@@ -5,7 +5,10 @@
 //! `GRASP_PEER`. Repetitions are interleaved (A B C A B C …), so that whatever else the machine
 //! does meets all of them; the medians are compared.
 
+#[path = "../../tests/e2e/support/backend.rs"]
+mod backend;
 mod bridge;
+mod hunt;
 mod memory;
 mod nostr;
 mod purgatory;
@@ -43,6 +46,8 @@ struct Plan {
     subscribers: usize,
     /// Numbers of entries in purgatory.
     waiting: Vec<usize>,
+    /// Identifiers to hunt for, and servers they are on.
+    hunted: (usize, usize),
     /// Only rows that contain this.
     only: String,
     /// Where everything happens.
@@ -102,6 +107,7 @@ fn plan(matches: &ArgMatches, work: &Path) -> Plan {
             true => vec![1_000, 10_000],
             false => vec![1_000, 100_000, 1_000_000],
         },
+        hunted: if quick { (40, 4) } else { (200, 20) },
         only: matches
             .get_one::<String>("only")
             .cloned()
@@ -177,6 +183,9 @@ fn run() -> anyhow::Result<()> {
     }
     if wanted("purgatory") {
         purgatory::measure(&plan.waiting, &mut report)?;
+    }
+    if wanted("hunt") {
+        hunt::measure(&plan, &mut report)?;
     }
     let file = output.join("graspd.json");
     report.write(&file)?;

@@ -16,7 +16,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, tungsten
 
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 const ISSUE: Kind = Kind::Custom(1621);
 
 fn runtime() -> &'static Runtime {
@@ -98,11 +98,16 @@ pub struct Crowd {
 impl Crowd {
     /// Subscribes all of them to issues.
     pub fn subscribe(url: &str, size: usize) -> anyhow::Result<Self> {
+        Self::subscribe_to(url, size, ISSUE.as_u16())
+    }
+
+    /// Subscribes all of them to a kind of events.
+    pub fn subscribe_to(url: &str, size: usize, kind: u16) -> anyhow::Result<Self> {
         let (tell, received) = mpsc::unbounded_channel();
         runtime().block_on(async {
             let sockets = try_join_all((0..size).map(|_| async {
                 let mut socket = connect(url).await?;
-                let wanted = json!(["REQ", "all", {"kinds": [ISSUE.as_u16()], "limit": 0}]);
+                let wanted = json!(["REQ", "all", {"kinds": [kind], "limit": 0}]);
                 socket.send(Message::text(wanted.to_string())).await?;
                 while receive(&mut socket).await?[0] != "EOSE" {}
                 anyhow::Ok(socket)
@@ -129,11 +134,16 @@ impl Crowd {
 
     /// Waits until each has received one event.
     pub fn wait(&mut self) -> anyhow::Result<()> {
+        self.wait_for(self.size)
+    }
+
+    /// Waits until all of them together have received `count` events.
+    pub fn wait_for(&mut self, count: usize) -> anyhow::Result<()> {
         runtime().block_on(async {
-            for n in 0..self.size {
+            for n in 0..count {
                 timeout(PATIENCE, self.received.recv())
                     .await
-                    .with_context(|| format!("only {n} subscribers received the event"))?;
+                    .with_context(|| format!("only {n} of {count} events were received"))?;
             }
             Ok(())
         })

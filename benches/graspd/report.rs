@@ -101,6 +101,28 @@ impl Report {
             .push(json!({"row": row, "unit": sign, "figures": figures}));
     }
 
+    /// Prints a row of ours alone whose first target is what the others are measured against, and
+    /// keeps it.
+    pub fn add_scaling(&mut self, row: &str, samples: Samples) {
+        let sign = samples.unit.sign();
+        println!("{row}");
+        let first = samples.by_target.first().map(|(_, values)| median(values));
+        let mut figures = Vec::new();
+        for (name, values) in &samples.by_target {
+            let figure = median(values);
+            let times = first.map(|first| first / figure).unwrap_or_default();
+            println!("  {name:<20} {figure:>10.2} {sign}  [{times:.2} times as fast as the first]");
+            figures.push(json!({
+                "target": name,
+                "median": figure,
+                "first_to_this": times,
+                "samples": values,
+            }));
+        }
+        self.0
+            .push(json!({"row": row, "unit": sign, "figures": figures}));
+    }
+
     /// Prints a row that is measured against its own beginning, and keeps it.
     pub fn add_growth(&mut self, row: &str, growth: Growth) {
         println!("{row}");

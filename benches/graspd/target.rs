@@ -89,22 +89,45 @@ impl Target {
             std::fs::create_dir_all(&data)?;
             prepare(&data)?;
             let (url, child) = match (kind, executable) {
-                (_, Some(executable)) => start_grasp(&executable, &directory)
+                (_, Some(executable)) => start_grasp(&executable, &directory, &[])
                     .with_context(|| format!("cannot start {name}"))?,
-                (Kind::HttpBackend, None) => start_bridge(&data)?,
+                (Kind::HttpBackend, None) => start_bridge(&data, Duration::ZERO)?,
                 (_, None) => (format!("file://{}", data.display()), None),
             };
-            targets.push(Self {
-                name,
-                url,
-                kind: *kind,
-                data,
-                child,
-                client: None,
-                owners: HashMap::new(),
-            });
+            targets.push(Self::of(name, url, *kind, data, child));
         }
         Ok(targets)
+    }
+
+    /// This repository's service with settings of its own.
+    pub fn start_ours(plan: &Plan, row: &str, settings: &[(&str, String)]) -> anyhow::Result<Self> {
+        let directory = plan.work.join(row);
+        let data = directory.join("git");
+        std::fs::create_dir_all(&data)?;
+        let executable = PathBuf::from(env!("CARGO_BIN_EXE_graspd"));
+        let (url, child) = start_grasp(&executable, &directory, settings)?;
+        Ok(Self::of(OURS.to_owned(), url, Kind::Graspd, data, child))
+    }
+
+    /// `git http-backend` over the repositories in `data`, each answer `delay` late.
+    pub fn start_backend(data: &Path, delay: Duration) -> anyhow::Result<Self> {
+        let (url, child) = start_bridge(data, delay)?;
+        let name = "git http-backend".to_owned();
+        // What it serves is not its own: it leaves it there.
+        let own = PathBuf::new();
+        Ok(Self::of(name, url, Kind::HttpBackend, own, child))
+    }
+
+    fn of(name: String, url: String, kind: Kind, data: PathBuf, child: Option<Child>) -> Self {
+        Self {
+            name,
+            url,
+            kind,
+            data,
+            child,
+            client: None,
+            owners: HashMap::new(),
+        }
     }
 
     /// The process to be watched, if it is one.
@@ -220,7 +243,11 @@ impl Drop for Target {
 }
 
 /// Any GRASP server that reads `NGIT_*`.
-fn start_grasp(executable: &Path, directory: &Path) -> anyhow::Result<(String, Option<Child>)> {
+fn start_grasp(
+    executable: &Path,
+    directory: &Path,
+    settings: &[(&str, String)],
+) -> anyhow::Result<(String, Option<Child>)> {
     let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let address = format!("127.0.0.1:{port}");
     let log = std::fs::File::create(directory.join("log"))?;
@@ -234,6 +261,7 @@ fn start_grasp(executable: &Path, directory: &Path) -> anyhow::Result<(String, O
         .env("NGIT_RELAY_EVENTS_PER_MINUTE", "1000000")
         .env("NGIT_LOG_LEVEL", "warn")
         .env("NGIT_SHUTDOWN_GRACE_SECS", "1")
+        .envs(settings.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)
@@ -253,9 +281,10 @@ fn start_grasp(executable: &Path, directory: &Path) -> anyhow::Result<(String, O
     Ok((format!("http://{address}"), Some(child)))
 }
 
-fn start_bridge(data: &Path) -> anyhow::Result<(String, Option<Child>)> {
+fn start_bridge(data: &Path, delay: Duration) -> anyhow::Result<(String, Option<Child>)> {
     let mut child = Command::new(std::env::current_exe()?)
         .env(bridge::ROOT, data)
+        .env(bridge::DELAY, delay.as_millis().to_string())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()?;

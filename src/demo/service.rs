@@ -22,11 +22,13 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts it on a free port of this machine; it keeps nothing. `directory` takes its log.
+    /// Starts it on a free port of this machine, with `settings` besides; it keeps nothing.
+    /// `directory` is made for it and takes its log.
     ///
     /// To be called on a thread that lives as long as the service shall.
-    pub async fn start(directory: &Path) -> anyhow::Result<Self> {
-        let log = std::fs::File::create(directory.join("service.log"))?;
+    pub async fn start(directory: &Path, settings: &[(&str, &str)]) -> anyhow::Result<Self> {
+        std::fs::create_dir(directory)?;
+        let log = std::fs::File::create(directory.join("log"))?;
         let mut command = Command::new("/proc/self/exe");
         // What the user has set is for a service of the user's own.
         for (name, _) in std::env::vars_os() {
@@ -41,6 +43,7 @@ impl Service {
             .env("NGIT_DATABASE_BACKEND", "memory")
             .env("NGIT_SHUTDOWN_GRACE_SECS", "2")
             .env(process::PARENT, std::process::id().to_string())
+            .envs(settings.iter().copied())
             .current_dir(directory)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -11,6 +11,7 @@ mod crash;
 mod deletion;
 mod deployment;
 mod git_input;
+mod hunt;
 mod internals;
 mod load;
 mod pages;

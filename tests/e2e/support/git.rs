@@ -58,7 +58,7 @@ impl Out {
     }
 }
 
-fn command(directory: &Path) -> Command {
+pub fn command(directory: &Path) -> Command {
     let mut command = Command::new("git");
     command
         .current_dir(directory)

@@ -1,7 +1,9 @@
 //! What the tests are written in.
 
+mod backend;
 pub mod events;
 pub mod git;
+pub mod host;
 pub mod nostr;
 pub mod processes;
 pub mod project;

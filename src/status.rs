@@ -1,0 +1,352 @@
+//! `graspd status`: what waits, what is hunted for, where, and by whom.
+//!
+//! Asks the relay's Admin service: of the service this user runs on this machine, found by the note
+//! it leaves ([`crate::run_dir`]), or of the one whose internal address and token are set.
+
+use std::{fmt::Write, time::SystemTime};
+
+use anyhow::{Context, bail};
+use grasp_proto::{
+    contract::relay::{StatusRequest, StatusResponse, admin_client::AdminClient},
+    process::settings::Settings,
+    transport::{Endpoint, Role, Token},
+};
+use serde_json::{Value, json};
+
+use crate::run_dir;
+
+/// Prints the status of the service that `settings` lead to, `most` lines of each list.
+pub async fn print(settings: &Settings, as_json: bool, most: u32) -> anyhow::Result<()> {
+    let status = ask(settings, most).await?;
+    let text = match as_json {
+        true => format!("{:#}\n", to_json(&status)),
+        false => to_text(&status),
+    };
+    crate::print(text.as_bytes())
+}
+
+async fn ask(settings: &Settings, most: u32) -> anyhow::Result<StatusResponse> {
+    let (endpoint, token) = find(settings)?;
+    let mut admin = AdminClient::new(endpoint.authorized(&token));
+    let answer = admin.status(StatusRequest { most }).await;
+    let answer = answer.map_err(|status| match status.message() {
+        "" => anyhow::anyhow!("the relay at {endpoint} answered {:?}", status.code()),
+        words => anyhow::anyhow!("the relay at {endpoint}: {words}"),
+    })?;
+    Ok(answer.into_inner())
+}
+
+/// Where the relay's internal services are, and the credential for them.
+fn find(settings: &Settings) -> anyhow::Result<(Endpoint, Token)> {
+    if settings.is_set("NGIT_RELAY_GRPC_ADDRESS") {
+        let endpoint = settings.endpoint("NGIT_RELAY_GRPC_ADDRESS")?;
+        return Ok((endpoint, settings.token_of(Role::Relay)?));
+    }
+    let bind = "NGIT_BIND_ADDRESS";
+    let wanted = settings.get(bind).filter(|_| settings.is_set(bind));
+    let mut notes = run_dir::notes();
+    notes.retain(|note| wanted.is_none_or(|wanted| note.get(bind).is_some_and(|b| b == wanted)));
+    let note = match notes.as_slice() {
+        [note] => note,
+        [] => bail!(
+            "no service of this user runs on this machine{}; for one that is elsewhere, set \
+             NGIT_RELAY_GRPC_ADDRESS and NGIT_INTERNAL_TOKEN_RELAY",
+            wanted.map_or_else(String::new, |bind| format!(" with {bind} as its listener"))
+        ),
+        several => {
+            let listeners = several.iter().filter_map(|note| note.get(bind));
+            let listeners: Vec<&str> = listeners.map(String::as_str).collect();
+            bail!(
+                "several services run here; say which with --bind-address: {}",
+                listeners.join(", ")
+            )
+        }
+    };
+    let line = |name: &str| {
+        note.get(name)
+            .with_context(|| format!("no {name} in its note"))
+    };
+    let endpoint = line("NGIT_RELAY_GRPC_ADDRESS")?.parse();
+    let token = Token::parse(line("NGIT_INTERNAL_TOKEN_RELAY")?);
+    Ok((
+        endpoint.map_err(anyhow::Error::msg)?,
+        token.map_err(anyhow::Error::msg)?,
+    ))
+}
+
+fn now_millis() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0))
+}
+
+/// How far a moment is from now, roughly: `in 3m`, `2h ago`, `-` for none.
+fn when(millis: u64, now: u64) -> String {
+    if millis == 0 {
+        return "-".to_owned();
+    }
+    let seconds = millis.abs_diff(now) / 1000;
+    let span = match seconds {
+        0..=119 => format!("{seconds}s"),
+        120..=7199 => format!("{}m", seconds / 60),
+        7200..=172_799 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86400),
+    };
+    match millis > now {
+        true => format!("in {span}"),
+        false => format!("{span} ago"),
+    }
+}
+
+fn bytes(count: u64) -> String {
+    #[allow(clippy::cast_precision_loss)]
+    let mut size = count as f64;
+    let mut unit = "B";
+    for larger in ["KB", "MB", "GB", "TB"] {
+        if size < 1000.0 {
+            break;
+        }
+        size /= 1000.0;
+        unit = larger;
+    }
+    match unit {
+        "B" => format!("{count} B"),
+        _ => format!("{size:.1} {unit}"),
+    }
+}
+
+/// What a stranger chose, safe for a terminal.
+fn plain(text: &str) -> String {
+    let clean = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    text.chars().map(clean).collect()
+}
+
+/// Columns as wide as their widest cell.
+fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+    let mut widths: Vec<usize> = head.iter().map(|cell| cell.len()).collect();
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let line = |cells: &mut dyn Iterator<Item = &str>| {
+        let mut line = String::from(" ");
+        for (cell, width) in cells.zip(&widths) {
+            let _ = write!(line, " {cell:<width$} ");
+        }
+        format!("{}\n", line.trim_end())
+    };
+    let mut text = line(&mut head.iter().copied());
+    for row in rows {
+        text.push_str(&line(&mut row.iter().map(String::as_str)));
+    }
+    text
+}
+
+fn to_text(status: &StatusResponse) -> String {
+    let now = now_millis();
+    let mut text = String::new();
+    let storage = match status.git_reachable {
+        true => "git storage answers",
+        false => "GIT STORAGE DOES NOT ANSWER",
+    };
+    let _ = writeln!(
+        text,
+        "{} repositories served, {storage}",
+        status.repositories
+    );
+
+    let purgatory = status.purgatory.clone().unwrap_or_default();
+    let _ = writeln!(text, "\npurgatory");
+    let rows: Vec<Vec<String>> = purgatory
+        .kinds
+        .iter()
+        .map(|kind| {
+            vec![
+                kind.kind.clone(),
+                kind.entries.to_string(),
+                when(kind.oldest_millis, now),
+                when(kind.first_expiry_millis, now),
+            ]
+        })
+        .collect();
+    text.push_str(&table(
+        &["kind", "entries", "oldest", "first expires"],
+        &rows,
+    ));
+    if purgatory.doomed > 0 {
+        let _ = writeln!(text, "  {} repositories are still to go", purgatory.doomed);
+    }
+
+    let queue = status.queue.clone().unwrap_or_default();
+    let _ = writeln!(
+        text,
+        "\nhunt: {} identifiers lack git data, {} of them with a worker, {} due, {} waiting for a domain",
+        queue.identifiers, queue.leased, queue.due, queue.waiting_for_domains
+    );
+    if !queue.entries.is_empty() {
+        let rows: Vec<Vec<String>> = queue
+            .entries
+            .iter()
+            .map(|entry| {
+                vec![
+                    plain(&entry.identifier),
+                    when(entry.next_attempt_millis, now),
+                    entry.attempts.to_string(),
+                    plain(&entry.worker),
+                ]
+            })
+            .collect();
+        text.push_str(&table(
+            &["identifier", "next attempt", "attempts", "worker"],
+            &rows,
+        ));
+        let left = queue.identifiers.saturating_sub(queue.entries.len() as u64);
+        if left > 0 {
+            let _ = writeln!(text, "  and {left} more");
+        }
+    }
+
+    if !status.domains.is_empty() {
+        let _ = writeln!(text, "\ndomains");
+        let rows: Vec<Vec<String>> = status
+            .domains
+            .iter()
+            .map(|domain| {
+                vec![
+                    plain(&domain.domain),
+                    domain.in_flight.to_string(),
+                    domain.last_minute.to_string(),
+                    domain.waiting.to_string(),
+                    match domain.set_aside_until_millis {
+                        0 => "-".to_owned(),
+                        until => when(until, now),
+                    },
+                ]
+            })
+            .collect();
+        let head = [
+            "domain",
+            "in flight",
+            "last minute",
+            "waiting",
+            "back from being set aside",
+        ];
+        text.push_str(&table(&head, &rows));
+        if status.more_domains > 0 {
+            let _ = writeln!(text, "  and {} more", status.more_domains);
+        }
+    }
+
+    let _ = writeln!(text, "\nworkers");
+    if status.workers.is_empty() {
+        let _ = writeln!(text, "  none: what is missing is not looked for");
+        return text;
+    }
+    let rows: Vec<Vec<String>> = status
+        .workers
+        .iter()
+        .map(|worker| {
+            let counts = worker.counts.unwrap_or_default();
+            vec![
+                plain(&worker.worker),
+                format!("{}/{}", worker.leases, counts.concurrency),
+                counts.fetching.to_string(),
+                counts.fetches_succeeded.to_string(),
+                counts.fetches_failed.to_string(),
+                bytes(counts.bytes),
+                when(worker.seen_millis, now),
+            ]
+        })
+        .collect();
+    let head = [
+        "worker", "leases", "fetching", "fetched", "failed", "received", "heard of",
+    ];
+    text.push_str(&table(&head, &rows));
+    text
+}
+
+fn to_json(status: &StatusResponse) -> Value {
+    let purgatory = status.purgatory.clone().unwrap_or_default();
+    let queue = status.queue.clone().unwrap_or_default();
+    let kinds = purgatory.kinds.iter().map(|kind| {
+        json!({
+            "kind": kind.kind,
+            "entries": kind.entries,
+            "oldest_millis": kind.oldest_millis,
+            "first_expiry_millis": kind.first_expiry_millis,
+        })
+    });
+    let entries = queue.entries.iter().map(|entry| {
+        json!({
+            "identifier": entry.identifier,
+            "next_attempt_millis": entry.next_attempt_millis,
+            "attempts": entry.attempts,
+            "worker": entry.worker,
+        })
+    });
+    let domains = status.domains.iter().map(|domain| {
+        json!({
+            "domain": domain.domain,
+            "in_flight": domain.in_flight,
+            "last_minute": domain.last_minute,
+            "waiting": domain.waiting,
+            "set_aside_until_millis": domain.set_aside_until_millis,
+        })
+    });
+    let workers = status.workers.iter().map(|worker| {
+        let counts = worker.counts.unwrap_or_default();
+        json!({
+            "worker": worker.worker,
+            "leases": worker.leases,
+            "concurrency": counts.concurrency,
+            "fetching": counts.fetching,
+            "fetches_succeeded": counts.fetches_succeeded,
+            "fetches_failed": counts.fetches_failed,
+            "bytes": counts.bytes,
+            "seen_millis": worker.seen_millis,
+        })
+    });
+    json!({
+        "repositories": status.repositories,
+        "git_reachable": status.git_reachable,
+        "purgatory": {
+            "kinds": kinds.collect::<Vec<_>>(),
+            "doomed": purgatory.doomed,
+        },
+        "queue": {
+            "identifiers": queue.identifiers,
+            "leased": queue.leased,
+            "due": queue.due,
+            "waiting_for_domains": queue.waiting_for_domains,
+            "entries": entries.collect::<Vec<_>>(),
+        },
+        "domains": domains.collect::<Vec<_>>(),
+        "more_domains": status.more_domains,
+        "workers": workers.collect::<Vec<_>>(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_and_sizes_are_rough_and_right() {
+        let now = 1_000_000_000;
+        assert_eq!(when(0, now), "-");
+        assert_eq!(when(now + 61_000, now), "in 61s");
+        assert_eq!(when(now - 180_000, now), "3m ago");
+        assert_eq!(when(now - 3 * 86_400_000, now), "3d ago");
+        assert_eq!(bytes(999), "999 B");
+        assert_eq!(bytes(1_500_000), "1.5 MB");
+    }
+
+    #[test]
+    fn columns_line_up_and_strangers_words_stay_words() {
+        let rows = [vec![plain("a\u{1b}[2J"), "1".to_owned()]];
+        assert_eq!(
+            table(&["name", "n"], &rows),
+            "  name   n\n  a\u{fffd}[2J  1\n"
+        );
+    }
+}
