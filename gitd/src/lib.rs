@@ -1,7 +1,7 @@
 //! gitd, the hands: every object and ref on disk, smart HTTP, taking packs in.
 //!
 //! - [`smart_http`]: what git clients and browsers ask
-//! - [`grpc`]: what the relay asks
+//! - [`grpc`]: what relay and workers ask
 //! - [`relay`]: what we ask the relay
 //! - [`repository`]: views, pools, staging, refs, the intake
 //! - [`config`]: what we are told
@@ -21,9 +21,9 @@ mod web;
 use std::{sync::Arc, time::Duration};
 
 use grasp_proto::{
-    contract::git::repositories_server::RepositoriesServer,
+    contract::git::{packs_server::PacksServer, repositories_server::RepositoriesServer},
     process::{drain, metrics},
-    transport::{self, Guard, Role},
+    transport::{self, GrantKey, Guard, Role},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::interceptor::InterceptedService;
@@ -46,6 +46,9 @@ const WRITERS: usize = 256;
 
 /// Git processes that take in at once what nobody has signed for.
 const STAGERS: usize = 64;
+
+/// Git processes that take in at once what workers bring: none of those that pushers have.
+const FETCHED: usize = 64;
 
 /// Bytes that the commands of all pushes may take of memory.
 const COMMANDS: usize = 64 * 1024 * 1024;
@@ -110,12 +113,25 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
     let grpc_listener = listen(&config.grpc).await?;
     let http_listener = listen(&config.http).await?;
 
-    let service = RepositoriesServer::new(grpc::Service::new(Arc::clone(&repositories)))
-        .max_decoding_message_size(grpc::LARGEST_MESSAGE);
-    let guard = Guard::new(&config.tokens, &[Role::Relay]);
+    let (tasks, kill) = (TaskTracker::new(), CancellationToken::new());
+    let service = grpc::repositories::Service::new(Arc::clone(&repositories));
+    let service = RepositoriesServer::new(service)
+        .max_decoding_message_size(grpc::repositories::LARGEST_MESSAGE);
+    let packs = PacksServer::new(grpc::packs::Service {
+        repositories: Arc::clone(&repositories),
+        key: GrantKey::new(&config.tokens),
+        places: Places::new(FETCHED),
+        max_pack_bytes: config.max_pack_bytes,
+        tasks: tasks.clone(),
+        kill: kill.clone(),
+    })
+    .max_decoding_message_size(grpc::packs::LARGEST_MESSAGE);
+    let relay_only = Guard::new(&config.tokens, &[Role::Relay]);
+    let workers_only = Guard::new(&config.tokens, &[Role::Worker]);
     let routes = transport::standard_routes(&config.tokens)
         .await
-        .add_service(InterceptedService::new(service, guard));
+        .add_service(InterceptedService::new(service, relay_only))
+        .add_service(InterceptedService::new(packs, workers_only));
     let stop_grpc = CancellationToken::new();
     let mut grpc = tokio::spawn(transport::serve(grpc_listener, routes, stop_grpc.clone()));
 
@@ -127,14 +143,13 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
         stagers: Places::new(STAGERS),
         commands: Budget::new(COMMANDS),
         requests: Budget::new(REQUESTS),
-        tasks: TaskTracker::new(),
-        kill: CancellationToken::new(),
+        tasks: tasks.clone(),
+        kill: kill.clone(),
         max_pack_bytes: config.max_pack_bytes,
         max_staged_pack_bytes: config.max_staged_pack_bytes,
         domain: config.domain,
         trusted_proxies: config.trusted_proxies,
     });
-    let (tasks, kill) = (server.tasks.clone(), server.kill.clone());
     let stop_http = stop.child_token();
     let http = tokio::spawn(smart_http::serve(server, http_listener, stop_http.clone()));
     // Ends with this process; what it was at is found and done again by a later push.

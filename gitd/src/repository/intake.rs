@@ -140,9 +140,11 @@ pub async fn drain(body: &mut (impl AsyncBufRead + Unpin), most: u64) {
 }
 
 impl Intake<'_> {
-    /// Takes in the pack that is the rest of `body`.
+    /// Takes in the pack that `body` begins with. How long its sender may be silent is the body's to
+    /// judge.
     ///
-    /// On a refusal that is the pack's own, the body may not have been read to its end.
+    /// A pack says itself where it ends, so the body may go on behind it. On a refusal that is the
+    /// pack's own, it may not have been read to its end.
     pub async fn receive(
         &self,
         body: &mut (impl AsyncBufRead + Unpin),
@@ -150,7 +152,7 @@ impl Intake<'_> {
     ) -> Result<Quarantine, Refused> {
         let mut head = Vec::new();
         while head.len() < 12 {
-            let bytes = piece(body).await.map_err(Refused::Broken)?;
+            let bytes = body.fill_buf().await.map_err(Refused::Broken)?;
             if bytes.is_empty() {
                 return Err(Refused::Pack("the pack is missing or cut short".to_owned()));
             }
@@ -225,7 +227,7 @@ impl Intake<'_> {
             let mut stdin = pipes.stdin;
             let mut listening = stdin.write_all(head).await.is_ok();
             while listening {
-                let bytes = piece(body).await?;
+                let bytes = body.fill_buf().await?;
                 let count = bytes.len();
                 if count == 0 {
                     break;
@@ -254,14 +256,17 @@ impl Intake<'_> {
                 .await;
             answer
         };
-        // The first of the three to fail ends the others: the child is killed as `running` drops.
-        let (said, answer) = tokio::try_join!(
-            async { feed.await.map(|()| String::new()) },
-            async { Ok(said.await) },
-            async { Ok(answer.await) }
-        )
-        .map(|(_, said, answer)| (said, answer))
-        .map_err(Refused::Broken)?;
+        let told = async { tokio::join!(said, answer) };
+        tokio::pin!(told);
+        let (said, answer) = tokio::select! {
+            // It has ended, whatever still comes.
+            told = &mut told => told,
+            // On an error the child is killed as `running` drops.
+            fed = feed => {
+                fed.map_err(Refused::Broken)?;
+                told.await
+            }
+        };
 
         if !running.wait().await? {
             return Err(Refused::Pack(git::last_line(&said).to_owned()));
@@ -287,6 +292,20 @@ impl Quarantine {
         let Some(name) = &self.pack else { return Ok(0) };
         let file = self.directory.join(format!("pack/{name}.pack"));
         Ok(fs::metadata(file)?.len())
+    }
+
+    /// Whether the pack has one of these objects. Blocks.
+    pub fn has_any(&self, oids: &[Oid]) -> Result<bool, Error> {
+        let Some(name) = &self.pack else {
+            return Ok(false);
+        };
+        let directory = self.directory.join("pack");
+        for oid in oids {
+            if pool::pack_has(&directory, name, *oid)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Checks that every tip is here, in the packs this may lean on, or in `repository` (a pool, or a

@@ -8,6 +8,7 @@
 //! same call, or the sweep at the next start, finishes.
 
 pub mod change;
+pub mod fetched;
 pub mod git;
 pub mod intake;
 pub mod layout;
@@ -30,6 +31,7 @@ use grasp_proto::words::{Identifier, Oid, RepoId};
 use tokio::sync::Semaphore;
 
 use self::{
+    fetched::Arrivals,
     layout::{INCARNATION, Layout, Marker, REPOSITORY},
     locks::{Closing, Locks, Upload, Uploads},
     pool::Consolidator,
@@ -149,6 +151,7 @@ pub struct Repositories {
     views: Locks<RepoId>,
     identifiers: Locks<Identifier>,
     uploads: Uploads,
+    arrivals: Arrivals,
     /// Views of another server that do not lean on a pool yet, by identifier. Bounded by what lay
     /// in the data directory at the start.
     unadopted: Mutex<HashMap<Identifier, Vec<RepoId>>>,
@@ -167,6 +170,7 @@ impl Repositories {
             views: Locks::default(),
             identifiers: Locks::default(),
             uploads: Uploads::default(),
+            arrivals: Arrivals::default(),
             unadopted: Mutex::default(),
             threads: Arc::new(Semaphore::new(BLOCKING)),
             consolidator,
@@ -349,7 +353,8 @@ impl Repositories {
                 let _ = view.parent().map(fs::remove_dir);
                 let pool = self.layout.pool(&repo.identifier);
                 let owner = repo.owner;
-                let gone = pool::unmark(&self.layout, &pool, &Marker { owner, incarnation })?;
+                pool::unmark(&pool, &Marker { owner, incarnation })?;
+                let gone = self.drop_pool(&repo.identifier)?;
                 Ok::<_, Error>(gone.into_iter().chain([scratch]).collect())
             })
         })?;

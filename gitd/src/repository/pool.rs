@@ -52,17 +52,16 @@ pub fn mark(pool: &Path, marker: &Marker) -> io::Result<()> {
     Ok(())
 }
 
-/// Notes that a view is gone: after it went. The pool goes with its last view; what has to be
-/// thrown away then is given back. Under the identifier's lock.
-pub fn unmark(layout: &Layout, pool: &Path, marker: &Marker) -> io::Result<Option<PathBuf>> {
+/// Notes that a view is gone: after it went. Under the identifier's lock.
+pub fn unmark(pool: &Path, marker: &Marker) -> io::Result<()> {
     match fs::remove_file(pool.join(VIEWS).join(marker.name())) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
-    drop_if_unused(layout, pool)
 }
 
-/// Takes a pool without views out of sight.
+/// Takes a pool without views out of sight; what has to be thrown away then is given back. Under the
+/// identifier's lock.
 pub fn drop_if_unused(layout: &Layout, pool: &Path) -> io::Result<Option<PathBuf>> {
     let unused = match fs::read_dir(pool.join(VIEWS)) {
         Ok(mut markers) => markers.next().is_none(),

@@ -14,7 +14,7 @@ use grasp_proto::{
         Command as Line,
         git::{
             AlignRequest, CreateRequest, DeleteRefRequest, ListRefsRequest, MissingRequest,
-            PutRefRequest, Ref, repositories_client::RepositoriesClient,
+            PutRefRequest, Ref, packs_client::PacksClient, repositories_client::RepositoriesClient,
         },
         relay::{
             AuthorizeRequest, AuthorizeResponse, CommandResult, CommitRequest, CommitResponse,
@@ -24,7 +24,7 @@ use grasp_proto::{
         },
     },
     process::settings::Settings,
-    transport::{self, AuthorizedChannel, Endpoint, Guard, Role, Token, Tokens},
+    transport::{self, AuthorizedChannel, Endpoint, GrantKey, Guard, Role, Token, Tokens},
     words::{Identifier, Npub, Oid, RefKind, RefName, RepoId},
 };
 use tokio::task::JoinHandle;
@@ -300,6 +300,17 @@ impl Service {
         *self.relay.judgement.lock().unwrap() = judgement;
     }
 
+    /// Packs, as somebody with this role reaches it.
+    pub fn packs(&self, role: Role) -> PacksClient<AuthorizedChannel> {
+        let gitd = self.settings.endpoint("NGIT_GITD_GRPC_ADDRESS").unwrap();
+        PacksClient::new(gitd.authorized(self.tokens.of(role)))
+    }
+
+    /// What the relay seals grants with.
+    pub fn grant_key(&self) -> GrantKey {
+        GrantKey::new(&self.tokens)
+    }
+
     pub fn data(&self) -> PathBuf {
         self.directory.path().join("git")
     }
@@ -481,6 +492,46 @@ pub async fn work(directory: &Path, name: &str, commits: usize) -> PathBuf {
         commit(&path, &format!("file{n}"), &format!("content {n}\n")).await;
     }
     path
+}
+
+/// The pack of some revisions, a thin one where they leave something out.
+pub async fn pack(path: &Path, revs: &[&str]) -> Vec<u8> {
+    let (path, revs) = (path.to_owned(), revs.join("\n"));
+    tokio::task::spawn_blocking(move || {
+        let script = format!("printf '{revs}\n' | git pack-objects --stdout --revs --thin -q");
+        let output = Command::new("sh")
+            .current_dir(path)
+            .args(["-c", &script])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        output.stdout
+    })
+    .await
+    .unwrap()
+}
+
+/// Sends one request as it is and reads the answer to its end.
+pub async fn raw(service: &Service, request: &[u8]) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let address = service.base.trim_start_matches("http://");
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    stream.write_all(request).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+pub async fn post(service: &Service, path: &str, headers: &str, body: &[u8]) -> String {
+    let length = body.len();
+    let service_name = path.rsplit('/').next().unwrap();
+    let mut request = format!(
+        "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\
+         Content-Type: application/x-{service_name}-request\r\n{headers}\r\n"
+    )
+    .into_bytes();
+    request.extend_from_slice(body);
+    raw(service, &request).await
 }
 
 /// Writes a file and commits it. Gives the commit.

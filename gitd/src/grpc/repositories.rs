@@ -21,7 +21,7 @@ use grasp_proto::{
 use tonic::{Request, Response, Status};
 
 use crate::repository::{
-    Error, Repositories,
+    Repositories,
     change::{Alignment, Expected, Put},
     refs::Entry,
 };
@@ -31,22 +31,6 @@ pub const LARGEST_MESSAGE: usize = 64 * 1024 * 1024;
 
 /// Refs in one message of a listing.
 const BATCH: usize = 1000;
-
-impl From<Error> for Status {
-    fn from(error: Error) -> Self {
-        let text = error.to_string();
-        match error {
-            Error::NotFound => Self::not_found(text),
-            Error::Invalid(_) => Self::invalid_argument(text),
-            Error::Precondition(_) => Self::failed_precondition(text),
-            Error::Aborted(_) => Self::aborted(text),
-            Error::Locked | Error::Io(_) | Error::Git2(_) | Error::Git(_) => {
-                tracing::error!(%error, "storage failed");
-                Self::internal(text)
-            }
-        }
-    }
-}
 
 /// The service.
 pub struct Service {

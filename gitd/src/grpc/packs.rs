@@ -1,0 +1,314 @@
+//! `grasp.git.v1.Packs`, served to the workers: a pack from elsewhere, under a grant of the relay's.
+//!
+//! One call is one future with three parts side by side: the request is read (chunks go to the
+//! intake, one at a time; a later grant takes the place of the one before, also while git works on
+//! a pack that has all come), the intake works, the grant's time runs. The first to fail ends the
+//! call; as the future goes, git and its quarantine go too, so a caller that is gone leaves nothing.
+//! A pack says itself where it ends: the answer comes when it is in, whether or not the caller has
+//! closed his side.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use grasp_proto::{
+    contract::git::{StorePackRequest, StorePackResponse, packs_server, store_pack_request::Part},
+    transport::GrantKey,
+    words::{Identifier, Oid},
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{sleep, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::{io::StreamReader, sync::CancellationToken, task::TaskTracker};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::repository::{
+    Repositories,
+    fetched::{NotStored, Stored},
+    git::Places,
+    intake::{IDLE, Intake, Refused},
+};
+
+/// The largest message: a grant with its objects, or a chunk.
+pub const LARGEST_MESSAGE: usize = 2 * 1024 * 1024;
+
+/// The most bytes of a pack in one message.
+const LARGEST_CHUNK: usize = 1024 * 1024;
+
+/// The service.
+pub struct Service {
+    /// The repositories.
+    pub repositories: Arc<Repositories>,
+    /// What grants are opened with.
+    pub key: GrantKey,
+    /// Room for git processes that take in what workers bring.
+    pub places: Places,
+    /// The largest pack, whatever is granted.
+    pub max_pack_bytes: u64,
+    /// Transfers that the stop waits for.
+    pub tasks: TaskTracker,
+    /// Cancelled when the grace is over.
+    pub kill: CancellationToken,
+}
+
+impl From<NotStored> for Status {
+    fn from(why: NotStored) -> Self {
+        let text = why.to_string();
+        match why {
+            NotStored::Gone => Self::not_found(text),
+            NotStored::Late => Self::deadline_exceeded(text),
+            NotStored::Unasked => Self::invalid_argument(text),
+            NotStored::Failed(error) => error.into(),
+        }
+    }
+}
+
+impl From<Refused> for Status {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Pack(reason) => Self::invalid_argument(reason),
+            Refused::Broken(error) => Self::cancelled(error.to_string()),
+            Refused::Ours(error) => error.into(),
+        }
+    }
+}
+
+/// A grant in our words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Granted {
+    identifier: Identifier,
+    oids: Vec<Oid>,
+    max_bytes: u64,
+    expires: SystemTime,
+    /// Lease and fetch: what a later grant has to be for as well.
+    fetch: (u64, u64),
+}
+
+impl Granted {
+    /// Opens a sealed grant; refused if it is not the relay's, says nothing or has run out at `now`.
+    fn open(key: &GrantKey, sealed: &[u8], now: SystemTime) -> Result<Self, Status> {
+        let grant = key
+            .open(sealed)
+            .map_err(|error| Status::permission_denied(error.to_string()))?;
+        let oids = grant.oids.iter().map(|oid| Oid::from_slice(oid));
+        let granted = Self {
+            identifier: Identifier::parse(&grant.identifier)?,
+            oids: oids.collect::<Result<_, _>>()?,
+            max_bytes: grant.max_bytes,
+            expires: UNIX_EPOCH
+                .checked_add(Duration::from_millis(grant.expires_millis))
+                .ok_or_else(|| Status::invalid_argument("a grant that never expires"))?,
+            fetch: (grant.lease, grant.fetch),
+        };
+        if granted.oids.is_empty() {
+            return Err(Status::invalid_argument("the grant is for no object"));
+        }
+        if granted.left(now).is_zero() {
+            return Err(ran_out());
+        }
+        Ok(granted)
+    }
+
+    /// Whether `later` may take this one's place.
+    fn allows(&self, later: &Self) -> Result<(), Status> {
+        match (&self.identifier, self.fetch) == (&later.identifier, later.fetch) {
+            true => Ok(()),
+            false => Err(Status::permission_denied("the grant is for another fetch")),
+        }
+    }
+
+    /// How long it holds.
+    fn left(&self, now: SystemTime) -> Duration {
+        self.expires.duration_since(now).unwrap_or_default()
+    }
+}
+
+fn ran_out() -> Status {
+    Status::deadline_exceeded("the grant has run out")
+}
+
+/// Comes back when the latest grant has run out.
+async fn run_out(mut granted: watch::Receiver<Granted>) {
+    loop {
+        let left = granted.borrow_and_update().left(SystemTime::now());
+        if left.is_zero() {
+            return;
+        }
+        tokio::select! {
+            () = sleep(left) => {}
+            Ok(()) = granted.changed() => {}
+        }
+    }
+}
+
+/// The next part of a request. Grants are signs of life as well: git may work for long on what has
+/// all come.
+async fn next(stream: &mut Streaming<StorePackRequest>) -> Result<Option<Part>, Status> {
+    let message = timeout(IDLE, stream.message())
+        .await
+        .map_err(|_| Status::deadline_exceeded("nothing came for three minutes"))??;
+    match message {
+        None => Ok(None),
+        Some(StorePackRequest { part: Some(part) }) => Ok(Some(part)),
+        Some(StorePackRequest { part: None }) => {
+            Err(Status::invalid_argument("a message without a part"))
+        }
+    }
+}
+
+/// What a call is counted as when its future goes, for whatever reason.
+struct Tally {
+    bytes: AtomicU64,
+    outcome: &'static str,
+}
+
+impl Tally {
+    fn begin() -> Self {
+        running().increment(1.0);
+        Self {
+            bytes: AtomicU64::new(0),
+            outcome: "broken",
+        }
+    }
+}
+
+fn running() -> metrics::Gauge {
+    metrics::gauge!("ngit_git_operations_running", "operation" => "store")
+}
+
+impl Drop for Tally {
+    fn drop(&mut self) {
+        running().decrement(1.0);
+        let bytes = *self.bytes.get_mut();
+        metrics::counter!("ngit_git_bytes_total", "direction" => "in").increment(bytes);
+        metrics::counter!("ngit_git_packs_total", "outcome" => self.outcome).increment(1);
+    }
+}
+
+impl Service {
+    async fn store(
+        &self,
+        stream: &mut Streaming<StorePackRequest>,
+        tally: &AtomicU64,
+    ) -> Result<Stored, Status> {
+        let Some(Part::Grant(sealed)) = next(stream).await? else {
+            return Err(Status::invalid_argument("the first message is a grant"));
+        };
+        let first = Granted::open(&self.key, &sealed, SystemTime::now())?;
+        let begin = self.repositories.begin_arrival(first.identifier.clone());
+        let arrival = begin.await?;
+        let (latest, granted) = watch::channel(first);
+        let (chunks, pack) = mpsc::channel::<io::Result<Bytes>>(1);
+        let read = self.read(stream, &latest, chunks, tally);
+        tokio::pin!(read);
+        let intake = Intake {
+            pool: &arrival.pool,
+            own: None,
+            max_bytes: self.max_pack_bytes,
+            places: &self.places,
+            client: None,
+        };
+        let mut pack = StreamReader::new(ReceiverStream::new(pack));
+        let quarantine = tokio::select! {
+            taken = intake.receive(&mut pack, None) => taken?,
+            broken = &mut read => return Err(broken),
+            () = run_out(granted.clone()) => return Err(ran_out()),
+        };
+        let repositories = Arc::clone(&self.repositories);
+        // On a thread of its own: what has begun to be seen is seen whole.
+        let work = tokio::task::spawn_blocking(move || {
+            let oids = granted.borrow().oids.clone();
+            let allowed = || !granted.borrow().left(SystemTime::now()).is_zero();
+            repositories.store(&arrival, quarantine, &oids, allowed)
+        });
+        tokio::select! {
+            stored = work => match stored {
+                Ok(stored) => Ok(stored?),
+                Err(error) => Err(Status::internal(error.to_string())),
+            },
+            broken = &mut read => Err(broken),
+        }
+    }
+
+    /// Reads a request until it is dropped; comes back only to say why the call is broken off.
+    async fn read(
+        &self,
+        stream: &mut Streaming<StorePackRequest>,
+        latest: &watch::Sender<Granted>,
+        chunks: mpsc::Sender<io::Result<Bytes>>,
+        tally: &AtomicU64,
+    ) -> Status {
+        let mut came = 0;
+        loop {
+            match next(stream).await {
+                Err(status) => return status,
+                Ok(None) => break,
+                Ok(Some(Part::Grant(sealed))) => {
+                    let later = Granted::open(&self.key, &sealed, SystemTime::now());
+                    let later = later.and_then(|later| {
+                        latest.borrow().allows(&later)?;
+                        Ok(later)
+                    });
+                    match later {
+                        Ok(later) => drop(latest.send_replace(later)),
+                        Err(status) => return status,
+                    }
+                }
+                Ok(Some(Part::Chunk(chunk))) => {
+                    if chunk.len() > LARGEST_CHUNK {
+                        return Status::invalid_argument("a chunk of more than 1 MiB");
+                    }
+                    came += chunk.len() as u64;
+                    tally.store(came, Ordering::Relaxed);
+                    let most = latest.borrow().max_bytes.min(self.max_pack_bytes);
+                    if came > most {
+                        let reason = format!("the pack is larger than the {most} bytes granted");
+                        return Status::resource_exhausted(reason);
+                    }
+                    // Nobody takes it: the intake is about to say why.
+                    if !chunk.is_empty() && chunks.send(Ok(chunk.into())).await.is_err() {
+                        break;
+                    }
+                }
+            }
+        }
+        drop(chunks);
+        std::future::pending().await
+    }
+}
+
+#[tonic::async_trait]
+impl packs_server::Packs for Service {
+    async fn store_pack(
+        &self,
+        request: Request<Streaming<StorePackRequest>>,
+    ) -> Result<Response<StorePackResponse>, Status> {
+        let begun = Instant::now();
+        let _transfer = self.tasks.token();
+        let mut tally = Tally::begin();
+        let mut stream = request.into_inner();
+        let stored = tokio::select! {
+            stored = self.store(&mut stream, &tally.bytes) => stored,
+            () = self.kill.cancelled() => Err(Status::unavailable("gitd is going down")),
+        };
+        tally.outcome = if stored.is_ok() { "ok" } else { "refused" };
+        let stored = stored.inspect_err(|status| {
+            tracing::info!(code = ?status.code(), reason = status.message(), "a fetched pack was not stored");
+        })?;
+        let (bytes, arrived) = (stored.bytes, stored.arrived.len());
+        tracing::info!(bytes, arrived, time = ?begun.elapsed(), "a fetched pack is stored");
+        let arrived = stored.arrived.iter().map(|oid| oid.as_bytes().to_vec());
+        Ok(Response::new(StorePackResponse {
+            arrived: arrived.collect(),
+            bytes,
+        }))
+    }
+}
