@@ -14,6 +14,7 @@ pub mod intake;
 pub mod layout;
 pub mod locks;
 pub mod pool;
+pub mod reachable;
 pub mod refs;
 pub mod staging;
 mod sweep;

@@ -185,6 +185,46 @@ pub fn list(repo: &Repository, prefixes: &[&str], peel: bool) -> Result<Vec<Entr
     Ok(entries)
 }
 
+/// Shows `see` every object that one of the [`SHOWN`] refs points to, and what a tag there is of where
+/// `packed-refs` says it: nothing is kept of 50,000 refs but what their packed file holds.
+pub fn tips(repo: &Repository, mut see: impl FnMut(Oid)) -> Result<(), Error> {
+    let wanted = |name: &str| SHOWN.iter().any(|shown| name.starts_with(shown));
+    let mut loose = BTreeMap::new();
+    for shown in SHOWN {
+        read_loose(repo.path(), shown.trim_end_matches('/'), &mut loose)?;
+    }
+    for name in loose.keys() {
+        if let Some(oid) = follow(repo, &loose, name) {
+            see(oid);
+        }
+    }
+    let packed = match std::fs::read(repo.path().join("packed-refs")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        packed => packed?,
+    };
+    // Whether the entry of the line before was shown.
+    let mut shown = false;
+    for line in packed.split(|byte| *byte == b'\n') {
+        let Ok(line) = std::str::from_utf8(line) else {
+            shown = false;
+            continue;
+        };
+        let oid = match (line.strip_prefix('^'), line.split_once(' ')) {
+            (Some(peeled), _) if shown => peeled,
+            (None, Some((oid, name))) if wanted(name) && !loose.contains_key(name) => oid,
+            _ => {
+                shown = false;
+                continue;
+            }
+        };
+        shown = true;
+        if let Ok(oid) = Oid::from_hex(oid) {
+            see(oid);
+        }
+    }
+    Ok(())
+}
+
 /// What the files below a directory of refs say, by name.
 fn read_loose(
     repo: &Path,

@@ -12,7 +12,10 @@ use std::{
 
 use tokio::{
     fs::File,
-    io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncSeekExt, AsyncWriteExt, ReadBuf},
+    io::{
+        AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncSeekExt, AsyncWriteExt,
+        ReadBuf,
+    },
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, Sleep, sleep_until},
 };
@@ -180,6 +183,27 @@ impl Share {
     }
 }
 
+/// A request that has all come.
+#[derive(Debug)]
+pub struct Kept {
+    head: Vec<u8>,
+    file: Option<File>,
+}
+
+impl Kept {
+    /// The request from its beginning, as often as it is wanted.
+    pub async fn read(&mut self) -> io::Result<impl AsyncRead + Send + Unpin> {
+        let rest: Box<dyn AsyncRead + Send + Unpin> = match &mut self.file {
+            None => Box::new(tokio::io::empty()),
+            Some(file) => {
+                file.rewind().await?;
+                Box::new(file)
+            }
+        };
+        Ok(AsyncReadExt::chain(self.head.as_slice(), rest))
+    }
+}
+
 /// Reads a body to its end: what is short is kept, what is long lies in an unnamed file in `directory`.
 /// An error is for the git user.
 pub async fn read_to_end(
@@ -187,12 +211,12 @@ pub async fn read_to_end(
     most: u64,
     share: &mut Share,
     directory: &Path,
-) -> Result<Box<dyn AsyncRead + Send + Unpin>, String> {
+) -> Result<Kept, String> {
     let ours = |error: io::Error| {
         tracing::error!(%error, "a request could not be kept");
         "the server could not keep the request".to_owned()
     };
-    let (mut kept, mut file, mut length) = (Vec::new(), None, 0);
+    let (mut head, mut file, mut length) = (Vec::new(), None, 0);
     loop {
         let bytes = body
             .fill_buf()
@@ -214,23 +238,19 @@ pub async fn read_to_end(
             file = Some(File::from_std(unnamed));
         }
         match &mut file {
-            None => kept.extend_from_slice(bytes),
+            None => head.extend_from_slice(bytes),
             Some(file) => file.write_all(bytes).await.map_err(ours)?,
         }
         body.consume(count);
     }
-    let head = io::Cursor::new(kept);
-    let Some(mut file) = file else {
-        return Ok(Box::new(head));
-    };
-    file.rewind().await.map_err(ours)?;
-    Ok(Box::new(tokio::io::AsyncReadExt::chain(head, file)))
+    if let Some(file) = &mut file {
+        file.flush().await.map_err(ours)?;
+    }
+    Ok(Kept { head, file })
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncReadExt;
-
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -272,9 +292,13 @@ mod tests {
             let mut body = tokio::io::BufReader::with_capacity(1000, &sent[..]);
             let mut share = budget.share();
             let read = read_to_end(&mut body, 1 << 20, &mut share, directory.path()).await;
-            let mut back = Vec::new();
-            read.unwrap().read_to_end(&mut back).await.unwrap();
-            assert!(back == sent);
+            let mut kept = read.unwrap();
+            for _ in 0..2 {
+                let mut back = Vec::new();
+                let mut again = kept.read().await.unwrap();
+                again.read_to_end(&mut back).await.unwrap();
+                assert!(back == sent);
+            }
             let (mut again, mut other) = (&sent[..], budget.share());
             let more = read_to_end(&mut again, 1 << 20, &mut other, directory.path());
             assert_eq!(more.await.is_ok(), length != 200_000);

@@ -1,15 +1,16 @@
 //! Readers: v2 commands, and the packs of all versions.
 //!
 //! `ls-refs` is answered here; everything else is `git upload-pack`, which the request flows into
-//! and whose answer flows out as it is written. It is killed, with its helpers, when the client
-//! goes away or takes nothing for too long.
+//! and whose answer flows out as it is written, once it is clear that the refs of the view reach all
+//! that is asked for. It is killed, with its helpers, when the client goes away or takes nothing for
+//! too long.
 
-use std::{net::IpAddr, sync::Arc, time::Instant};
+use std::{net::IpAddr, path::Path, sync::Arc, time::Instant};
 
 use bytes::{Bytes, BytesMut};
-use grasp_proto::words::RepoId;
+use grasp_proto::words::{Oid, RepoId};
 use tokio::{
-    io::{AsyncBufRead, AsyncReadExt, AsyncWriteExt},
+    io::{AsyncBufRead, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader},
     sync::mpsc,
     time::timeout,
 };
@@ -18,11 +19,15 @@ use super::{
     Answer, Server, Version,
     advertise::LsRefs,
     body::Upload,
-    pace,
-    pkt_line::{self, Packet},
+    pace::{self, Kept},
+    pkt_line::{self, BadPacket, Packet},
     stream,
 };
-use crate::repository::{git, intake::IDLE};
+use crate::repository::{
+    git,
+    intake::IDLE,
+    reachable::{self, Refusal, Wants},
+};
 
 /// Configuration of upload-pack: what is allowed, and what is shown.
 const CONFIG: &[&str] = &[
@@ -116,6 +121,22 @@ async fn ls_refs(server: &Server, repo: RepoId, mut body: impl AsyncBufRead + Un
     Answer::from_pieces(answer.await)
 }
 
+/// What a request asks for. Lines are read as git reads them, or as asking for more: what is behind
+/// an id is not looked at, where in the request they stand neither.
+async fn wants(request: impl AsyncRead + Unpin) -> Result<Wants, BadPacket> {
+    let mut request = BufReader::new(request);
+    let mut oids = Vec::new();
+    while let Some(packet) = pkt_line::read(&mut request).await? {
+        if let Packet::Line(line) = packet
+            && let Some(oid) = line.strip_prefix(b"want ").and_then(|rest| rest.get(..40))
+            && let Ok(Ok(oid)) = std::str::from_utf8(oid).map(Oid::from_hex)
+        {
+            oids.push(oid);
+        }
+    }
+    Ok(Wants::new(oids))
+}
+
 struct Fetch<'a> {
     sender: &'a mpsc::Sender<Bytes>,
     sent: u64,
@@ -129,7 +150,7 @@ impl Fetch<'_> {
     async fn run(
         &mut self,
         server: &Server,
-        view: &std::path::Path,
+        view: &Path,
         version: Version,
         begun: &[u8],
         body: &mut Upload,
@@ -150,6 +171,15 @@ impl Fetch<'_> {
                 return Err(reason);
             }
         };
+        let allowed = tokio::select! {
+            allowed = self.check(server, view, &mut request) => allowed,
+            () = self.sender.closed() => return Err("the client went away".to_owned()),
+            () = server.kill.cancelled() => return Err("stopped".to_owned()),
+        };
+        if let Err(reason) = allowed {
+            self.complain(&reason).await;
+            return Err(reason);
+        }
         let mut command = git::command(view);
         for setting in CONFIG {
             command.args(["-c", setting]);
@@ -173,7 +203,9 @@ impl Fetch<'_> {
         let feed = async {
             let mut stdin = pipes.stdin;
             // A git that stops listening has said why.
-            if stdin.write_all(begun).await.is_ok() {
+            if stdin.write_all(begun).await.is_ok()
+                && let Ok(mut request) = request.read().await
+            {
                 let _ = tokio::io::copy(&mut request, &mut stdin).await;
             }
             Ok(String::new())
@@ -217,6 +249,34 @@ impl Fetch<'_> {
             self.complain(reason).await;
         }
         Err(reason.to_owned())
+    }
+
+    /// Sees to it that the refs reach all that is asked for. An error is for the git user.
+    async fn check(&self, server: &Server, view: &Path, request: &mut Kept) -> Result<(), String> {
+        let ours = |error: std::io::Error| {
+            tracing::error!(%error, "a request could not be read again");
+            "the server could not read the request".to_owned()
+        };
+        let again = request.read().await.map_err(ours)?;
+        let wants = wants(again).await.map_err(|bad| bad.to_string())?;
+        if wants.is_empty() {
+            return Ok(());
+        }
+        let place = view.to_owned();
+        let split = server
+            .repositories
+            .blocking(move |_| Ok(reachable::beyond_tips(&place, wants)));
+        let looked = match split.await.map_err(Refusal::from).flatten() {
+            Ok(rest) if rest.is_empty() => return Ok(()),
+            Ok(rest) => reachable::look_for(view, rest, &server.readers, self.client).await,
+            Err(refusal) => Err(refusal),
+        };
+        looked.map_err(|refusal| {
+            if let Refusal::Ours(error) = &refusal {
+                tracing::error!(view = %view.display(), %error, "a fetch could not be checked");
+            }
+            refusal.to_string()
+        })
     }
 
     async fn complain(&mut self, reason: &str) {

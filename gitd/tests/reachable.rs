@@ -1,0 +1,171 @@
+//! Readers get what the refs of a view reach, and nothing else of its pool.
+
+mod common;
+
+use common::*;
+use grasp_proto::words::RepoId;
+
+fn line(text: &str) -> String {
+    format!("{:04x}{text}", text.len() + 4)
+}
+
+/// Asks for objects in a version of the protocol; gives the whole answer.
+async fn want(service: &Service, repo: &RepoId, version: u8, wants: &[&str]) -> String {
+    let mut body = String::new();
+    if version == 2 {
+        body.push_str(&line("command=fetch"));
+        body.push_str("0001");
+        for want in wants {
+            body.push_str(&line(&format!("want {want}\n")));
+        }
+        body.push_str(&line("done\n"));
+        body.push_str("0000");
+    } else {
+        for (n, want) in wants.iter().enumerate() {
+            let capabilities = if n == 0 { " side-band-64k" } else { "" };
+            body.push_str(&line(&format!("want {want}{capabilities}\n")));
+        }
+        body.push_str("0000");
+        body.push_str(&line("done\n"));
+    }
+    let headers = format!("Git-Protocol: version={version}\r\n");
+    let path = format!("/{repo}/git-upload-pack");
+    post(service, &path, &headers, body.as_bytes()).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_view_shows_nothing_of_another_owners() {
+    let service = Service::start().await;
+    let (mine, theirs) = (repo(1, "shared"), repo(2, "shared"));
+    service.create(&mine).await;
+    service.create(&theirs).await;
+    let directory = service.directory.path();
+    let path = work(directory, "work", 3).await;
+    git(&path, &["push", "-q", &service.url(&mine), "main"]).await;
+    let other = work(directory, "other", 0).await;
+    for n in 0..3 {
+        commit(&other, &format!("secret{n}"), &format!("hidden {n}\n")).await;
+    }
+    git(&other, &["tag", "-a", "v1", "-m", "one", "main~1"]).await;
+    let url = service.url(&theirs);
+    git(&other, &["push", "-q", &url, "main", "v1"]).await;
+    // What was pushed away is nobody's.
+    let gone = commit(&other, "gone", "gone").await.to_string();
+    git(&other, &["push", "-q", &url, "main"]).await;
+    git(&other, &["push", "-q", "-f", &url, "main~1:main"]).await;
+
+    let known = rev(&path, "main").await.to_string();
+    for version in [0, 1, 2] {
+        for name in ["main~1", "main~2", "main~1^{tree}", "main~1:secret0", "v1"] {
+            let oid = rev(&other, name).await.to_string();
+            for wants in [vec![oid.as_str()], vec![known.as_str(), oid.as_str()]] {
+                let answer = want(&service, &mine, version, &wants).await;
+                let refusal = format!("ERR upload-pack: not our ref {oid}");
+                assert!(answer.contains(&refusal), "{version} {name}: {answer}");
+                assert!(!answer.contains("PACK"), "{version} {name}: {answer}");
+                if wants.len() == 1 {
+                    let answer = want(&service, &theirs, version, &wants).await;
+                    assert!(answer.contains("PACK"), "{version} {name}: {answer}");
+                }
+            }
+        }
+        for repo in [&mine, &theirs] {
+            for oid in [&gone, &"1".repeat(40)] {
+                let answer = want(&service, repo, version, &[oid]).await;
+                assert!(answer.contains("not our ref"), "{version} {oid}: {answer}");
+            }
+        }
+    }
+    // Ways to write a want that git would read as well.
+    let oid = rev(&other, "main~1").await.to_string();
+    for written in [oid.to_uppercase(), format!("{oid}x"), format!("{oid} x")] {
+        let answer = want(&service, &mine, 2, &[&written]).await;
+        assert!(answer.contains("not our ref"), "{written}: {answer}");
+    }
+    for version in ["0", "1", "2"] {
+        let protocol = format!("protocol.version={version}");
+        let url = service.url(&mine);
+        let fetched = try_git(&path, &["-c", &protocol, "fetch", &url, &oid]).await;
+        assert!(said(&fetched).contains("not our ref"), "{}", said(&fetched));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_refs_reach_is_given_by_its_id() {
+    let service = Service::start().await;
+    let repo = repo(1, "reached");
+    service.create(&repo).await;
+    let directory = service.directory.path();
+    let path = work(directory, "work", 12).await;
+    git(&path, &["tag", "-a", "v1", "-m", "one", "main~9"]).await;
+    git(&path, &["tag", "-a", "v2", "-m", "of a tag", "v1"]).await;
+    let url = service.url(&repo);
+    git(&path, &["push", "-q", &url, "main", "v2"]).await;
+    for packed in [false, true] {
+        if packed {
+            git(&service.view(&repo), &["pack-refs", "--all"]).await;
+        }
+        for version in [0, 1, 2] {
+            for name in ["main~5", "main~3^{tree}", "main:file0", "v1", "v2", "v1^{}"] {
+                let oid = rev(&path, name).await.to_string();
+                let answer = want(&service, &repo, version, &[&oid]).await;
+                assert!(answer.contains("PACK"), "{version} {name}: {answer}");
+            }
+        }
+    }
+    for version in ["0", "2"] {
+        let protocol = format!("protocol.version={version}");
+        for filter in ["blob:none", "tree:0"] {
+            let name = format!("{}{version}", filter.replace(':', "-"));
+            let filter = format!("--filter={filter}");
+            let clone = ["-c", &protocol, "clone", "-q", "-n", &filter, &url, &name];
+            git(directory, &clone).await;
+            let clone = directory.join(&name);
+            git(&clone, &["config", "protocol.version", version]).await;
+            for old in ["main", "main~7"] {
+                git(&clone, &["checkout", "-q", &format!("origin/{old}")]).await;
+            }
+            git(&clone, &["log", "-p", "--all"]).await;
+        }
+        let name = format!("shallow{version}");
+        let clone = ["-c", &protocol, "clone", "-q", "--depth=2", &url, &name];
+        git(directory, &clone).await;
+        let shallow = directory.join(&name);
+        let old = rev(&path, "main~6").await.to_string();
+        for fetch in [
+            vec!["--deepen=3"],
+            vec!["--depth=1", &url, &old],
+            vec!["--unshallow"],
+        ] {
+            let mut args = vec!["-c", &protocol, "fetch", "-q"];
+            args.extend(fetch);
+            git(&shallow, &args).await;
+        }
+        git(&shallow, &["fsck"]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_detached_head_is_a_tip() {
+    let mut service = Service::start().await;
+    let repo = repo(1, "detached");
+    service.create(&repo).await;
+    let path = work(service.directory.path(), "work", 4).await;
+    let url = service.url(&repo);
+    git(
+        &path,
+        &["push", "-q", &url, "main", "main~2:refs/heads/old"],
+    )
+    .await;
+    service.stop_gitd().await;
+    let view = service.view(&repo);
+    let head = rev(&path, "main").await.to_string();
+    git(&view, &["update-ref", "--no-deref", "HEAD", &head]).await;
+    git(&view, &["update-ref", "-d", "refs/heads/main"]).await;
+    service.start_gitd().await;
+    for name in ["main", "main~1", "main~1:file0", "main~1^{tree}"] {
+        let oid = rev(&path, name).await.to_string();
+        let answer = want(&service, &repo, 2, &[&oid]).await;
+        assert!(answer.contains("PACK"), "{name}: {answer}");
+    }
+}
