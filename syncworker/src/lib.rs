@@ -1,5 +1,91 @@
-//! The syncworker: the legs of graspd.
+//! The syncworker, the legs: fetches what is missing from the rest of the network.
+//!
+//! - [`hunt`]: git data that waiting events name, looked for by identifier
+//! - [`net`]: outgoing connections, and where they may go
+//! - [`config`]: what we are told
+//!
+//! [`run`] listens nowhere and keeps nothing: the relay says what to look for, gitd takes it in. Either of
+//! them may be away at any time, at the start too, and is waited for. On the stop nothing new is
+//! begun, fetches that run may end within their grace, and what is leased is handed back.
 
 pub mod config;
+pub mod hunt;
+pub mod net;
+
+use std::sync::Arc;
+
+use grasp_proto::process::metrics;
+use tokio_util::sync::CancellationToken;
 
 pub use config::Config;
+use hunt::{Hunt, context::GrpcContext};
+use net::{Allowed, Net};
+
+/// Why a worker ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A task of the process's own.
+    #[error("a task of the syncworker ended: {0}")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+/// The longest name the relay takes.
+const LONGEST_NAME: usize = 64;
+
+/// Names one run of one worker: where it runs, for people, and what no other run is called.
+fn name(host: &str) -> String {
+    let run = format!("{:016x}", rand::random::<u64>());
+    let host: String = host
+        .chars()
+        .filter(char::is_ascii_graphic)
+        .take(LONGEST_NAME - run.len() - 1)
+        .collect();
+    match host.is_empty() {
+        true => format!("worker-{run}"),
+        false => format!("{host}-{run}"),
+    }
+}
+
+/// Runs a worker until `stop`, then lets fetches end within their grace.
+pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
+    metrics();
+    if config.allow_non_global {
+        tracing::warn!("connecting to addresses that are not on the public internet is allowed");
+    }
+    if config.test {
+        tracing::warn!("NGIT_TEST is set: connecting to this machine is allowed, for tests only");
+    }
+    let net = Net::new(Allowed {
+        non_global: config.allow_non_global,
+        loopback: config.test,
+    });
+    let worker = name(&rustix::system::uname().nodename().to_string_lossy());
+    tracing::info!(worker, relay = %config.relay, gitd = %config.gitd, "syncworker is up");
+    let context = GrpcContext::new(
+        worker,
+        &config.relay,
+        &config.gitd,
+        &config.token,
+        Arc::new(net),
+    );
+    Hunt::new(Arc::new(context), config.concurrency)
+        .run(stop, config.grace)
+        .await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_short_visible_and_of_one_run() {
+        for host in ["node-7", "", "ein\u{fc}ber \n", &"x".repeat(300)] {
+            let (one, other) = (name(host), name(host));
+            assert_ne!(one, other);
+            assert!(one.len() <= LONGEST_NAME && one.bytes().all(|b| b.is_ascii_graphic()));
+        }
+        assert!(name("node-7").starts_with("node-7-"));
+        assert!(name("").starts_with("worker-"));
+    }
+}

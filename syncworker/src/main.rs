@@ -1,3 +1,24 @@
 //! A syncworker as a process of its own.
 
-fn main() {}
+use std::path::Path;
+
+use grasp_proto::{
+    process::{
+        die_with_parent, init_logging, raise_file_limit, settings::Settings, stop_on_signal,
+    },
+    transport::Role,
+};
+use grasp_syncworker::Config;
+
+fn main() -> anyhow::Result<()> {
+    die_with_parent();
+    let settings = Settings::load([], Path::new("."))?;
+    init_logging(&settings, Role::Worker)?;
+    settings.warn();
+    raise_file_limit();
+    let config = Config::from_settings(&settings)?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    runtime.block_on(async {
+        anyhow::Ok(grasp_syncworker::run(config, stop_on_signal(|| ())?).await?)
+    })
+}
