@@ -25,6 +25,7 @@ use nostr::{Event, Timestamp};
 use crate::{
     clock::Moment,
     domain::Domain,
+    hunt::Hunt,
     journal::JournalError,
     nip34::{
         DELETION, Meaning, announcement::Announcement, author_of, id_of, later,
@@ -59,6 +60,7 @@ enum Failed {
 pub struct Admit {
     release: Release,
     serial: Serial,
+    hunt: Hunt,
     domain: Domain,
     max_event_bytes: usize,
     /// Deletion requests stored so far: while this stands still, none crossed an event.
@@ -110,11 +112,18 @@ fn waits_already() -> Verdict {
 }
 
 impl Admit {
-    /// The door to what `release` serves.
-    pub fn new(release: Release, serial: Serial, domain: Domain, max_event_bytes: usize) -> Self {
+    /// The door to what `release` serves; what `hunt` looks for is what waits behind it.
+    pub fn new(
+        release: Release,
+        serial: Serial,
+        hunt: Hunt,
+        domain: Domain,
+        max_event_bytes: usize,
+    ) -> Self {
         Self {
             release,
             serial,
+            hunt,
             domain,
             max_event_bytes,
             deletions: Arc::default(),
@@ -192,13 +201,13 @@ impl Admit {
                 Ok(state) => {
                     let door = self.clone();
                     let identifier = state.identifier.clone();
-                    let work = async move { door.state(state).await };
+                    let work = async move { door.state(state, origin).await };
                     self.serial.run(&identifier, Turn::Normal, work).await
                 }
                 Err(error) => Ok(malformed(error)),
             },
             Meaning::PullRequest => match PullRequest::read(event) {
-                Ok(request) => self.pull_request_in_turn(request).await,
+                Ok(request) => self.pull_request_in_turn(request, origin).await,
                 Err(error) => Ok(malformed(error)),
             },
             Meaning::Deletion => self.deletion(event).await,

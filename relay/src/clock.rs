@@ -26,6 +26,16 @@ impl Moment {
     pub const fn as_secs(self) -> u64 {
         self.0 / 1000
     }
+
+    /// Milliseconds since 1970.
+    pub const fn as_millis(self) -> u64 {
+        self.0
+    }
+
+    /// How long it is since `earlier`; nothing if that is still to come.
+    pub const fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
 }
 
 impl std::ops::Add<Duration> for Moment {

@@ -16,7 +16,10 @@ use grasp_proto::{
 use ipnet::IpNet;
 use nostr::{Keys, key::SecretKey};
 
-use crate::domain::Domain;
+use crate::{
+    domain::Domain,
+    hunt::{budget, entry::Delays, queue::Rules},
+};
 
 /// Where events are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +45,52 @@ pub struct Limits {
     pub events_per_minute: u32,
 }
 
+/// What the hunt for git data goes by.
+#[derive(Debug, Clone, Copy)]
+pub struct HuntConfig {
+    /// Delays, leases and what remote domains are asked.
+    pub rules: Rules,
+    /// How often the queue is looked at, at least.
+    pub look_every: Duration,
+    /// The largest pack taken from another server, in bytes.
+    pub max_pack_bytes: u64,
+}
+
+/// How long a lease holds unless renewed.
+const LEASE: Duration = Duration::from_secs(20);
+/// The same under the quick clock.
+const QUICK_LEASE: Duration = Duration::from_secs(6);
+
+impl HuntConfig {
+    fn from_settings(settings: &Settings, test: bool) -> Result<Self, BadSetting> {
+        let count = "a number greater than 0";
+        let positive = |name| settings.parse_with(name, |text| read_positive(text, count));
+        let number = |name, unit: &str| settings.parse::<u64>(name, unit);
+        let hours = number("NGIT_NAUGHTY_LIST_EXPIRATION_HOURS", "hours")?;
+        let user = number("NGIT_SYNC_DEFAULT_DELAY_SECS", "seconds")?;
+        let synced = number("NGIT_SYNC_IMMEDIATE_DELAY_MS", "milliseconds")?;
+        let every = positive("NGIT_SYNC_LOOP_INTERVAL_MS")?;
+        let rules = Rules {
+            delays: Delays {
+                user: Duration::from_secs(user),
+                synced: Duration::from_millis(synced),
+            },
+            lease: if test { QUICK_LEASE } else { LEASE },
+            limits: budget::Limits {
+                at_once: positive("NGIT_SYNC_MAX_CONCURRENT_PER_DOMAIN")?,
+                per_minute: positive("NGIT_SYNC_MAX_PER_MINUTE_PER_DOMAIN")?,
+                aside_for: Duration::from_secs(hours.saturating_mul(60 * 60)),
+            },
+        };
+        Ok(Self {
+            rules,
+            look_every: Duration::from_millis(u64::try_from(every).unwrap_or(u64::MAX)),
+            max_pack_bytes: u64::try_from(positive("NGIT_SYNC_MAX_PACK_BYTES")?)
+                .unwrap_or(u64::MAX),
+        })
+    }
+}
+
 /// Everything the relay is told, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -63,6 +112,8 @@ pub struct Config {
     pub trusted_proxies: Vec<IpNet>,
     /// Limits on one connection.
     pub limits: Limits,
+    /// The hunt for git data.
+    pub hunt: HuntConfig,
     /// Whether `/metrics` answers.
     pub metrics: bool,
     /// Connections from one address from which on it is suspicious.
@@ -125,7 +176,9 @@ impl Config {
             || format!("Git repositories with Nostr permissions, served at {domain}"),
             str::to_owned,
         );
+        let test = settings.switch("NGIT_TEST")?;
         Ok(Self {
+            hunt: HuntConfig::from_settings(settings, test)?,
             keys: owner_keys(settings, &data_path, backend)?,
             domain,
             bind,
@@ -137,7 +190,7 @@ impl Config {
             limits,
             metrics: settings.switch("NGIT_METRICS_ENABLED")?,
             abuse_threshold: positive("NGIT_METRICS_CONNECTION_PER_IP_ABUSE_THRESHOLD")?,
-            test: settings.switch("NGIT_TEST")?,
+            test,
             grpc: settings.endpoint("NGIT_RELAY_GRPC_ADDRESS")?,
             gitd_grpc: settings.endpoint("NGIT_GITD_GRPC_ADDRESS")?,
             gitd_http: settings.endpoint("NGIT_GITD_HTTP_ADDRESS")?,
@@ -244,6 +297,13 @@ mod tests {
     fn bad_values_name_themselves() {
         for (name, value) in [
             ("NGIT_RELAY_FILTER_LIMIT", "0"),
+            ("NGIT_SYNC_LOOP_INTERVAL_MS", "0"),
+            ("NGIT_SYNC_MAX_CONCURRENT_PER_DOMAIN", "none"),
+            ("NGIT_SYNC_MAX_PER_MINUTE_PER_DOMAIN", "0"),
+            ("NGIT_SYNC_DEFAULT_DELAY_SECS", "-1"),
+            ("NGIT_SYNC_IMMEDIATE_DELAY_MS", "soon"),
+            ("NGIT_SYNC_MAX_PACK_BYTES", "0"),
+            ("NGIT_NAUGHTY_LIST_EXPIRATION_HOURS", "half"),
             ("NGIT_TRUSTED_PROXY_CIDRS", "10.0.0.0/40"),
             ("NGIT_DATABASE_BACKEND", "sqlite"),
             ("NGIT_RELAY_OWNER_NSEC", "nsec1nonsense"),

@@ -95,6 +95,46 @@ pub enum Record {
         /// When.
         at: Moment,
     },
+    /// How often the relay has started, so that numbers of the hunt are not given twice.
+    Run {
+        /// Counted up.
+        number: u64,
+    },
+    /// An identifier that a worker hunts for.
+    Lease {
+        /// Which.
+        identifier: String,
+        /// The fencing token.
+        token: u64,
+        /// The worker's name.
+        worker: String,
+        /// Unless renewed.
+        until: Moment,
+        /// The fetch that is running.
+        fetch: Option<Fetch>,
+    },
+    /// When a remote domain was asked in the last minute.
+    Requests {
+        /// Which.
+        domain: String,
+        /// Each request.
+        at: Vec<Moment>,
+    },
+}
+
+/// A fetch that a worker was told to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fetch {
+    /// Its number.
+    pub number: u64,
+    /// What is asked.
+    pub url: String,
+    /// Whose budget it counts in.
+    pub domain: String,
+    /// Which server answers.
+    pub server: String,
+    /// The objects asked for, in hex.
+    pub wants: Vec<String>,
 }
 
 /// What a record is filed under: at most 400 bytes.
@@ -144,15 +184,25 @@ impl Journal {
         Ok((Self { changes }, records))
     }
 
-    /// Keeps a record and returns when it is on disk.
-    pub async fn keep(&self, key: Key, record: &Record) -> Result<(), JournalError> {
-        let Some(changes) = &self.changes else {
-            return Ok(());
-        };
-        let (done, kept) = oneshot::channel();
-        let change = Change::Put(key, encode(record), Some(done));
-        changes.send(change).map_err(|_| JournalError::Ended)?;
-        kept.await.map_err(|_| JournalError::NotWritten)
+    /// Keeps a record; what is given ends when it is on disk. Asked for, and so in its order, as
+    /// soon as this is called.
+    pub fn keep(
+        &self,
+        key: Key,
+        record: &Record,
+    ) -> impl Future<Output = Result<(), JournalError>> + Send + use<> {
+        let asked = self.changes.as_ref().map(|changes| {
+            let (done, kept) = oneshot::channel();
+            let change = Change::Put(key, encode(record), Some(done));
+            changes.send(change).map(|()| kept)
+        });
+        async move {
+            match asked {
+                Some(Ok(kept)) => kept.await.map_err(|_| JournalError::NotWritten),
+                Some(Err(_)) => Err(JournalError::Ended),
+                None => Ok(()),
+            }
+        }
     }
 
     /// Keeps a record, soon.

@@ -16,6 +16,7 @@ pub mod domain;
 pub mod git;
 pub mod grpc;
 pub mod http;
+pub mod hunt;
 pub mod journal;
 pub mod live;
 pub mod maintainers;
@@ -35,8 +36,10 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use grasp_proto::{
-    contract::relay::push_server::PushServer,
-    transport::{self, Guard, Role},
+    contract::relay::{
+        admin_server::AdminServer, hunt_server::HuntServer, push_server::PushServer,
+    },
+    transport::{self, GrantKey, Guard, Role},
 };
 use nostr::Filter;
 use tokio::net::TcpListener;
@@ -50,8 +53,9 @@ use crate::{
     clock::Clock,
     config::Backend,
     git::{Git, Gitd},
-    grpc::push::PushService,
+    grpc::{admin::AdminService, hunt::HuntService, push::PushService},
     http::{Face, Ready},
+    hunt::{Hunt, Hunter, heal},
     journal::{Journal, JournalError},
     live::Live,
     nip34::announcement::Announcement,
@@ -105,6 +109,7 @@ pub async fn run(
     let store = Store::open(config.backend, &config.data_path).await?;
     let (journal, records) = open_journal(&config).await?;
     let clock = Clock::system();
+    let hunt = Hunt::open(config.hunt.rules, journal.clone(), clock.clone(), &records).await?;
     let purgatory = Arc::new(Purgatory::new(journal, clock));
     let repositories = Arc::new(Repositories::default());
     load_served(&store, &repositories, &config).await?;
@@ -124,13 +129,27 @@ pub async fn run(
     sweep::reconcile(&release).await?;
 
     let internal = CancellationToken::new();
-    let guard = Guard::new(&config.tokens, &[Role::Gitd]);
+    let guard = |roles| Guard::new(&config.tokens, roles);
     let push = PushServer::new(PushService::new(release.clone(), serial.clone()))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
+    let hunter = Hunter {
+        hunt: hunt.clone(),
+        release: release.clone(),
+        serial: serial.clone(),
+        key: GrantKey::new(&config.tokens),
+        ours: config.domain.clone(),
+        max_pack_bytes: config.hunt.max_pack_bytes,
+        stop: stop.clone(),
+    };
+    let hunting =
+        HuntServer::new(HuntService::new(hunter.clone())).max_encoding_message_size(MAX_MESSAGE);
+    let admin = AdminServer::new(AdminService::new(release.clone(), hunt.clone()));
     let routes = transport::standard_routes(&config.tokens)
         .await
-        .add_service(InterceptedService::new(push, guard));
+        .add_service(InterceptedService::new(push, guard(&[Role::Gitd])))
+        .add_service(InterceptedService::new(hunting, guard(&[Role::Worker])))
+        .add_service(InterceptedService::new(admin, guard(&[Role::Relay])));
     let listener = config
         .grpc
         .listen()
@@ -150,6 +169,16 @@ pub async fn run(
         internal.clone(),
     ));
 
+    hunter.enqueue_what_waits();
+    let clockwork = tokio::spawn(hunt.clone().run(config.hunt.look_every, internal.clone()));
+    let healing = tokio::spawn(heal::run(
+        hunt.clone(),
+        release.clone(),
+        serial.clone(),
+        heal::EVERY,
+        internal.clone(),
+    ));
+
     let public = TcpListener::bind(config.bind)
         .await
         .map_err(|error| Error::Listen(config.bind.to_string(), error))?;
@@ -159,6 +188,7 @@ pub async fn run(
     let door = Admit::new(
         release.clone(),
         serial,
+        hunt,
         config.domain.clone(),
         config.limits.max_event_bytes,
     );
@@ -173,11 +203,13 @@ pub async fn run(
     ready(address);
     let face = tokio::spawn(http::serve(face, public, stop.clone(), config.grace));
     // The public face ends by `stop` alone; anything else that ends, ends the process.
-    tokio::pin!(services, sweeping, face);
+    tokio::pin!(services, sweeping, clockwork, healing, face);
     tokio::select! {
         ended = &mut face => ended?,
         ended = &mut services => ended??,
         ended = &mut sweeping => ended?,
+        ended = &mut clockwork => ended?,
+        ended = &mut healing => ended?,
     }
     internal.cancel();
     Ok(())

@@ -113,6 +113,19 @@ impl Repositories {
             .collect()
     }
 
+    /// The identifiers under which some repository is served from here.
+    pub fn active_identifiers(&self) -> Vec<Identifier> {
+        let is_active = |project: &Project| {
+            let mut standings = project.standing.values();
+            standings.any(|standing| *standing == Standing::Active)
+        };
+        let active = self
+            .projects
+            .iter()
+            .filter(|entry| is_active(entry.value()));
+        active.map(|entry| entry.key().clone()).collect()
+    }
+
     /// How many are served from here.
     pub fn active(&self) -> usize {
         let count = |project: &Project| {

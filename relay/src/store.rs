@@ -153,6 +153,17 @@ impl Store {
         Ok(found)
     }
 
+    /// Announcements and states by any of these authors, one of each at most.
+    pub async fn of_repositories(
+        &self,
+        authors: impl IntoIterator<Item = Npub>,
+        identifier: &Identifier,
+    ) -> Result<Vec<Event>, StoreError> {
+        let mut found = self.by_authors(authors, identifier.as_str()).await?;
+        found.retain(|event| [nip34::ANNOUNCEMENT, nip34::STATE].contains(&event.kind));
+        Ok(found)
+    }
+
     /// Everything by these authors with this `d` tag. Without kinds, because with them the database
     /// walks all that an author ever wrote of the kind.
     async fn by_authors(

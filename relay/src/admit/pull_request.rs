@@ -1,12 +1,17 @@
 //! Kinds 1618 and 1619: accepted how.
 
 use super::{Admit, Failed, WAITS, unrelated, waits_already};
-use crate::{nip34::pull_request::PullRequest, serial::Turn, verdict::Verdict};
+use crate::{
+    nip34::pull_request::PullRequest,
+    serial::Turn,
+    verdict::{Origin, Verdict},
+};
 
 impl Admit {
     pub(super) async fn pull_request_in_turn(
         &self,
         mut request: PullRequest,
+        origin: Origin,
     ) -> Result<Verdict, Failed> {
         let purgatory = &self.release.purgatory;
         if purgatory
@@ -24,16 +29,21 @@ impl Admit {
         // One queue is enough: the other side of the entry is merged, not overwritten, whichever
         // identifier it comes in by.
         let queue = request.identifiers().into_iter().next();
-        let work = async move { door.pull_request(request).await };
+        let work = async move { door.pull_request(request, origin).await };
         match queue {
             Some(identifier) => self.serial.run(&identifier, Turn::Normal, work).await,
             None => work.await,
         }
     }
 
-    pub(super) async fn pull_request(self, request: PullRequest) -> Result<Verdict, Failed> {
+    pub(super) async fn pull_request(
+        self,
+        request: PullRequest,
+        origin: Origin,
+    ) -> Result<Verdict, Failed> {
         let purgatory = &self.release.purgatory;
         let (id, identifiers) = (request.id(), request.identifiers());
+        let may_arrive = request.commit.is_some();
         purgatory.pull_requests.admit(request, self.now());
         if let Err(error) = purgatory.keep_pull_request(&id).await {
             purgatory.remove_pull_request(&id);
@@ -44,9 +54,14 @@ impl Admit {
             Ok(false) => {}
             Err(error) => {
                 let what = "a pull request waits though its data may be here";
-                for identifier in identifiers {
-                    self.release.note(&identifier, &error, what);
+                for identifier in &identifiers {
+                    self.release.note(identifier, &error, what);
                 }
+            }
+        }
+        if may_arrive {
+            for identifier in &identifiers {
+                self.hunt.enqueue(identifier, origin);
             }
         }
         Ok(Verdict::accepted(WAITS))

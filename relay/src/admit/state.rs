@@ -9,11 +9,11 @@ use crate::{
     purgatory::WAITS_FOR,
     release::{GoOn, Release, ReleaseError, go_on, make_repository},
     repository::Standing,
-    verdict::Verdict,
+    verdict::{Origin, Verdict},
 };
 
 impl Admit {
-    pub(super) async fn state(self, state: State) -> Result<Verdict, Failed> {
+    pub(super) async fn state(self, state: State, origin: Origin) -> Result<Verdict, Failed> {
         let Release {
             store,
             purgatory,
@@ -52,10 +52,13 @@ impl Admit {
             purgatory.remove_state(&id);
             return Err(error.into());
         }
-        match self.release_now(&state).await {
-            true => Ok(Verdict::served()),
-            false => Ok(Verdict::accepted(WAITS)),
+        if self.release_now(&state).await {
+            return Ok(Verdict::served());
         }
+        if !state.never_arrives() {
+            self.hunt.enqueue(&state.identifier, origin);
+        }
+        Ok(Verdict::accepted(WAITS))
     }
 
     /// Releases a state if its objects are here; says whether it is served.

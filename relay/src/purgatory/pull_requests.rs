@@ -148,6 +148,11 @@ impl PullRequests {
             .collect()
     }
 
+    /// Goes through all that waits, for an operator who asks; blocks.
+    pub fn each(&self, mut see: impl FnMut(&Waiting)) {
+        self.entries.iter().for_each(|entry| see(entry.value()));
+    }
+
     /// How many wait.
     pub fn len(&self) -> usize {
         self.entries.len()

@@ -184,6 +184,8 @@ impl Purgatory {
                 self.expired
                     .remember(EventId::from_hex(&id).map_err(|e| e.to_string())?);
             }
+            // The hunt's, not purgatory's.
+            Record::Run { .. } | Record::Lease { .. } | Record::Requests { .. } => {}
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! The relay's inside – admission, purgatory, release, pushes, the sweep – under a clock that the
 //! tests set and with a stand-in for gitd.
 
+mod hunts;
 mod orders;
 mod pushes;
 mod stand_in;
@@ -8,7 +9,10 @@ mod waiting;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use grasp_proto::words::{Identifier, Npub, Oid, RefName, RepoId};
+use grasp_proto::{
+    transport::{GrantKey, Token, Tokens},
+    words::{Identifier, Npub, Oid, RefName, RepoId},
+};
 use grasp_relay::{
     admit::Admit,
     clock::{Clock, Moment},
@@ -16,7 +20,8 @@ use grasp_relay::{
     domain::Domain,
     git::Git,
     grpc::push::PushService,
-    journal::Journal,
+    hunt::{Hunt, Hunter, budget::Limits, entry::Delays, queue::Rules},
+    journal::{Journal, Key, Record},
     live::Live,
     nip34,
     purgatory::Purgatory,
@@ -31,6 +36,7 @@ use nostr::{
     Event, EventBuilder, Keys, Kind, Tag, Timestamp, event::FinalizeEvent, key::SecretKey,
 };
 use stand_in::StandIn;
+use tokio_util::sync::CancellationToken;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -42,9 +48,24 @@ struct Inside {
     git: Arc<StandIn>,
     release: Release,
     serial: Serial,
+    hunter: Hunter,
     door: Admit,
     push: PushService,
+    tokens: Tokens,
 }
+
+const RULES: Rules = Rules {
+    delays: Delays {
+        user: Duration::from_secs(180),
+        synced: Duration::from_millis(500),
+    },
+    lease: Duration::from_secs(20),
+    limits: Limits {
+        at_once: 5,
+        per_minute: 30,
+        aside_for: Duration::from_secs(12 * 60 * 60),
+    },
+};
 
 fn keys(seed: u8) -> Keys {
     Keys::new(SecretKey::from_slice(&[seed; 32]).unwrap())
@@ -119,11 +140,19 @@ fn pull_request(seed: u8, at: u64, commit: &str, offered: &RepoId) -> Event {
 impl Inside {
     async fn new() -> Self {
         let store = Store::open(Backend::Memory, Path::new("")).await.unwrap();
-        Self::over(store, Journal::none(), StandIn::default().into())
+        Self::over(store, Journal::none(), &[], StandIn::default().into()).await
     }
 
-    fn over(store: Store, journal: Journal, git: Arc<StandIn>) -> Self {
+    async fn over(
+        store: Store,
+        journal: Journal,
+        records: &[(Key, Record)],
+        git: Arc<StandIn>,
+    ) -> Self {
         let clock = Clock::standing_at(Moment::from_millis(1_000_000_000_000));
+        let hunt = Hunt::open(RULES, journal.clone(), clock.clone(), records)
+            .await
+            .unwrap();
         let release = Release {
             store,
             purgatory: Arc::new(Purgatory::new(journal, clock.clone())),
@@ -135,8 +164,24 @@ impl Inside {
         };
         let serial = Serial::default();
         let domain = Domain::parse("grasp.example").unwrap();
+        let tokens = Tokens {
+            relay: Token::random(),
+            gitd: Token::random(),
+            worker: Token::random(),
+        };
+        let hunter = Hunter {
+            hunt: hunt.clone(),
+            release: release.clone(),
+            serial: serial.clone(),
+            key: GrantKey::new(&tokens),
+            ours: domain.clone(),
+            max_pack_bytes: 1 << 30,
+            stop: CancellationToken::new(),
+        };
         Self {
-            door: Admit::new(release.clone(), serial.clone(), domain, 196_608),
+            door: Admit::new(release.clone(), serial.clone(), hunt, domain, 196_608),
+            hunter,
+            tokens,
             push: PushService::new(release.clone(), serial.clone()),
             clock,
             git,

@@ -94,7 +94,7 @@ async fn the_same_event_by_two_connections_at_once_is_accepted_twice() {
 async fn long_identifiers_that_begin_alike_take_no_place_of_each_other() {
     let data = tempfile::tempdir().unwrap();
     let store = Store::open(Backend::Lmdb, data.path()).await.unwrap();
-    let inside = Inside::over(store, Journal::none(), Arc::default());
+    let inside = Inside::over(store, Journal::none(), &[], Arc::default()).await;
     let (one, other) = (
         format!("{}1", "x".repeat(200)),
         format!("{}2", "x".repeat(200)),
@@ -183,14 +183,14 @@ async fn clocks_that_were_reset_survive_the_process() {
     let git: Arc<StandIn> = Arc::default();
     let memory = || Store::open(Backend::Memory, Path::new(""));
     let (journal, _) = Journal::open(data.path()).unwrap();
-    let before = Inside::over(memory().await.unwrap(), journal, git.clone());
+    let before = Inside::over(memory().await.unwrap(), journal, &[], git.clone()).await;
     before.waits(&announcement(1, "x", 10, &[])).await;
     before.clock.advance(20 * MINUTE);
     before.waits(&state(1, "x", 10, &[("main", 1)])).await;
     before.release.purgatory.flush().await.unwrap();
     std::fs::copy(data.path().join("data.mdb"), copy.path().join("data.mdb")).unwrap();
     let (journal, records) = Journal::open(copy.path()).unwrap();
-    let after = Inside::over(memory().await.unwrap(), journal, git);
+    let after = Inside::over(memory().await.unwrap(), journal, &records, git).await;
     after.release.purgatory.restore(records);
     let entry = after
         .release

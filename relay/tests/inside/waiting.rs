@@ -380,7 +380,7 @@ async fn what_waits_survives_the_process() {
     let git: Arc<StandIn> = Arc::default();
     let memory = || Store::open(Backend::Memory, Path::new(""));
     let (journal, _) = Journal::open(data.path()).unwrap();
-    let before = Inside::over(memory().await.unwrap(), journal, git.clone());
+    let before = Inside::over(memory().await.unwrap(), journal, &[], git.clone()).await;
     let (first, second) = (
         announcement(1, "x", 10, &[]),
         state(1, "x", 10, &[("main", 1)]),
@@ -391,7 +391,7 @@ async fn what_waits_survives_the_process() {
     std::fs::copy(data.path().join("data.mdb"), copy.path().join("data.mdb")).unwrap();
     git.bring(&identifier("x"), &[oid(1)]);
     let (journal, records) = Journal::open(copy.path()).unwrap();
-    let after = Inside::over(memory().await.unwrap(), journal, git);
+    let after = Inside::over(memory().await.unwrap(), journal, &records, git).await;
     after.release.purgatory.restore(records);
     sweep::reconcile(&after.release).await.unwrap();
     // However late it is: released before anything is swept.

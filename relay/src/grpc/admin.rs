@@ -1,0 +1,172 @@
+//! Admin: what an operator's commands ask (see `admin.proto`). Figures are read as they are; what
+//! needs a look at every entry is done on a blocking thread.
+
+use grasp_proto::contract::relay::{self as wire, admin_server};
+use tonic::{Request, Response, Status};
+
+use crate::{
+    clock::Moment,
+    hunt::{Hunt, budget::DomainFigures, queue::EntryFigures, workers::Worker},
+    purgatory::Purgatory,
+    release::Release,
+};
+
+/// Lines of a list, unless the caller says otherwise.
+const LINES: usize = 20;
+/// The most lines of a list.
+const MOST_LINES: usize = 1_000;
+
+/// The Admin service.
+#[derive(Clone)]
+pub struct AdminService {
+    release: Release,
+    hunt: Hunt,
+}
+
+impl AdminService {
+    /// The service over what is served and what is hunted for.
+    pub fn new(release: Release, hunt: Hunt) -> Self {
+        Self { release, hunt }
+    }
+}
+
+/// What one kind of entry amounts to.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sum {
+    entries: u64,
+    oldest: Option<Moment>,
+    first_expiry: Option<Moment>,
+}
+
+impl Sum {
+    fn add(&mut self, created: Moment, expires: Moment) {
+        self.entries += 1;
+        self.oldest = Some(self.oldest.map_or(created, |known| known.min(created)));
+        let first = self
+            .first_expiry
+            .map_or(expires, |known| known.min(expires));
+        self.first_expiry = Some(first);
+    }
+
+    fn into_kind(self, kind: &str) -> wire::PurgatoryKind {
+        let millis = |moment: Option<Moment>| moment.map_or(0, Moment::as_millis);
+        wire::PurgatoryKind {
+            kind: kind.to_owned(),
+            entries: self.entries,
+            oldest_millis: millis(self.oldest),
+            first_expiry_millis: millis(self.first_expiry),
+        }
+    }
+}
+
+fn purgatory_status(purgatory: &Purgatory) -> wire::PurgatoryStatus {
+    let (mut announcements, mut soft_expired) = (Sum::default(), Sum::default());
+    purgatory.announcements.each(|entry| {
+        let sum = match entry.soft_expired {
+            true => &mut soft_expired,
+            false => &mut announcements,
+        };
+        sum.add(entry.created, entry.expires);
+    });
+    let mut states = Sum::default();
+    purgatory
+        .states
+        .each(|entry| states.add(entry.created, entry.expires));
+    let (mut requests, mut placeholders) = (Sum::default(), Sum::default());
+    purgatory.pull_requests.each(|entry| {
+        let sum = match entry.request {
+            Some(_) => &mut requests,
+            None => &mut placeholders,
+        };
+        sum.add(entry.created, entry.expires);
+    });
+    wire::PurgatoryStatus {
+        kinds: vec![
+            announcements.into_kind("announcements"),
+            soft_expired.into_kind("soft-expired announcements"),
+            states.into_kind("states"),
+            requests.into_kind("pull requests"),
+            placeholders.into_kind("placeholders"),
+        ],
+        doomed: purgatory.doomed().len() as u64,
+    }
+}
+
+fn entry(entry: EntryFigures) -> wire::QueueEntry {
+    wire::QueueEntry {
+        identifier: entry.identifier.to_string(),
+        next_attempt_millis: entry.due.as_millis(),
+        attempts: entry.attempts,
+        worker: entry.worker.unwrap_or_default(),
+    }
+}
+
+fn narrow(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+fn domain(figures: DomainFigures) -> wire::DomainStatus {
+    wire::DomainStatus {
+        domain: figures.domain,
+        in_flight: narrow(figures.running),
+        last_minute: narrow(figures.last_minute),
+        waiting: narrow(figures.waiting),
+        set_aside_until_millis: figures.aside_until.map_or(0, Moment::as_millis),
+    }
+}
+
+fn worker((name, worker): (&str, &Worker)) -> wire::WorkerStatus {
+    wire::WorkerStatus {
+        worker: name.to_owned(),
+        leases: narrow(worker.leases),
+        counts: Some(wire::HuntCounts {
+            fetches_succeeded: worker.counts.succeeded,
+            fetches_failed: worker.counts.failed,
+            bytes: worker.counts.bytes,
+            fetching: worker.counts.fetching,
+            concurrency: worker.counts.concurrency,
+        }),
+        seen_millis: worker.seen.as_millis(),
+    }
+}
+
+#[tonic::async_trait]
+impl admin_server::Admin for AdminService {
+    async fn status(
+        &self,
+        request: Request<wire::StatusRequest>,
+    ) -> Result<Response<wire::StatusResponse>, Status> {
+        let most = match usize::try_from(request.into_inner().most) {
+            Ok(0) => LINES,
+            Ok(most) => most.min(MOST_LINES),
+            Err(_) => MOST_LINES,
+        };
+        let purgatory = self.release.purgatory.clone();
+        let purgatory = tokio::task::spawn_blocking(move || purgatory_status(&purgatory));
+        let purgatory = purgatory
+            .await
+            .map_err(|error| Status::internal(error.to_string()))?;
+        let (queue, mut domains, workers) = self.hunt.act(|queue, now| {
+            queue.tick(now);
+            let workers: Vec<wire::WorkerStatus> = queue.workers.all().map(worker).collect();
+            (queue.figures(most), queue.budget.figures(now), workers)
+        });
+        let more_domains = domains.len().saturating_sub(most);
+        domains.truncate(most);
+        Ok(Response::new(wire::StatusResponse {
+            purgatory: Some(purgatory),
+            queue: Some(wire::QueueStatus {
+                identifiers: queue.identifiers as u64,
+                leased: queue.leased as u64,
+                due: queue.ready as u64,
+                waiting_for_domains: queue.waiting as u64,
+                entries: queue.entries.into_iter().map(entry).collect(),
+            }),
+            domains: domains.into_iter().map(domain).collect(),
+            more_domains: narrow(more_domains),
+            workers,
+            repositories: self.release.repositories.active() as u64,
+            git_reachable: self.release.git.reachable().await,
+        }))
+    }
+}

@@ -1,0 +1,160 @@
+//! The hunt for git data that is not here: what is missing, who looks for it, where it may be asked
+//! for (GRASP-02).
+//!
+//! [`queue`] decides, purely: [`entry`] when an attempt is due, [`budget`] what remote domains are
+//! asked. [`Hunt`] is the queue behind its one lock, which is never held across a wait; what must
+//! outlive the process goes to the journal in the order in which it was decided. [`Hunter`] gathers
+//! what decisions rest on ([`pending`]) and does what follows from them. Workers lease, ask and
+//! report; they are believed nothing.
+//!
+//! Tasks: [`Hunt::run`] moves time on, [`heal::run`] finds what is served and lacks objects.
+
+pub mod budget;
+pub mod entry;
+pub mod heal;
+mod meters;
+pub mod pending;
+pub mod queue;
+pub mod records;
+mod steps;
+pub mod urls;
+pub mod workers;
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures::future::{BoxFuture, FutureExt, join_all};
+use grasp_proto::{transport::Trace, words::Identifier};
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    meters::Meters,
+    queue::{Queue, Rules},
+    records::Write,
+};
+use crate::{
+    clock::{Clock, Moment},
+    journal::{Journal, JournalError, Key, Record},
+    verdict::Origin,
+};
+
+pub use steps::{Fetch, Hunter, HunterError, Next, Outcome};
+
+/// Bits of a number that count within one run of the relay.
+const BITS_A_RUN: u32 = 32;
+
+#[derive(Debug)]
+struct Inside {
+    queue: Queue,
+    meters: Meters,
+}
+
+/// The queue, shared. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Hunt {
+    inside: Arc<Mutex<Inside>>,
+    rules: Rules,
+    journal: Journal,
+    clock: Clock,
+}
+
+/// Ends when what was decided is on disk.
+type Kept = BoxFuture<'static, Result<(), JournalError>>;
+
+impl Hunt {
+    /// The hunt as the journal had it. The numbers of this run are greater than those of every run
+    /// before.
+    pub async fn open(
+        rules: Rules,
+        journal: Journal,
+        clock: Clock,
+        records: &[(Key, Record)],
+    ) -> Result<Self, JournalError> {
+        let now = clock.now();
+        // Where nothing is kept, time counts.
+        let run = (records::runs(records) + 1).max(now.as_secs());
+        let mut queue = Queue::new(rules, run << BITS_A_RUN);
+        queue.restore(records, now);
+        let hunt = Self {
+            inside: Arc::new(Mutex::new(Inside {
+                queue,
+                meters: Meters::begin(),
+            })),
+            rules,
+            journal,
+            clock,
+        };
+        if let Write::Keep(key, record) = Write::run(run) {
+            hunt.journal.keep(key, &record).await?;
+        }
+        hunt.act(|_, _| ());
+        Ok(hunt)
+    }
+
+    /// Does something with the queue. What is to be on disk is on its way when this returns.
+    pub fn act<T>(&self, act: impl FnOnce(&mut Queue, Moment) -> T) -> T {
+        self.act_durably(act).0
+    }
+
+    /// As [`Hunt::act`]; what is given besides ends when it is on disk.
+    fn act_durably<T>(&self, act: impl FnOnce(&mut Queue, Moment) -> T) -> (T, Kept) {
+        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        let Inside { queue, meters } = &mut *inside;
+        let result = act(queue, self.clock.now());
+        let mut kept = Vec::new();
+        // Within the lock: what was decided first is written first.
+        for write in queue.writes() {
+            match write {
+                Write::Keep(key, record) => kept.push(self.journal.keep(key, &record)),
+                Write::Forget(key) => self.journal.forget(key),
+            }
+        }
+        meters.show(queue);
+        let kept = join_all(kept).map(|all| all.into_iter().collect());
+        (result, kept.boxed())
+    }
+
+    /// An event waits for git data under an identifier.
+    pub fn enqueue(&self, identifier: &Identifier, origin: Origin) {
+        let delay = self.rules.delays.after(origin);
+        let trace = Trace::current();
+        tracing::debug!(%identifier, ?delay, "queued for the hunt");
+        self.act(|queue, now| queue.enqueue(identifier, now + delay, false, trace));
+    }
+
+    /// What is served under an identifier lacks objects.
+    pub fn heal(&self, identifier: &Identifier) {
+        let delay = self.rules.delays.after(Origin::Sync);
+        self.act(|queue, now| queue.enqueue(identifier, now + delay, true, None));
+    }
+
+    /// How long a lease holds.
+    pub fn lease_time(&self) -> Duration {
+        self.rules.lease
+    }
+
+    fn asked(&self, domain: &str) {
+        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        inside.meters.asked(domain);
+    }
+
+    /// Moves time on until `stop`; looks at the queue `every` so often at least.
+    pub async fn run(self, every: Duration, stop: CancellationToken) {
+        let sooner = self.act(|queue, _| queue.sooner());
+        loop {
+            let next = self.act(|queue, now| {
+                queue.tick(now);
+                queue.next_moment().map(|moment| moment.since(now))
+            });
+            // A moment that is past the next tick sees to; never without a breath between.
+            let wait = next.map_or(every, |next| next.min(every));
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(wait.max(Duration::from_millis(1))) => {}
+                () = sooner.notified() => {}
+            }
+        }
+    }
+}

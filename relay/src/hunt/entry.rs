@@ -1,0 +1,169 @@
+//! One identifier's place in the queue: when its next attempt is due. Pure.
+//!
+//! An attempt is all that is tried until everything is here or every URL was asked; it may take
+//! several turns.
+
+use std::time::Duration;
+
+use crate::{clock::Moment, verdict::Origin};
+
+/// How long the first attempt after an event is put off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Delays {
+    /// After a user's event: a push is expected first.
+    pub user: Duration,
+    /// After one that was found elsewhere: bursts become one attempt.
+    pub synced: Duration,
+}
+
+impl Delays {
+    /// After an event that came from there.
+    pub fn after(&self, origin: Origin) -> Duration {
+        match origin {
+            Origin::User => self.user,
+            Origin::Sync => self.synced,
+        }
+    }
+}
+
+/// The wait after the first attempt that left something missing; doubled after each further one.
+const FIRST_BACKOFF: Duration = Duration::from_secs(20);
+/// The longest wait between two attempts.
+const LONGEST_BACKOFF: Duration = Duration::from_secs(120);
+
+/// The wait after an attempt that left something missing, when `attempts` before it did.
+pub fn backoff(attempts: u32) -> Duration {
+    let factor = 1_u32.checked_shl(attempts).unwrap_or(u32::MAX);
+    FIRST_BACKOFF.saturating_mul(factor).min(LONGEST_BACKOFF)
+}
+
+/// When an identifier is hunted for next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timing {
+    due: Moment,
+    attempts: u32,
+    /// An attempt has begun and not ended.
+    running: bool,
+    /// When an event that came during the attempt wants the next one.
+    anew: Option<Moment>,
+}
+
+impl Timing {
+    /// The first attempt is due then.
+    pub fn due_at(due: Moment) -> Self {
+        Self {
+            due,
+            attempts: 0,
+            running: false,
+            anew: None,
+        }
+    }
+
+    /// When the next attempt is due; of one that is running, when it was.
+    pub fn due(&self) -> Moment {
+        self.due
+    }
+
+    /// Attempts so far that left something missing, since the last event.
+    pub fn attempts(&self) -> u32 {
+        self.attempts
+    }
+
+    /// Whether an event came during the attempt.
+    pub fn is_wanted_anew(&self) -> bool {
+        self.anew.is_some()
+    }
+
+    /// An event came whose attempt is due at `wanted`: that may bring the next one forward, never
+    /// back.
+    pub fn event(&mut self, wanted: Moment) {
+        self.attempts = 0;
+        if self.running {
+            self.anew = Some(self.anew.map_or(wanted, |anew| anew.min(wanted)));
+        } else {
+            self.due = self.due.min(wanted);
+        }
+    }
+
+    /// An attempt begins, or goes on; says whether it begins.
+    pub fn begin(&mut self) -> bool {
+        !std::mem::replace(&mut self.running, true)
+    }
+
+    /// The attempt goes on in another turn, at once.
+    pub fn goes_on(&mut self, now: Moment) {
+        self.due = now;
+    }
+
+    /// The attempt ended and something is missing still. Gives the backoff, unless an event took its
+    /// place.
+    pub fn ended(&mut self, now: Moment) -> Option<Duration> {
+        self.running = false;
+        if let Some(anew) = self.anew.take() {
+            self.due = anew;
+            return None;
+        }
+        let backoff = backoff(self.attempts);
+        self.attempts = self.attempts.saturating_add(1);
+        self.due = now + backoff;
+        Some(backoff)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NOW: Moment = Moment::from_millis(1_000_000);
+
+    fn at(millis: u64) -> Moment {
+        NOW + Duration::from_millis(millis)
+    }
+
+    #[test]
+    fn waits_double_to_two_minutes() {
+        let seconds: Vec<u64> = (0..7).map(|n| backoff(n).as_secs()).collect();
+        assert_eq!(seconds, [20, 40, 80, 120, 120, 120, 120]);
+        assert_eq!(backoff(u32::MAX), LONGEST_BACKOFF);
+    }
+
+    #[test]
+    fn events_bring_an_attempt_forward_and_never_back() {
+        let mut timing = Timing::due_at(at(180_000));
+        timing.event(at(500));
+        assert_eq!(timing.due(), at(500));
+        timing.event(at(180_100));
+        assert_eq!(timing.due(), at(500));
+    }
+
+    #[test]
+    fn an_event_during_an_attempt_takes_the_place_of_its_backoff() {
+        let mut timing = Timing::due_at(NOW);
+        for expected in [20, 40, 80] {
+            timing.begin();
+            assert_eq!(timing.ended(NOW), Some(Duration::from_secs(expected)));
+        }
+        timing.begin();
+        timing.event(at(180_000));
+        assert_eq!(timing.due(), NOW + Duration::from_secs(80));
+        timing.event(at(9_500));
+        timing.event(at(190_000));
+        assert_eq!(timing.ended(at(4_000)), None);
+        assert_eq!((timing.due(), timing.attempts()), (at(9_500), 0));
+        timing.begin();
+        assert_eq!(timing.ended(NOW), Some(FIRST_BACKOFF));
+    }
+
+    proptest! {
+        #[test]
+        fn a_burst_becomes_one_attempt(offsets in prop::collection::vec(0u64..100, 1..10)) {
+            let mut timing = Timing::due_at(at(offsets[0] + 500));
+            for offset in &offsets[1..] {
+                timing.event(at(offset + 500));
+            }
+            prop_assert_eq!(timing.due(), at(offsets.iter().min().unwrap() + 500));
+        }
+    }
+}

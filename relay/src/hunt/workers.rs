@@ -1,0 +1,146 @@
+//! The workers that are heard of: shown, never believed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use crate::clock::Moment;
+
+/// Workers that are known at once; more of them work all the same, and are not shown.
+pub const WORKERS: usize = 64;
+/// After how long without a word a worker is forgotten.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(5 * 60);
+
+/// What a worker says it has done since it started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Fetches that brought something.
+    pub succeeded: u64,
+    /// Fetches that did not.
+    pub failed: u64,
+    /// Bytes of packs.
+    pub bytes: u64,
+    /// Fetches that are running.
+    pub fetching: u32,
+    /// Identifiers it can hunt for at once.
+    pub concurrency: u32,
+}
+
+/// One worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Worker {
+    /// When it was last heard of.
+    pub seen: Moment,
+    /// Identifiers leased to it.
+    pub leases: usize,
+    /// What it says of itself.
+    pub counts: Counts,
+    /// By which of `WORKERS` numbers it goes in the metrics: the series of one that has gone are
+    /// another's later.
+    pub slot: usize,
+}
+
+/// The workers by name.
+#[derive(Debug, Default)]
+pub struct Workers {
+    known: BTreeMap<String, Worker>,
+    /// Numbers whose worker has gone since this was asked last.
+    gone: BTreeSet<usize>,
+}
+
+impl Workers {
+    /// It is heard of.
+    pub fn seen(&mut self, name: &str, now: Moment) {
+        if let Some(worker) = self.known.get_mut(name) {
+            worker.seen = now;
+            return;
+        }
+        if self.known.len() >= WORKERS {
+            return;
+        }
+        let taken: BTreeSet<usize> = self.known.values().map(|worker| worker.slot).collect();
+        let slot = (1..=WORKERS).find(|slot| !taken.contains(slot));
+        let worker = Worker {
+            seen: now,
+            leases: 0,
+            counts: Counts::default(),
+            slot: slot.unwrap_or_default(),
+        };
+        tracing::info!(worker = name, metrics = worker.slot, "a worker is here");
+        self.known.insert(name.to_owned(), worker);
+    }
+
+    /// It says what it has done.
+    pub fn counts(&mut self, name: &str, counts: Counts) {
+        if let Some(worker) = self.known.get_mut(name) {
+            worker.counts = counts;
+        }
+    }
+
+    /// An identifier is leased to it.
+    pub fn leased(&mut self, name: &str) {
+        if let Some(worker) = self.known.get_mut(name) {
+            worker.leases += 1;
+        }
+    }
+
+    /// One of its leases has ended.
+    pub fn unleased(&mut self, name: &str) {
+        if let Some(worker) = self.known.get_mut(name) {
+            worker.leases = worker.leases.saturating_sub(1);
+        }
+    }
+
+    /// Time has passed: those nobody has heard of are forgotten.
+    pub fn tick(&mut self, now: Moment) {
+        let gone = &mut self.gone;
+        self.known.retain(|name, worker| {
+            let stays = worker.leases > 0 || now.since(worker.seen) < FORGOTTEN_AFTER;
+            if !stays {
+                tracing::info!(worker = name, "a worker has gone");
+                gone.insert(worker.slot);
+            }
+            stays
+        });
+    }
+
+    /// Those that are known.
+    pub fn all(&self) -> impl Iterator<Item = (&str, &Worker)> {
+        self.known
+            .iter()
+            .map(|(name, worker)| (name.as_str(), worker))
+    }
+
+    /// Numbers without a worker since this was asked last.
+    pub fn gone(&mut self) -> BTreeSet<usize> {
+        let gone = std::mem::take(&mut self.gone);
+        let taken: BTreeSet<usize> = self.known.values().map(|worker| worker.slot).collect();
+        gone.difference(&taken).copied().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_are_bounded_and_their_numbers_used_again() {
+        let mut workers = Workers::default();
+        let at = |seconds: u64| Moment::from_millis(1_000 * seconds);
+        for n in 0..2 * WORKERS {
+            workers.seen(&format!("w{n}"), at(0));
+        }
+        assert_eq!(workers.all().count(), WORKERS);
+        workers.seen("w0", at(200));
+        workers.leased("w1");
+        workers.tick(at(300));
+        let left: Vec<&str> = workers.all().map(|(name, _)| name).collect();
+        assert_eq!(left, ["w0", "w1"]);
+        workers.seen("new", at(300));
+        let slot = |workers: &Workers, name| workers.known[name].slot;
+        assert_eq!(slot(&workers, "new"), 3);
+        let gone = workers.gone();
+        assert!(!gone.contains(&3) && gone.contains(&4) && !gone.contains(&1));
+    }
+}
