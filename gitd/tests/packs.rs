@@ -293,6 +293,30 @@ async fn what_is_bad_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pack_that_ends_too_soon_is_refused_though_its_caller_stays() {
+    let (service, _, path, tip) = begin("short").await;
+    let grant = grant("short", &[tip], HOLDS);
+    let pack = pack(&path, &["main"]).await;
+    for (end, expected) in [
+        (pack.len() - 21, Some(Code::InvalidArgument)),
+        (pack.len(), None),
+    ] {
+        let call = Call::begin(&service);
+        call.grant(&service, &grant).await;
+        call.chunks(&pack[..end]).await;
+        call.part(Part::Chunk(vec![])).await;
+        call.grant(&service, &grant).await;
+        // Kept open, as by a worker that has more grants to send.
+        let Call { parts, answer } = call;
+        assert_eq!(
+            answer.await.unwrap().map_err(|status| status.code()).err(),
+            expected
+        );
+        drop(parts);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_call_that_is_broken_off_leaves_nothing() {
     let (service, _, path, tip) = begin("broken").await;
     let whole = pack(&path, &["main"]).await;

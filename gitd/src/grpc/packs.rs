@@ -247,6 +247,7 @@ impl Service {
         tally: &AtomicU64,
     ) -> Status {
         let mut came = 0;
+        let mut chunks = Some(chunks);
         loop {
             match next(stream).await {
                 Err(status) => return status,
@@ -262,7 +263,13 @@ impl Service {
                         Err(status) => return status,
                     }
                 }
+                // Grants may follow. If git still waits for the rest of a pack that was cut short, it
+                // does so no longer.
+                Ok(Some(Part::Chunk(chunk))) if chunk.is_empty() => chunks = None,
                 Ok(Some(Part::Chunk(chunk))) => {
+                    let Some(chunks) = &chunks else {
+                        return Status::invalid_argument("a chunk behind the end of the pack");
+                    };
                     if chunk.len() > LARGEST_CHUNK {
                         return Status::invalid_argument("a chunk of more than 1 MiB");
                     }
@@ -274,7 +281,7 @@ impl Service {
                         return Status::resource_exhausted(reason);
                     }
                     // Nobody takes it: the intake is about to say why.
-                    if !chunk.is_empty() && chunks.send(Ok(chunk.into())).await.is_err() {
+                    if chunks.send(Ok(chunk.into())).await.is_err() {
                         break;
                     }
                 }
