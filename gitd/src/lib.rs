@@ -32,8 +32,8 @@ pub use config::Config;
 use relay::GrpcRelay;
 use repository::{
     Repositories,
+    consolidate::Consolidator,
     git::{self, BadGit, Places},
-    pool::Consolidator,
 };
 use smart_http::{Server, pace::Budget};
 
@@ -136,7 +136,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
     let mut grpc = tokio::spawn(transport::serve(grpc_listener, routes, stop_grpc.clone()));
 
     let server = Arc::new(Server {
-        repositories,
+        repositories: Arc::clone(&repositories),
         relay: Arc::new(GrpcRelay::new(&config.relay, &config.tokens.gitd)),
         readers: Places::new(READERS),
         writers: Places::new(WRITERS),
@@ -152,8 +152,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
     });
     let stop_http = stop.child_token();
     let http = tokio::spawn(smart_http::serve(server, http_listener, stop_http.clone()));
-    // Ends with this process; what it was at is found and done again by a later push.
-    let consolidating = tokio::spawn(async move { consolidator.work(pools).await });
+    // Ends with this process; what it was at is found and done again at the next start.
+    let consolidating = tokio::spawn(async move { consolidator.work(pools, repositories).await });
     tracing::info!(http = %config.http, grpc = %config.grpc, data = %config.data.display(), "gitd is up");
 
     let early = tokio::select! {

@@ -3,35 +3,6 @@
 mod common;
 
 use common::*;
-use grasp_proto::words::RepoId;
-
-fn line(text: &str) -> String {
-    format!("{:04x}{text}", text.len() + 4)
-}
-
-/// Asks for objects in a version of the protocol; gives the whole answer.
-async fn want(service: &Service, repo: &RepoId, version: u8, wants: &[&str]) -> String {
-    let mut body = String::new();
-    if version == 2 {
-        body.push_str(&line("command=fetch"));
-        body.push_str("0001");
-        for want in wants {
-            body.push_str(&line(&format!("want {want}\n")));
-        }
-        body.push_str(&line("done\n"));
-        body.push_str("0000");
-    } else {
-        for (n, want) in wants.iter().enumerate() {
-            let capabilities = if n == 0 { " side-band-64k" } else { "" };
-            body.push_str(&line(&format!("want {want}{capabilities}\n")));
-        }
-        body.push_str("0000");
-        body.push_str(&line("done\n"));
-    }
-    let headers = format!("Git-Protocol: version={version}\r\n");
-    let path = format!("/{repo}/git-upload-pack");
-    post(service, &path, &headers, body.as_bytes()).await
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_view_shows_nothing_of_another_owners() {

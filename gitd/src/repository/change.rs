@@ -197,6 +197,7 @@ impl Repositories {
                     tracing::warn!(%repo, %error, "refs not packed");
                 }
             }
+            self.consolidator.consider(&pool);
             Ok(u32::try_from(changes.len()).unwrap_or(u32::MAX))
         })
     }
@@ -334,9 +335,7 @@ impl Repositories {
             Destination::Pool => {
                 // What is staged in the view counts: the relay's next call claims it.
                 quarantine.check_tips(&view, tips)?;
-                quarantine.publish(&pool.join("objects"))?;
-                self.consolidator.consider(pool);
-                Ok(())
+                Ok(quarantine.publish(&pool.join("objects"))?)
             }
             Destination::Staged { events, most } => self.views.hold(&upload.repo, || {
                 // Not the view, where other placeholders' objects show: those go with theirs.

@@ -6,14 +6,13 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fs,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use grasp_proto::words::{Identifier, Oid};
 
-use super::{Error, Repositories, intake::Quarantine, pool};
+use super::{Error, Repositories, intake::Quarantine, pool, throw_away};
 
 /// Why a pack that was fetched is not taken in.
 #[derive(Debug, thiserror::Error)]
@@ -107,9 +106,12 @@ impl Repositories {
             drop(running);
             self.drop_pool(identifier)
         });
-        let removed = dropped.and_then(|gone| gone.map_or(Ok(()), fs::remove_dir_all));
-        if let Err(error) = removed {
-            tracing::warn!(%identifier, %error, "a pool without views stays until the next start");
+        match dropped {
+            Ok(Some(rubbish)) => throw_away(&rubbish),
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(%identifier, %error, "a pool without views stays until the next start");
+            }
         }
     }
 

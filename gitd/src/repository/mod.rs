@@ -8,6 +8,7 @@
 //! same call, or the sweep at the next start, finishes.
 
 pub mod change;
+pub mod consolidate;
 pub mod fetched;
 pub mod git;
 pub mod intake;
@@ -32,10 +33,10 @@ use grasp_proto::words::{Identifier, Oid, RepoId};
 use tokio::sync::Semaphore;
 
 use self::{
+    consolidate::Consolidator,
     fetched::Arrivals,
     layout::{INCARNATION, Layout, Marker, REPOSITORY},
     locks::{Closing, Locks, Upload, Uploads},
-    pool::Consolidator,
     refs::Entry,
 };
 
@@ -108,6 +109,15 @@ fn rename_over_nothing(from: &Path, to: &Path) -> io::Result<()> {
             Err(_) if to.is_dir() => return fs::remove_dir_all(from),
             Err(error) => return Err(error),
         }
+    }
+}
+
+/// Removes what was moved out of sight. A git that is just being killed may still make a file in it.
+fn throw_away(directory: &Path) {
+    const TRIES: usize = 3;
+    let removed = (0..TRIES).find_map(|_| fs::remove_dir_all(directory).ok());
+    if removed.is_none() && directory.exists() {
+        tracing::warn!(directory = %directory.display(), "rubbish stays until the next start");
     }
 }
 
@@ -360,7 +370,7 @@ impl Repositories {
             })
         })?;
         for directory in rubbish {
-            fs::remove_dir_all(directory)?;
+            throw_away(&directory);
         }
         Ok(())
     }

@@ -9,19 +9,15 @@
 //! Reachability cannot be asked of a pool, since it has no refs. Never run `gc` or `prune` in one.
 
 use std::{
-    collections::HashSet,
     fs, io,
     io::{Read, Seek, SeekFrom},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
 };
 
 use grasp_proto::words::{Identifier, Oid};
-use tokio::sync::mpsc;
 
 use super::{
     Error, Scratch, fresh_repository,
-    git::{self, Places},
     layout::{IDENTIFIER, Layout, Marker, QUARANTINE, VIEWS},
     rename_over_nothing, sync_directory, write_file,
 };
@@ -184,80 +180,4 @@ pub fn pack_has(directory: &Path, name: &str, oid: Oid) -> io::Result<bool> {
         }
     }
     Ok(false)
-}
-
-/// From this many packs on, a pool is consolidated: every look-up asks each of them.
-const MANY_PACKS: usize = 20;
-
-/// Pools that wait at most. A pool that finds no room is seen to at its next push.
-const WAITING: usize = 1024;
-
-/// Consolidates pools one at a time, behind everything else.
-#[derive(Debug)]
-pub struct Consolidator {
-    queue: mpsc::Sender<PathBuf>,
-    waiting: Mutex<HashSet<PathBuf>>,
-}
-
-impl Consolidator {
-    /// The consolidator, and what [`Consolidator::work`] takes from.
-    pub fn new() -> (Self, mpsc::Receiver<PathBuf>) {
-        let (queue, receiver) = mpsc::channel(WAITING);
-        let waiting = Mutex::default();
-        (Self { queue, waiting }, receiver)
-    }
-
-    /// Looks at a pool that has just grown.
-    pub fn consider(&self, pool: &Path) {
-        let many = packs(&pool.join("objects/pack")).is_ok_and(|packs| packs.len() > MANY_PACKS);
-        if !many {
-            return;
-        }
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if waiting.insert(pool.to_owned()) && self.queue.try_send(pool.to_owned()).is_err() {
-            waiting.remove(pool);
-        }
-    }
-
-    /// Works until it is dropped.
-    pub async fn work(&self, mut receiver: mpsc::Receiver<PathBuf>) {
-        let places = Places::new(1);
-        while let Some(pool) = receiver.recv().await {
-            self.waiting
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .remove(&pool);
-            let begun = std::time::Instant::now();
-            match consolidate(&pool, &places).await {
-                Ok(()) => {
-                    metrics::counter!("ngit_git_consolidations_total").increment(1);
-                    tracing::info!(pool = %pool.display(), time = ?begun.elapsed(), "packs consolidated");
-                }
-                // The pool may have gone with its last view meanwhile.
-                Err(_) if !pool.exists() => {}
-                Err(error) => {
-                    tracing::warn!(pool = %pool.display(), %error, "packs not consolidated");
-                }
-            }
-        }
-    }
-}
-
-/// Rolls small packs and loose objects of a pool up into larger packs. Drops no object: without
-/// `-a` or `-A`, repack keeps whatever lies in the packs it rolls up, reachable or not.
-pub async fn consolidate(pool: &Path, places: &Places) -> Result<(), git::RunError> {
-    let mut command = git::command(pool);
-    command.args(["repack", "--geometric=2", "-d", "-q"]);
-    let (mut running, pipes) = git::spawn(command, places.take().await)?;
-    running.be_nice();
-    drop(pipes.stdin);
-    let (mut stdout, mut nowhere) = (pipes.stdout, tokio::io::sink());
-    let (_, said) = tokio::join!(
-        tokio::io::copy(&mut stdout, &mut nowhere),
-        git::drain_stderr(pipes.stderr, |_| {}),
-    );
-    match running.wait().await? {
-        true => Ok(()),
-        false => Err(git::RunError::Failed(git::last_line(&said).to_owned())),
-    }
 }

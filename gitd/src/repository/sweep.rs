@@ -73,8 +73,9 @@ impl Repositories {
                 fs::remove_file(pool.join(super::layout::VIEWS).join(marker.name()))?;
             }
         }
-        if let Some(rubbish) = pool::drop_if_unused(&self.layout, pool)? {
-            fs::remove_dir_all(rubbish)?;
+        match pool::drop_if_unused(&self.layout, pool)? {
+            Some(rubbish) => fs::remove_dir_all(rubbish)?,
+            None => self.consolidator.consider(pool),
         }
         Ok(())
     }
@@ -145,7 +146,8 @@ fn remove_leftovers(repository: &Path) -> io::Result<()> {
             let name = entry.file_name();
             let name = name.to_string_lossy();
             let left = LEFT.iter().any(|prefix| name.starts_with(prefix))
-                || name.ends_with(pool::INCOMING);
+                || name.ends_with(pool::INCOMING)
+                || name == "multi-pack-index.lock";
             if left && entry.file_type()?.is_file() {
                 tracing::info!(file = %entry.path().display(), "a temporary file removed");
                 fs::remove_file(entry.path())?;

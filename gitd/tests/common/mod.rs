@@ -511,6 +511,43 @@ pub async fn pack(path: &Path, revs: &[&str]) -> Vec<u8> {
     .unwrap()
 }
 
+/// A bare repository with one branch of so many commits, a thousand small files in each.
+pub async fn crowd(directory: &Path, name: &str, commits: usize) -> PathBuf {
+    use std::fmt::Write;
+    let path = directory.join(name);
+    git(directory, &["init", "-q", "--bare", "-b", "main", name]).await;
+    let mut stream = String::new();
+    for commit in 0..commits {
+        let time = 1_600_000_000 + commit;
+        let _ = write!(
+            stream,
+            "commit refs/heads/main\ncommitter A <a@example.com> {time} +0000\ndata 1\nc\n"
+        );
+        for file in 0..1000 {
+            let content = format!("{commit} {file}\n");
+            let length = content.len();
+            let shelf = file % 10;
+            let _ = write!(
+                stream,
+                "M 100644 inline {shelf}/{file}\ndata {length}\n{content}"
+            );
+        }
+    }
+    let (importing, file) = (path.clone(), path.join("stream"));
+    tokio::task::spawn_blocking(move || {
+        std::fs::write(&file, stream).unwrap();
+        let done = Command::new("git")
+            .current_dir(importing)
+            .args(["fast-import", "--quiet"])
+            .stdin(std::fs::File::open(&file).unwrap())
+            .status();
+        assert!(done.unwrap().success());
+    })
+    .await
+    .unwrap();
+    path
+}
+
 /// Sends one request as it is and reads the answer to its end.
 pub async fn raw(service: &Service, request: &[u8]) -> String {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -532,6 +569,35 @@ pub async fn post(service: &Service, path: &str, headers: &str, body: &[u8]) -> 
     .into_bytes();
     request.extend_from_slice(body);
     raw(service, &request).await
+}
+
+/// A pkt-line.
+pub fn line(text: &str) -> String {
+    format!("{:04x}{text}", text.len() + 4)
+}
+
+/// Asks for objects in a version of the protocol; gives the whole answer.
+pub async fn want(service: &Service, repo: &RepoId, version: u8, wants: &[&str]) -> String {
+    let mut body = String::new();
+    if version == 2 {
+        body.push_str(&line("command=fetch"));
+        body.push_str("0001");
+        for want in wants {
+            body.push_str(&line(&format!("want {want}\n")));
+        }
+        body.push_str(&line("done\n"));
+        body.push_str("0000");
+    } else {
+        for (n, want) in wants.iter().enumerate() {
+            let capabilities = if n == 0 { " side-band-64k" } else { "" };
+            body.push_str(&line(&format!("want {want}{capabilities}\n")));
+        }
+        body.push_str("0000");
+        body.push_str(&line("done\n"));
+    }
+    let headers = format!("Git-Protocol: version={version}\r\n");
+    let path = format!("/{repo}/git-upload-pack");
+    post(service, &path, &headers, body.as_bytes()).await
 }
 
 /// Writes a file and commits it. Gives the commit.

@@ -1,0 +1,353 @@
+//! Pools that have grown: many packs become few, and very many objects get bitmaps.
+//!
+//! A clone of a repository without bitmaps enumerates its objects one by one, in memory that grows
+//! with their number; with them, git sends packs nearly as they lie. They belong to a
+//! multi-pack-index of the pool, and git reads that of a view's alternate as it reads its own. Nothing
+//! depends on either being there, whole, or new: git looks in the packs beside it for what it
+//! does not have, walks from refs that have moved since, and takes the index away before it takes a
+//! pack away that is in it. A kill at any moment leaves the old, none or the new one, and
+//! temporary files that the start sweeps.
+//!
+//! One pool at a time, behind everything else. Writing bitmaps takes what one clone without them
+//! takes.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    fs, io,
+    io::{Read, Write},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use git2::ObjectType;
+use grasp_proto::words::{Identifier, Oid, RepoId};
+use tokio::sync::mpsc;
+
+use super::{
+    Error, Repositories,
+    git::{self, Places},
+    kind_of,
+    layout::IDENTIFIER,
+    pool, refs,
+};
+
+/// From this many packs on, a pool is consolidated: every look-up asks each that is in no
+/// multi-pack-index.
+const MANY_PACKS: usize = 20;
+
+/// From this many packs on in all.
+const MOST_PACKS: usize = 100;
+
+/// From this many objects on that are in no multi-pack-index, there is a new one: a clone enumerates
+/// them in about 10 MB.
+const MANY_OBJECTS: u64 = 20_000;
+
+/// Tips of one pool's views that bitmaps are made for.
+const MOST_TIPS: usize = 200_000;
+
+/// Pools that wait at most. A pool that finds no room is seen to when it next grows.
+const WAITING: usize = 1024;
+
+/// The multi-pack-index of a directory of packs.
+const INDEX: &str = "multi-pack-index";
+
+/// The largest list of packs that is read of a multi-pack-index.
+const LARGEST_LIST: u64 = 1 << 20;
+
+/// What a pool has that no multi-pack-index covers.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Survey {
+    /// All packs.
+    all: usize,
+    /// Those that are not covered.
+    packs: usize,
+    /// The objects in them.
+    objects: u64,
+    /// The largest pack of all, by its objects.
+    largest: Option<String>,
+}
+
+impl Survey {
+    fn of(pool: &Path) -> io::Result<Self> {
+        let directory = pool.join("objects/pack");
+        let names = pool::packs(&directory)?;
+        let covered = covered(&directory).unwrap_or_default();
+        let mut survey = Self {
+            all: names.len(),
+            ..Self::default()
+        };
+        let mut most = 0;
+        for name in names {
+            let objects = objects_in(&directory, &name)?;
+            if !covered.contains(&name) {
+                survey.packs += 1;
+                survey.objects += objects;
+            }
+            if objects > most {
+                most = objects;
+                survey.largest = Some(name);
+            }
+        }
+        Ok(survey)
+    }
+
+    fn many_packs(&self) -> bool {
+        self.packs > MANY_PACKS || self.all > MOST_PACKS
+    }
+
+    fn many_objects(&self) -> bool {
+        self.objects >= MANY_OBJECTS
+    }
+}
+
+/// How many objects a pack has, by the fan-out of its index.
+fn objects_in(directory: &Path, name: &str) -> io::Result<u64> {
+    use std::os::unix::fs::FileExt;
+    let file = match fs::File::open(directory.join(format!("{name}.idx"))) {
+        // Rolled up meanwhile.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        file => file?,
+    };
+    let mut count = [0; 4];
+    file.read_exact_at(&mut count, 8 + 255 * 4)?;
+    Ok(u64::from(u32::from_be_bytes(count)))
+}
+
+/// The packs that the multi-pack-index covers (gitformat-pack); `None`: there is none that we can read.
+fn covered(directory: &Path) -> Option<HashSet<String>> {
+    use std::os::unix::fs::FileExt;
+    let mut file = fs::File::open(directory.join(INDEX)).ok()?;
+    let mut head = [0; 12];
+    file.read_exact(&mut head).ok()?;
+    if head[..5] != *b"MIDX\x01" {
+        return None;
+    }
+    let mut table = vec![0; (usize::from(head[6]) + 1) * 12];
+    file.read_exact(&mut table).ok()?;
+    let offset = |entry: &[u8]| Some(u64::from_be_bytes(entry[4..12].try_into().ok()?));
+    let mut chunks = table.chunks_exact(12).zip(table[12..].chunks_exact(12));
+    let (names, next) = chunks.find(|(chunk, _)| chunk[..4] == *b"PNAM")?;
+    let (begin, end) = (offset(names)?, offset(next)?);
+    let length = end.checked_sub(begin).filter(|l| *l <= LARGEST_LIST)?;
+    let mut list = vec![0; usize::try_from(length).ok()?];
+    file.read_exact_at(&mut list, begin).ok()?;
+    let names = list.split(|byte| *byte == 0);
+    let names = names.filter_map(|name| std::str::from_utf8(name).ok()?.strip_suffix(".idx"));
+    Some(names.map(str::to_owned).collect())
+}
+
+/// Whether objects lie loose in a pool, as another server may have left them.
+fn has_loose(pool: &Path) -> bool {
+    let entries = fs::read_dir(pool.join("objects")).into_iter().flatten();
+    entries.flatten().any(|entry| entry.file_name().len() == 2)
+}
+
+/// Consolidates pools one at a time, behind everything else.
+#[derive(Debug)]
+pub struct Consolidator {
+    queue: mpsc::Sender<PathBuf>,
+    waiting: Mutex<HashSet<PathBuf>>,
+}
+
+impl Consolidator {
+    /// The consolidator, and what [`Consolidator::work`] takes from.
+    pub fn new() -> (Self, mpsc::Receiver<PathBuf>) {
+        let (queue, receiver) = mpsc::channel(WAITING);
+        let waiting = Mutex::default();
+        (Self { queue, waiting }, receiver)
+    }
+
+    /// Looks at a pool that may have grown, once refs lead to what came: bitmaps are made for them.
+    /// Blocks, shortly.
+    pub fn consider(&self, pool: &Path) {
+        if !Survey::of(pool).is_ok_and(|s| s.many_packs() || s.many_objects()) {
+            return;
+        }
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.insert(pool.to_owned()) && self.queue.try_send(pool.to_owned()).is_err() {
+            waiting.remove(pool);
+        }
+    }
+
+    /// Works until it is dropped.
+    pub async fn work(
+        &self,
+        mut receiver: mpsc::Receiver<PathBuf>,
+        repositories: Arc<Repositories>,
+    ) {
+        let places = Places::new(1);
+        while let Some(pool) = receiver.recv().await {
+            self.waiting
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove(&pool);
+            let begun = std::time::Instant::now();
+            match consolidate(&pool, &repositories, &places).await {
+                Ok(()) => {
+                    metrics::counter!("ngit_git_consolidations_total").increment(1);
+                    tracing::info!(pool = %pool.display(), time = ?begun.elapsed(), "packs consolidated");
+                }
+                // The pool may have gone with its last view meanwhile.
+                Err(_) if !pool.exists() => {}
+                Err(error) => {
+                    tracing::warn!(pool = %pool.display(), %error, "packs not consolidated");
+                }
+            }
+        }
+    }
+}
+
+async fn consolidate(
+    pool: &Path,
+    repositories: &Arc<Repositories>,
+    places: &Places,
+) -> Result<(), Error> {
+    let path = pool.to_owned();
+    let look = move |_: &Repositories| Ok((Survey::of(&path)?, has_loose(&path)));
+    let (survey, loose) = repositories.blocking(look.clone()).await?;
+    if survey.many_packs() || loose {
+        // Drops no object: without `-a` or `-A`, repack keeps whatever lies in the packs it rolls up,
+        // reachable or not.
+        run(pool, &["repack", "--geometric=2", "-d", "-q"], places).await?;
+    }
+    let (survey, _) = repositories.blocking(look).await?;
+    if !survey.many_objects() {
+        return Ok(());
+    }
+    let path = pool.to_owned();
+    let snapshot = repositories.blocking(move |r| r.snapshot(&path)).await?;
+    // Nothing leads to the objects yet: what will, makes us look again.
+    let Some(snapshot) = snapshot else {
+        return Ok(());
+    };
+    let tips = format!("--refs-snapshot={}", snapshot.path().display());
+    let largest = survey.largest.map(|name| format!("{name}.idx"));
+    let preferred = largest.map(|name| format!("--preferred-pack={name}"));
+    let mut write = vec![INDEX, "write", "--no-progress"];
+    write.extend(preferred.as_deref());
+    let bitmaps = [&write[..], &["--bitmap", &tips]].concat();
+    match run(pool, &bitmaps, places).await {
+        // What the pool borrows from elsewhere cannot be in them. Without: not tried again at once.
+        Err(git::RunError::Failed(reason)) => {
+            tracing::warn!(pool = %pool.display(), reason, "no bitmaps");
+            Ok(run(pool, &write, places).await?)
+        }
+        result => Ok(result?),
+    }
+}
+
+/// Runs one step. Nobody else takes git's locks in a pool: one that is there is a dead process's.
+async fn run(pool: &Path, args: &[&str], places: &Places) -> Result<(), git::RunError> {
+    let lock = pool.join("objects/pack").join(format!("{INDEX}.lock"));
+    match fs::remove_file(lock) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    let mut command = git::command(pool);
+    command.args(args);
+    let (mut running, pipes) = git::spawn(command, places.take().await)?;
+    running.be_nice();
+    drop(pipes.stdin);
+    let (mut stdout, mut nowhere) = (pipes.stdout, tokio::io::sink());
+    let (_, said) = tokio::join!(
+        tokio::io::copy(&mut stdout, &mut nowhere),
+        git::drain_stderr(pipes.stderr, |_| {}),
+    );
+    match running.wait().await? {
+        true => Ok(()),
+        false => Err(git::RunError::Failed(git::last_line(&said).to_owned())),
+    }
+}
+
+impl Repositories {
+    /// Where the refs of a pool's views point, as a file for git; `None`: nowhere.
+    fn snapshot(&self, pool: &Path) -> Result<Option<tempfile::NamedTempFile>, Error> {
+        let text = fs::read_to_string(pool.join(IDENTIFIER))?;
+        let identifier = Identifier::parse(text.trim_end_matches('\n'))
+            .map_err(|error| Error::Invalid(error.to_string()))?;
+        let mut tips = BTreeSet::new();
+        for marker in pool::views(pool, usize::MAX) {
+            let repo = RepoId {
+                owner: marker.owner,
+                identifier: identifier.clone(),
+            };
+            let see = |oid: Oid| {
+                if tips.len() < MOST_TIPS {
+                    tips.insert(oid);
+                }
+            };
+            let seen = self.view(&repo).and_then(|view| {
+                let git = refs::open(&view)?;
+                refs::tips(&git, see)
+            });
+            // Retired, or going.
+            if let Err(error) = seen {
+                tracing::debug!(%repo, %error, "no tips");
+            }
+        }
+        let repo = refs::open(pool)?;
+        let odb = repo.odb()?;
+        let mut file = tempfile::NamedTempFile::new_in(self.layout.new_directory())?;
+        let (mut written, mut out) = (false, io::BufWriter::new(file.as_file_mut()));
+        for tip in tips {
+            // What is staged in a view is not in the pool.
+            if let Some(ObjectType::Commit | ObjectType::Tag) = kind_of(&odb, tip)? {
+                writeln!(out, "{tip}")?;
+                written = true;
+            }
+        }
+        out.flush()?;
+        drop(out);
+        Ok(written.then_some(file))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn git(directory: &Path, args: &[&str], input: &str) -> String {
+        use std::process::Stdio;
+        let mut command = git::command(directory);
+        command.args(args).env("GIT_AUTHOR_NAME", "a");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(input.as_bytes()).unwrap();
+        drop(stdin);
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{args:?}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    #[test]
+    fn what_an_index_covers_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        super::super::fresh_repository(path).unwrap();
+        let mut names = Vec::new();
+        let pack = |text: &str| {
+            let oid = git(path, &["hash-object", "-w", "--stdin"], text);
+            let args = ["pack-objects", "-q", "objects/pack/pack"];
+            format!("pack-{}", git(path, &args, &format!("{oid}\n")))
+        };
+        names.extend([pack("one"), pack("two")]);
+        let survey = Survey::of(path).unwrap();
+        assert_eq!((survey.all, survey.packs, survey.objects), (2, 2, 2));
+        assert!(has_loose(path));
+        git(path, &[INDEX, "write", "--no-progress"], "");
+        let packs = path.join("objects/pack");
+        assert_eq!(covered(&packs), Some(names.iter().cloned().collect()));
+        pack("three");
+        let survey = Survey::of(path).unwrap();
+        assert_eq!((survey.all, survey.packs, survey.objects), (3, 1, 1));
+        // One that cannot be read covers nothing.
+        let index = packs.join(INDEX);
+        let whole = fs::read(&index).unwrap();
+        fs::remove_file(&index).unwrap();
+        for length in [0, 11, 30, 70, 100] {
+            fs::write(&index, &whole[..length]).unwrap();
+            assert!(covered(&packs).is_none_or(|names| names.len() < 2));
+        }
+    }
+}
