@@ -48,6 +48,11 @@ impl Domain {
         })
     }
 
+    /// Whether both lead to one place: on loopback a name and its addresses do.
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        self == other || (self.is_local() && other.is_local() && self.port == other.port)
+    }
+
     /// Whether the service is on this machine's loopback, where there is no TLS.
     pub fn is_local(&self) -> bool {
         self.host == "localhost"

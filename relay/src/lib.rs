@@ -39,6 +39,7 @@ use grasp_proto::{
     contract::relay::{
         admin_server::AdminServer, hunt_server::HuntServer, push_server::PushServer,
     },
+    process,
     transport::{self, GrantKey, Guard, Role},
 };
 use nostr::Filter;
@@ -103,6 +104,8 @@ pub async fn run(
     ready: impl FnOnce(SocketAddr) + Send,
 ) -> Result<(), Error> {
     let config = Arc::new(config);
+    // From the first on nothing is counted in vain.
+    process::metrics();
     if config.test {
         tracing::warn!("NGIT_TEST is set: quick clocks, for tests only");
     }

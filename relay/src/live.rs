@@ -12,9 +12,10 @@ pub mod outbox;
 
 use std::{
     collections::{BTreeMap, HashMap, hash_map::RandomState},
+    fmt,
     hash::BuildHasher,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -75,9 +76,17 @@ impl Subscription {
 /// each may hold so many subscriptions, and so many bytes of filters.
 type Index = BTreeMap<(u64, u64), Arc<Subscription>>;
 
+/// Who is told of every event that becomes served, besides those who subscribed. Told by whoever
+/// serves it: must neither wait nor ask back.
+pub trait Served: fmt::Debug + Send + Sync {
+    /// An event is served from now on.
+    fn served(&self, event: &Event);
+}
+
 /// The subscriptions of all connections.
 #[derive(Debug, Default)]
 pub struct Live {
+    told: OnceLock<Arc<dyn Served>>,
     index: RwLock<Index>,
     hasher: RandomState,
     numbers: AtomicU64,
@@ -89,9 +98,18 @@ impl Live {
         Self::default()
     }
 
+    /// From now on `whom` is told of every event. Only the first counts.
+    pub fn tell(&self, whom: Arc<dyn Served>) {
+        // There is one, and it is told once.
+        let _ = self.told.set(whom);
+    }
+
     /// Hands an event, which is served from now on, to everyone who subscribed to it. Never waits;
     /// expired events (NIP-40) go to nobody.
     pub fn publish(&self, event: &Event) {
+        if let Some(told) = self.told.get() {
+            told.served(event);
+        }
         if event.is_expired() {
             return;
         }

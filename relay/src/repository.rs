@@ -4,7 +4,11 @@
 //! at the disk. Built at start from both, changed by `admit` and `release` alone. Grows by what
 //! was admitted.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::{Arc, OnceLock},
+};
 
 use dashmap::{DashMap, Entry};
 use grasp_proto::words::{Identifier, Npub, RepoId};
@@ -40,13 +44,28 @@ struct Project {
     maintainers: Maintainers,
 }
 
+/// Who is told of every announcement that comes, changes or goes. Told by whoever decides: must
+/// neither wait nor ask back.
+pub trait Announced: fmt::Debug + Send + Sync {
+    /// The announcement of a repository stands so now, perhaps as before and in another version;
+    /// `None`: there is none any more.
+    fn announced(&self, repo: &RepoId, standing: Option<Standing>);
+}
+
 /// All announcements, by identifier and owner.
 #[derive(Debug, Default)]
 pub struct Repositories {
     projects: DashMap<Identifier, Project>,
+    told: OnceLock<Arc<dyn Announced>>,
 }
 
 impl Repositories {
+    /// From now on `whom` is told of every change. Only the first counts.
+    pub fn tell(&self, whom: Arc<dyn Announced>) {
+        // There is one, and it is told once.
+        let _ = self.told.set(whom);
+    }
+
     /// An announcement stands so from now on.
     pub fn set(&self, announcement: &Announcement, standing: Standing) {
         let RepoId { owner, identifier } = &announcement.repo;
@@ -55,6 +74,10 @@ impl Repositories {
         project
             .maintainers
             .announce(*owner, &announcement.maintainers);
+        drop(project);
+        if let Some(told) = self.told.get() {
+            told.announced(&announcement.repo, Some(standing));
+        }
     }
 
     /// There is no announcement of this repository any more.
@@ -66,6 +89,23 @@ impl Repositories {
                 project.remove();
             }
         }
+        if let Some(told) = self.told.get() {
+            told.announced(repo, None);
+        }
+    }
+
+    /// Every repository that is announced.
+    pub fn all(&self) -> Vec<RepoId> {
+        let of_project = |entry: dashmap::mapref::multiple::RefMulti<'_, Identifier, Project>| {
+            let identifier = entry.key().clone();
+            let owners = entry.value().standing.keys().copied();
+            let repo = |owner| RepoId {
+                owner,
+                identifier: identifier.clone(),
+            };
+            owners.map(repo).collect::<Vec<_>>()
+        };
+        self.projects.iter().flat_map(of_project).collect()
     }
 
     /// How a repository stands; `None`: nobody announced it.

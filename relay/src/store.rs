@@ -125,6 +125,13 @@ impl Store {
         Ok(self.database.query(filter).await?.into_iter().collect())
     }
 
+    /// Ids and times of what matches.
+    pub async fn items(&self, filter: Filter) -> Result<Vec<(Id, Timestamp)>, StoreError> {
+        let items = self.database.negentropy_items(filter).await?;
+        let word = |(id, at): (EventId, Timestamp)| (Id::from_bytes(id.to_bytes()), at);
+        Ok(items.into_iter().map(word).collect())
+    }
+
     /// The addressable event of this author, kind and identifier.
     pub async fn addressable(
         &self,

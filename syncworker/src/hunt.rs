@@ -180,6 +180,7 @@ impl Hunt {
             match self.leases.take(&leased) {
                 Ok(lease) => {
                     taken += 1;
+                    let trace = Trace::parse(&leased.traceparent).unwrap_or_else(Trace::begin);
                     let hunt = self.clone();
                     let work = async move {
                         let Hunt {
@@ -191,7 +192,7 @@ impl Hunt {
                         identifier::hunt(&**context, counts, stopping, lease, leased.tried).await;
                         drop(place);
                     };
-                    self.tasks.spawn(Trace::begin().scope(work));
+                    self.tasks.spawn(trace.scope(work));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the relay leased what has no name");

@@ -110,6 +110,7 @@ impl hunt_server::Hunt for HuntService {
             token: lease.token,
             valid_millis,
             tried: lease.tried,
+            traceparent: lease.trace.map(|t| t.to_string()).unwrap_or_default(),
         };
         let leases = leases.into_iter().map(leased).collect();
         Ok(Response::new(wire::LeaseResponse { leases }))
@@ -200,6 +201,8 @@ impl hunt_server::Hunt for HuntService {
             }
             None => return Err(Status::invalid_argument("outcome is missing")),
         };
+        let (bytes, millis) = (request.bytes, request.millis);
+        tracing::debug!(%identifier, fetch = request.fetch, bytes, millis, "reported");
         let report = self
             .0
             .report(&identifier, request.token, request.fetch, outcome);

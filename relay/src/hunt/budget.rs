@@ -448,5 +448,4 @@ fn fails(domain: &mut Domain, server: String, now: Moment, aside_for: Duration) 
 }
 
 #[cfg(test)]
-#[path = "budget_tests.rs"]
 mod tests;

@@ -3,10 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{
-    queue::Queue,
-    workers::{Worker, Workers},
-};
+use super::{queue::Queue, workers::Worker};
 
 /// Domains that have a series of their own, the first ones of the process's life; the others share
 /// one.
@@ -68,16 +65,9 @@ impl Meters {
             }
             metrics::gauge!("purgatory_domain_in_flight", "domain" => label).set(running as f64);
         }
-        show_workers(&mut queue.workers);
-    }
-}
-
-fn show_workers(workers: &mut Workers) {
-    for slot in workers.gone() {
-        show_worker(slot, None);
-    }
-    for (_, worker) in workers.all() {
-        show_worker(worker.slot, Some(worker));
+        for (slot, worker) in queue.workers.changed() {
+            show_worker(slot, worker.as_ref());
+        }
     }
 }
 

@@ -176,6 +176,8 @@ impl Hunter {
                 Ok(Next::Wait) => None,
                 Ok(next) => return Ok(next),
                 Err(StepError::Hunter(error)) => return Err(error),
+                // The sweep says that the git storage is away.
+                Err(StepError::Release(error)) if error.is_unreachable() => Some(AWAY),
                 Err(StepError::Release(error)) => {
                     tracing::warn!(%identifier, %error, "nobody knows what is missing");
                     Some(AWAY)
@@ -208,7 +210,11 @@ impl Hunter {
             sight = self.look(identifier).await?;
         }
         let ended = if !sight.pending {
-            tracing::info!(%identifier, "nothing waits for git data any more");
+            match self.hunt.act(|queue, _| queue.has_asked(identifier)) {
+                true => tracing::info!(%identifier, "complete: nothing waits for git data"),
+                // Somebody pushed it, most likely.
+                false => tracing::debug!(%identifier, "nothing waits for git data"),
+            }
             Some(Why::NothingPending)
         } else if sight.missing.is_empty() || !self.has_pool(identifier).await {
             Some(Why::NothingLeft)

@@ -45,8 +45,8 @@ pub struct Worker {
 #[derive(Debug, Default)]
 pub struct Workers {
     known: BTreeMap<String, Worker>,
-    /// Numbers whose worker has gone since this was asked last.
-    gone: BTreeSet<usize>,
+    /// Numbers of those that changed, came or went since this was asked last.
+    changed: BTreeSet<usize>,
 }
 
 impl Workers {
@@ -67,6 +67,7 @@ impl Workers {
             counts: Counts::default(),
             slot: slot.unwrap_or_default(),
         };
+        self.changed.insert(worker.slot);
         tracing::info!(worker = name, metrics = worker.slot, "a worker is here");
         self.known.insert(name.to_owned(), worker);
     }
@@ -75,6 +76,7 @@ impl Workers {
     pub fn counts(&mut self, name: &str, counts: Counts) {
         if let Some(worker) = self.known.get_mut(name) {
             worker.counts = counts;
+            self.changed.insert(worker.slot);
         }
     }
 
@@ -82,6 +84,7 @@ impl Workers {
     pub fn leased(&mut self, name: &str) {
         if let Some(worker) = self.known.get_mut(name) {
             worker.leases += 1;
+            self.changed.insert(worker.slot);
         }
     }
 
@@ -89,17 +92,18 @@ impl Workers {
     pub fn unleased(&mut self, name: &str) {
         if let Some(worker) = self.known.get_mut(name) {
             worker.leases = worker.leases.saturating_sub(1);
+            self.changed.insert(worker.slot);
         }
     }
 
     /// Time has passed: those nobody has heard of are forgotten.
     pub fn tick(&mut self, now: Moment) {
-        let gone = &mut self.gone;
+        let changed = &mut self.changed;
         self.known.retain(|name, worker| {
             let stays = worker.leases > 0 || now.since(worker.seen) < FORGOTTEN_AFTER;
             if !stays {
                 tracing::info!(worker = name, "a worker has gone");
-                gone.insert(worker.slot);
+                changed.insert(worker.slot);
             }
             stays
         });
@@ -112,11 +116,11 @@ impl Workers {
             .map(|(name, worker)| (name.as_str(), worker))
     }
 
-    /// Numbers without a worker since this was asked last.
-    pub fn gone(&mut self) -> BTreeSet<usize> {
-        let gone = std::mem::take(&mut self.gone);
-        let taken: BTreeSet<usize> = self.known.values().map(|worker| worker.slot).collect();
-        gone.difference(&taken).copied().collect()
+    /// By number, those that changed since this was asked last; `None` has gone.
+    pub fn changed(&mut self) -> Vec<(usize, Option<Worker>)> {
+        let changed = std::mem::take(&mut self.changed).into_iter();
+        let of = |slot| self.known.values().find(|worker| worker.slot == slot);
+        changed.map(|slot| (slot, of(slot).copied())).collect()
     }
 }
 
@@ -140,7 +144,11 @@ mod tests {
         workers.seen("new", at(300));
         let slot = |workers: &Workers, name| workers.known[name].slot;
         assert_eq!(slot(&workers, "new"), 3);
-        let gone = workers.gone();
-        assert!(!gone.contains(&3) && gone.contains(&4) && !gone.contains(&1));
+        let changed = workers.changed();
+        assert_eq!(changed.len(), WORKERS);
+        for (slot, worker) in changed {
+            assert_eq!(worker.is_some(), slot <= 3, "{slot}");
+        }
+        assert!(workers.changed().is_empty());
     }
 }

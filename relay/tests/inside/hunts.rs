@@ -7,7 +7,8 @@ use grasp_proto::{
         self as wire, admin_client::AdminClient, admin_server::AdminServer, ended, failed,
         hunt_client::HuntClient, hunt_server::HuntServer, next_response::Step, report_request,
     },
-    transport::{self, AuthorizedChannel, Endpoint, Guard, Role},
+    process,
+    transport::{self, AuthorizedChannel, Endpoint, Guard, Role, Trace},
 };
 use grasp_relay::{
     grpc::{admin::AdminService, hunt::HuntService},
@@ -667,6 +668,65 @@ async fn a_relay_that_starts_anew_goes_on_with_leases_and_budgets() {
     left.retain(|lease| lease.identifier == "y");
     assert!(left[0].token > lease.token);
     assert!(after.holds(&idle));
+}
+
+#[tokio::test]
+async fn metrics_are_there_from_the_start_and_follow() {
+    process::metrics();
+    let inside = Inside::new().await;
+    let shown = |series: &str| {
+        let all = process::render_metrics("relay");
+        let line = all.lines().find(|line| line.starts_with(series));
+        line.and_then(|line| line.rsplit_once(' '))
+            .map(|(_, value)| value.to_owned())
+    };
+    for name in [
+        "purgatory_sync_queue_size",
+        "purgatory_sync_attempts_total",
+        "purgatory_sync_oids_fetched_total",
+        "purgatory_sync_backoff_seconds_count",
+    ] {
+        assert!(shown(name).is_some(), "{name}");
+    }
+    let labelled = |name: &str, domain: &str| shown(&format!("{name}{{domain=\"{domain}\"}}"));
+    let zero = Some("0".to_owned());
+    for name in [
+        "purgatory_domain_in_flight",
+        "purgatory_domain_requests_total",
+    ] {
+        assert_eq!(labelled(name, "other"), zero);
+    }
+    let open = Open::new(&inside).await;
+    let mut worker = open.as_role(Role::Worker);
+    inside
+        .hunted(1, "x", &["https://metrics.example/x"], &[1])
+        .await;
+    let lease = worker.one_lease().await;
+    let fetch = worker.fetch(&lease).await;
+    let domain = "metrics.example";
+    assert_eq!(
+        labelled("purgatory_domain_in_flight", domain),
+        Some("1".to_owned())
+    );
+    assert_eq!(
+        labelled("purgatory_domain_requests_total", domain),
+        Some("1".to_owned())
+    );
+    let report = worker.report(&lease, fetch.fetch, failed(failed::Why::NotThere));
+    report.await.unwrap();
+    assert_eq!(labelled("purgatory_domain_in_flight", domain), zero);
+}
+
+#[tokio::test]
+async fn the_trace_of_an_event_goes_with_its_hunt() {
+    let inside = Inside::new().await;
+    let open = Open::new(&inside).await;
+    let trace = Trace::begin();
+    trace
+        .scope(inside.hunted(1, "x", &["https://one.example/x"], &[1]))
+        .await;
+    let lease = open.as_role(Role::Worker).one_lease().await;
+    assert_eq!(lease.traceparent, trace.to_string());
 }
 
 #[tokio::test]

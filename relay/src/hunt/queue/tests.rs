@@ -1,9 +1,16 @@
 //! The queue under a clock that stands still until it is moved.
 
+use std::collections::BTreeMap;
+
+use grasp_proto::words::Oid;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{domain::Domain, journal::Record};
+use crate::{
+    domain::Domain,
+    hunt::{budget::Outcome, urls::CloneUrl},
+    journal::Record,
+};
 
 const START: Moment = Moment::from_millis(1_000_000_000);
 const RULES: Rules = Rules {
