@@ -32,8 +32,8 @@ const ATTEMPTS: u32 = 20;
 /// An answer that came sooner than this was not waited for on the server.
 pub const SOON: Duration = Duration::from_secs(1);
 
-/// The most URLs one lease can have tried; a turn has 16.
-const MOST_TRIED: usize = 256;
+/// The most URLs one lease can have tried, those of earlier turns included: the relay takes no more.
+const MOST_TRIED: usize = 2_000;
 
 /// The most characters of an explanation, which another server may have worded.
 const LONGEST_DETAIL: usize = 300;

@@ -470,6 +470,9 @@ struct Relay {
 /// Long enough for a machine that is busy: what waits for it waits for a third.
 const VALID: u32 = 6_000;
 
+/// Of the event that the identifier was queued for.
+const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
 impl Relay {
     fn trace<T>(&self, request: &Request<T>) {
         let trace = request.metadata().get("traceparent").unwrap();
@@ -498,6 +501,7 @@ impl Hunt for Relay {
                 token: 5,
                 valid_millis: VALID,
                 tried: vec!["https://zero.example/x.git".into()],
+                traceparent: TRACE.into(),
             }],
         }))
     }
@@ -603,7 +607,8 @@ async fn a_whole_hunt_in_one_trace_with_a_grant_renewed_on_the_open_call() {
         panic!("{:?}", reports[0])
     };
     assert_eq!(arrived.oids, [oid(1).as_bytes()]);
-    assert_eq!(relay.traces.lock().unwrap().len(), 1);
+    let traces = relay.traces.lock().unwrap();
+    assert_eq!(*traces, HashSet::from([TRACE.to_owned()]));
     let workers = relay.workers.lock().unwrap();
     assert_eq!(*workers, HashSet::from(["w".to_owned()]));
 }

@@ -229,6 +229,7 @@ impl World {
                 identifier,
                 token,
                 valid_millis: u32::try_from(VALID.as_millis()).unwrap(),
+                ..LeasedIdentifier::default()
             });
         }
         leased
