@@ -65,6 +65,9 @@ struct Entry {
     asked: usize,
     /// URLs asked in this attempt; no more than there are URLs for an identifier.
     tried: BTreeSet<String>,
+    /// URLs that were being asked when a lease ran out: asked once more, in case it was not their
+    /// fault.
+    interrupted: BTreeSet<String>,
     /// What is stored lacks objects.
     healing: bool,
     trace: Option<Trace>,
@@ -273,6 +276,7 @@ impl Queue {
                 turns: 0,
                 asked: 0,
                 tried: BTreeSet::new(),
+                interrupted: BTreeSet::new(),
                 healing,
                 trace,
             };

@@ -134,10 +134,17 @@ pub(super) fn leased_mut(entry: &mut Entry) -> Option<&mut Lease> {
 
 impl Queue {
     pub(super) fn runs_out(&mut self, identifier: &Identifier, now: Moment) {
-        self.abandon(identifier, now);
-        if let Some(lease) = self.entries.get(identifier).and_then(leased) {
+        if let Some(entry) = self.entries.get_mut(identifier)
+            && let Place::Leased(lease) = &entry.place
+        {
             tracing::warn!(%identifier, worker = lease.worker, "a lease ran out");
+            if let Some(fetch) = &lease.fetch
+                && entry.interrupted.insert(fetch.url.url.clone())
+            {
+                entry.tried.remove(&fetch.url.url);
+            }
         }
+        self.abandon(identifier, now);
         self.turn_ends(identifier, now);
     }
 
@@ -448,6 +455,7 @@ impl Queue {
             entry.turns = 0;
             entry.asked = 0;
             entry.tried.clear();
+            entry.interrupted.clear();
             if let Some(backoff) = backoff {
                 metrics::histogram!("purgatory_sync_backoff_seconds").record(backoff);
             }
