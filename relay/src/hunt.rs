@@ -119,9 +119,10 @@ impl Hunt {
     /// An event waits for git data under an identifier.
     pub fn enqueue(&self, identifier: &Identifier, origin: Origin) {
         let delay = self.rules.delays.after(origin);
-        let trace = Trace::current();
-        tracing::debug!(%identifier, ?delay, "queued for the hunt");
-        self.act(|queue, now| queue.enqueue(identifier, now + delay, false, trace));
+        // What follows is found by it in the logs of all processes.
+        let trace = Trace::current().unwrap_or_else(Trace::begin);
+        tracing::debug!(%identifier, ?delay, %trace, "queued for the hunt");
+        self.act(|queue, now| queue.enqueue(identifier, now + delay, false, Some(trace)));
     }
 
     /// What is served under an identifier lacks objects.

@@ -388,6 +388,22 @@ async fn a_lease_waits_until_something_is_due() {
     assert!(other.lease("v", 0).await.is_empty());
 }
 
+#[tokio::test(start_paused = true)]
+async fn time_goes_on_by_itself() {
+    let inside = Inside::new().await;
+    let (hunt, stop) = (inside.hunter.hunt.clone(), CancellationToken::new());
+    let clockwork = tokio::spawn(hunt.run(Duration::from_secs(1), stop.clone()));
+    inside
+        .synced(&announcement_at(1, "x", &["https://one.example/x"]))
+        .await;
+    inside.synced(&state(1, "x", 10, &[("a", 1)])).await;
+    inside.clock.advance(Duration::from_millis(500));
+    let leases = inside.hunter.lease("w", 1, Duration::from_secs(20)).await;
+    assert_eq!(leases[0].identifier, identifier("x"));
+    stop.cancel();
+    clockwork.await.unwrap();
+}
+
 #[tokio::test]
 async fn a_step_waits_for_room_and_has_it_at_once() {
     let inside = Inside::new().await;
