@@ -19,12 +19,6 @@ async fn bitmaps(pool: &Path) -> Vec<std::path::PathBuf> {
     }
 }
 
-fn packs(pool: &Path) -> usize {
-    let files = children(&pool.join("objects/pack"));
-    let is_index = |file: &&std::path::PathBuf| file.extension().is_some_and(|e| e == "idx");
-    files.iter().filter(is_index).count()
-}
-
 /// All objects that the branches of a repository reach.
 async fn objects(path: &Path) -> String {
     let args = ["rev-list", "--objects", "--no-object-names", "--all"];

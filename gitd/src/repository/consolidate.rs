@@ -4,31 +4,38 @@
 //! with their number; with them, git sends packs nearly as they lie. They belong to a
 //! multi-pack-index of the pool, and git reads that of a view's alternate as it reads its own. Nothing
 //! depends on either being there, whole, or new: git looks in the packs beside it for what it
-//! does not have, walks from refs that have moved since, and takes the index away before it takes a
-//! pack away that is in it. A kill at any moment leaves the old, none or the new one, and
-//! temporary files that the start sweeps.
+//! does not have, and walks from refs that have moved since. A kill at any moment leaves the old,
+//! none or the new one, and temporary files that the start sweeps.
+//!
+//! A pack that was rolled up stays for a while: a git that has listed packs opens them later, and gives
+//! up when too many have gone meanwhile. What is to go is listed in a file of the pool.
 //!
 //! One pool at a time, behind everything else. Writing bitmaps takes what one clone without them
 //! takes.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeSet, HashSet, VecDeque},
     fs, io,
     io::{Read, Write},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use git2::ObjectType;
 use grasp_proto::words::{Identifier, Oid, RepoId};
-use tokio::sync::mpsc;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
 
 use super::{
     Error, Repositories,
     git::{self, Places},
     kind_of,
-    layout::IDENTIFIER,
-    pool, refs,
+    layout::{IDENTIFIER, ROLLED_UP},
+    pool, refs, write_file,
 };
 
 /// From this many packs on, a pool is consolidated: every look-up asks each that is in no
@@ -54,50 +61,109 @@ const INDEX: &str = "multi-pack-index";
 /// The largest list of packs that is read of a multi-pack-index.
 const LARGEST_LIST: u64 = 1 << 20;
 
-/// What a pool has that no multi-pack-index covers.
+/// How long a pack stays after it was rolled up.
+const STAYS: Duration = Duration::from_secs(600);
+
+/// What a pool has, and what of it no multi-pack-index covers.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Survey {
-    /// All packs.
-    all: usize,
+    /// Its packs but for those that were rolled up, with their objects, the smallest first.
+    all: Vec<(u64, String)>,
     /// Those that are not covered.
     packs: usize,
     /// The objects in them.
     objects: u64,
-    /// The largest pack of all, by its objects.
-    largest: Option<String>,
+    /// The index covers what was rolled up.
+    outdated: bool,
 }
 
 impl Survey {
     fn of(pool: &Path) -> io::Result<Self> {
         let directory = pool.join("objects/pack");
-        let names = pool::packs(&directory)?;
+        let gone = rolled_up(pool)?;
         let covered = covered(&directory).unwrap_or_default();
         let mut survey = Self {
-            all: names.len(),
+            outdated: !gone.is_disjoint(&covered),
             ..Self::default()
         };
-        let mut most = 0;
-        for name in names {
+        for name in pool::packs(&directory)? {
+            if gone.contains(&name) {
+                continue;
+            }
             let objects = objects_in(&directory, &name)?;
             if !covered.contains(&name) {
                 survey.packs += 1;
                 survey.objects += objects;
             }
-            if objects > most {
-                most = objects;
-                survey.largest = Some(name);
-            }
+            survey.all.push((objects, name));
         }
+        survey.all.sort_unstable();
         Ok(survey)
     }
 
     fn many_packs(&self) -> bool {
-        self.packs > MANY_PACKS || self.all > MOST_PACKS
+        self.packs > MANY_PACKS || self.all.len() > MOST_PACKS
     }
 
     fn many_objects(&self) -> bool {
         self.objects >= MANY_OBJECTS
     }
+
+    /// How many of the smallest packs become one, so that of what is left each has twice the objects of
+    /// the one before: no object is packed again more often than sizes double.
+    fn small(&self) -> usize {
+        let objects: Vec<u64> = self.all.iter().map(|(objects, _)| *objects).collect();
+        let mut count = objects.len();
+        while count > 1 && objects[count - 1] >= 2 * objects[count - 2] {
+            count -= 1;
+        }
+        if count < 2 {
+            return 0;
+        }
+        let mut sum: u64 = objects[..count].iter().sum();
+        while count < objects.len() && objects[count] < 2 * sum {
+            sum += objects[count];
+            count += 1;
+        }
+        count
+    }
+}
+
+/// The packs of a pool whose objects are all in others.
+fn rolled_up(pool: &Path) -> io::Result<HashSet<String>> {
+    match fs::read_to_string(pool.join(ROLLED_UP)) {
+        Ok(text) => Ok(text.lines().map(str::to_owned).collect()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(HashSet::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes packs that were rolled up: `names`, or all. An index that covers any of them goes first, as
+/// with git. Blocks.
+pub(super) fn remove_rolled_up(pool: &Path, names: Option<&HashSet<String>>) -> io::Result<()> {
+    let all = rolled_up(pool)?;
+    let (gone, left): (HashSet<_>, HashSet<_>) = all
+        .into_iter()
+        .partition(|name| names.is_none_or(|names| names.contains(name)));
+    if gone.is_empty() {
+        return Ok(());
+    }
+    let directory = pool.join("objects/pack");
+    if covered(&directory).is_some_and(|covered| !covered.is_disjoint(&gone)) {
+        fs::remove_file(directory.join(INDEX))?;
+    }
+    for name in &gone {
+        pool::remove_pack(&directory, name)?;
+    }
+    match left.is_empty() {
+        true => fs::remove_file(pool.join(ROLLED_UP)),
+        false => note_rolled_up(pool, left),
+    }
+}
+
+fn note_rolled_up(pool: &Path, names: impl IntoIterator<Item = String>) -> io::Result<()> {
+    let lines = names.into_iter().map(|name| name + "\n");
+    write_file(&pool.join(ROLLED_UP), lines.collect::<String>().as_bytes())
 }
 
 /// How many objects a pack has, by the fan-out of its index.
@@ -176,24 +242,51 @@ impl Consolidator {
         repositories: Arc<Repositories>,
     ) {
         let places = Places::new(1);
-        while let Some(pool) = receiver.recv().await {
+        // What has to go, the first first. Bounded by what is consolidated while it stays.
+        let mut leaving: VecDeque<(Instant, PathBuf, HashSet<String>)> = VecDeque::new();
+        loop {
+            let next = leaving.front().map(|(when, ..)| *when);
+            let pool = tokio::select! {
+                pool = receiver.recv() => match pool {
+                    Some(pool) => pool,
+                    None => return,
+                },
+                () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
+                    if let Some((_, pool, names)) = leaving.pop_front() {
+                        let place = pool.clone();
+                        let remove =
+                            move |_: &Repositories| Ok(remove_rolled_up(&place, Some(&names))?);
+                        report(&pool, "rolled-up packs stay", repositories.blocking(remove).await);
+                    }
+                    continue;
+                }
+            };
             self.waiting
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .remove(&pool);
-            let begun = std::time::Instant::now();
-            match consolidate(&pool, &repositories, &places).await {
-                Ok(()) => {
-                    metrics::counter!("ngit_git_consolidations_total").increment(1);
-                    tracing::info!(pool = %pool.display(), time = ?begun.elapsed(), "packs consolidated");
-                }
-                // The pool may have gone with its last view meanwhile.
-                Err(_) if !pool.exists() => {}
-                Err(error) => {
-                    tracing::warn!(pool = %pool.display(), %error, "packs not consolidated");
-                }
+            let begun = Instant::now();
+            let done = consolidate(&pool, &repositories, &places).await;
+            if done.is_ok() {
+                metrics::counter!("ngit_git_consolidations_total").increment(1);
+                tracing::info!(pool = %pool.display(), time = ?begun.elapsed(), "packs consolidated");
+            }
+            report(&pool, "packs not consolidated", done);
+            let place = pool.clone();
+            let names = repositories.blocking(move |_| Ok(rolled_up(&place)?));
+            if let Ok(names) = names.await {
+                leaving.push_back((Instant::now() + STAYS, pool, names));
             }
         }
+    }
+}
+
+/// A pool may have gone with its last view meanwhile: that is no failure.
+fn report(pool: &Path, what: &str, done: Result<(), Error>) {
+    if let Err(error) = done
+        && pool.exists()
+    {
+        tracing::warn!(pool = %pool.display(), %error, what);
     }
 }
 
@@ -206,38 +299,81 @@ async fn consolidate(
     let look = move |_: &Repositories| Ok((Survey::of(&path)?, has_loose(&path)));
     let (survey, loose) = repositories.blocking(look.clone()).await?;
     if survey.many_packs() || loose {
-        // Drops no object: without `-a` or `-A`, repack keeps whatever lies in the packs it rolls up,
-        // reachable or not.
-        run(pool, &["repack", "--geometric=2", "-d", "-q"], places).await?;
+        roll_up(pool, &survey, loose, repositories, places).await?;
     }
     let (survey, _) = repositories.blocking(look).await?;
-    if !survey.many_objects() {
+    if !survey.many_objects() && !survey.outdated {
         return Ok(());
     }
     let path = pool.to_owned();
     let snapshot = repositories.blocking(move |r| r.snapshot(&path)).await?;
     // Nothing leads to the objects yet: what will, makes us look again.
-    let Some(snapshot) = snapshot else {
+    let (Some(snapshot), Some((_, largest))) = (snapshot, survey.all.last()) else {
         return Ok(());
     };
     let tips = format!("--refs-snapshot={}", snapshot.path().display());
-    let largest = survey.largest.map(|name| format!("{name}.idx"));
-    let preferred = largest.map(|name| format!("--preferred-pack={name}"));
-    let mut write = vec![INDEX, "write", "--no-progress"];
-    write.extend(preferred.as_deref());
+    let preferred = format!("--preferred-pack={largest}.idx");
+    let write = [INDEX, "write", "--no-progress", "--stdin-packs", &preferred];
     let bitmaps = [&write[..], &["--bitmap", &tips]].concat();
-    match run(pool, &bitmaps, places).await {
+    let names = survey.all.iter().map(|(_, name)| format!("{name}.idx\n"));
+    let names: String = names.collect();
+    match run(pool, &bitmaps, &names, places).await {
         // What the pool borrows from elsewhere cannot be in them. Without: not tried again at once.
         Err(git::RunError::Failed(reason)) => {
             tracing::warn!(pool = %pool.display(), reason, "no bitmaps");
-            Ok(run(pool, &write, places).await?)
+            run(pool, &write, &names, places).await?;
         }
-        result => Ok(result?),
+        result => drop(result?),
     }
+    Ok(())
 }
 
-/// Runs one step. Nobody else takes git's locks in a pool: one that is there is a dead process's.
-async fn run(pool: &Path, args: &[&str], places: &Places) -> Result<(), git::RunError> {
+/// Makes one pack of the small ones, and of what lies loose. Drops no object, reachable or not: all that
+/// is in the packs that are named is in the new one, or in those that are named with `^`.
+async fn roll_up(
+    pool: &Path,
+    survey: &Survey,
+    loose: bool,
+    repositories: &Arc<Repositories>,
+    places: &Places,
+) -> Result<(), Error> {
+    let (small, large) = survey.all.split_at(survey.small());
+    if small.is_empty() && !loose {
+        return Ok(());
+    }
+    let small_names = small.iter().map(|(_, name)| format!("{name}.pack\n"));
+    let large_names = large.iter().map(|(_, name)| format!("^{name}.pack\n"));
+    let names: String = small_names.chain(large_names).collect();
+    let pack = ["pack-objects", "--stdin-packs", "--unpacked", "--non-empty"];
+    let args = [&pack[..], &["-q", "objects/pack/pack"]].concat();
+    let made = run(pool, &args, &names, places).await?;
+    let made = format!("pack-{}", made.trim());
+    let (place, small) = (pool.to_owned(), small.to_vec());
+    let note = move |_: &Repositories| {
+        if !place.join(format!("objects/pack/{made}.idx")).is_file() {
+            return Ok(());
+        }
+        let mut gone = rolled_up(&place)?;
+        gone.extend(small.into_iter().map(|(_, name)| name));
+        // What is as good as one of them may be that one.
+        gone.remove(&made);
+        Ok(note_rolled_up(&place, gone)?)
+    };
+    repositories.blocking(note).await?;
+    if loose {
+        run(pool, &["prune-packed", "-q"], "", places).await?;
+    }
+    Ok(())
+}
+
+/// Runs one step; gives what it says. Nobody else takes git's locks in a pool: one that is there is a
+/// dead process's.
+async fn run(
+    pool: &Path,
+    args: &[&str],
+    input: &str,
+    places: &Places,
+) -> Result<String, git::RunError> {
     let lock = pool.join("objects/pack").join(format!("{INDEX}.lock"));
     match fs::remove_file(lock) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
@@ -247,14 +383,22 @@ async fn run(pool: &Path, args: &[&str], places: &Places) -> Result<(), git::Run
     command.args(args);
     let (mut running, pipes) = git::spawn(command, places.take().await)?;
     running.be_nice();
-    drop(pipes.stdin);
-    let (mut stdout, mut nowhere) = (pipes.stdout, tokio::io::sink());
-    let (_, said) = tokio::join!(
-        tokio::io::copy(&mut stdout, &mut nowhere),
+    let feed = async {
+        let mut stdin = pipes.stdin;
+        // A git that stops listening says why.
+        let _ = stdin.write_all(input.as_bytes()).await;
+    };
+    let mut answer = String::new();
+    // The name of a pack, never more.
+    let mut stdout = pipes.stdout.take(4096);
+    let ((), read, said) = tokio::join!(
+        feed,
+        stdout.read_to_string(&mut answer),
         git::drain_stderr(pipes.stderr, |_| {}),
     );
+    read?;
     match running.wait().await? {
-        true => Ok(()),
+        true => Ok(answer),
         false => Err(git::RunError::Failed(git::last_line(&said).to_owned())),
     }
 }
@@ -321,6 +465,30 @@ mod tests {
     }
 
     #[test]
+    fn sizes_double_when_the_small_are_one() {
+        let small = |objects: &[u64]| {
+            let all = objects.iter().map(|o| (*o, String::new())).collect();
+            Survey {
+                all,
+                ..Survey::default()
+            }
+            .small()
+        };
+        for (objects, expected) in [
+            (&[][..], 0),
+            (&[5], 0),
+            (&[1, 2, 4, 100], 0),
+            (&[1, 1, 100], 2),
+            (&[1, 1, 3, 100], 3),
+            (&[1, 1, 4, 100], 2),
+            (&[10, 11, 12, 50, 130], 5),
+            (&[3; 30], 30),
+        ] {
+            assert_eq!(small(objects), expected, "{objects:?}");
+        }
+    }
+
+    #[test]
     fn what_an_index_covers_is_read() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
@@ -333,14 +501,14 @@ mod tests {
         };
         names.extend([pack("one"), pack("two")]);
         let survey = Survey::of(path).unwrap();
-        assert_eq!((survey.all, survey.packs, survey.objects), (2, 2, 2));
+        assert_eq!((survey.all.len(), survey.packs, survey.objects), (2, 2, 2));
         assert!(has_loose(path));
         git(path, &[INDEX, "write", "--no-progress"], "");
         let packs = path.join("objects/pack");
         assert_eq!(covered(&packs), Some(names.iter().cloned().collect()));
         pack("three");
         let survey = Survey::of(path).unwrap();
-        assert_eq!((survey.all, survey.packs, survey.objects), (3, 1, 1));
+        assert_eq!((survey.all.len(), survey.packs, survey.objects), (3, 1, 1));
         // One that cannot be read covers nothing.
         let index = packs.join(INDEX);
         let whole = fs::read(&index).unwrap();

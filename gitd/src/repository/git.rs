@@ -11,7 +11,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd},
     path::Path,
     process::{Output, Stdio},
-    sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError, mpsc},
+    sync::{Arc, LazyLock, Mutex, PoisonError, mpsc},
 };
 
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -83,14 +83,6 @@ pub enum BadGit {
     TooOld(String),
 }
 
-/// Which git there is, once [`check`] has looked.
-static FOUND: OnceLock<(u32, u32)> = OnceLock::new();
-
-/// Whether git is known to be as new as this.
-pub fn is_since(version: (u32, u32)) -> bool {
-    FOUND.get().is_some_and(|found| *found >= version)
-}
-
 /// Checks that git is there and new enough.
 pub fn check() -> Result<(), BadGit> {
     let output = command(Path::new("/"))
@@ -100,10 +92,7 @@ pub fn check() -> Result<(), BadGit> {
         .map_err(BadGit::NotThere)?;
     let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     match version(&text) {
-        Some(found) if found >= OLDEST => {
-            FOUND.get_or_init(|| found);
-            Ok(())
-        }
+        Some(found) if found >= OLDEST => Ok(()),
         _ => Err(BadGit::TooOld(text)),
     }
 }

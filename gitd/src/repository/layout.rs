@@ -4,6 +4,7 @@
 //! <data>/<npub>/<identifier>.git             a view: a bare repository
 //! <data>/.pools/<2 hex>/<sha256>.git         the pool of an identifier: a bare repository without refs
 //! <data>/.pools/<2 hex>/<sha256>.git/views/  one file for each view that leans on it, retired ones too
+//! <data>/.pools/…/rolled-up                  packs that are about to go, one to a line
 //! <data>/.pools/…/quarantine/<random>/       a pack that is being taken in
 //! <data>/.retired/<owner>-<sha256>-<incarnation>.git   a view moved aside
 //! <data>/.new/<random>                       what is being made or thrown away; empty between runs
@@ -26,6 +27,8 @@ pub const IDENTIFIER: &str = "grasp-identifier";
 pub const STAGED: &str = "staged";
 /// Directory of a pool: one file for each view.
 pub const VIEWS: &str = "views";
+/// File of a pool: packs whose objects are all in others, about to go.
+pub const ROLLED_UP: &str = "rolled-up";
 /// Directory of a pool: packs being taken in.
 pub const QUARANTINE: &str = "quarantine";
 

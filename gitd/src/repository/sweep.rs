@@ -9,7 +9,7 @@ use std::{
 use grasp_proto::words::{Identifier, Npub, RefName, RepoId};
 
 use super::{
-    Error, PoisonError, Repositories,
+    Error, PoisonError, Repositories, consolidate,
     layout::{IDENTIFIER, Layout, QUARANTINE, STAGED},
     pool, refs, staging, sync_directory, write_file,
 };
@@ -59,6 +59,7 @@ impl Repositories {
     fn sweep_pool(&self, pool: &Path) -> Result<(), Error> {
         empty(&pool.join(QUARANTINE))?;
         remove_leftovers(pool)?;
+        consolidate::remove_rolled_up(pool, None)?;
         let text = fs::read_to_string(pool.join(IDENTIFIER))?;
         let identifier = Identifier::parse(text.trim_end_matches('\n'))
             .map_err(|error| Error::Invalid(error.to_string()))?;

@@ -39,11 +39,10 @@ const CONFIG: &[&str] = &[
     "uploadpack.hideRefs=!refs/heads/",
     "uploadpack.hideRefs=!refs/tags/",
     "uploadpack.hideRefs=!refs/nostr/",
+    // Of a multi-pack-index, its preferred pack may be sent as it lies. `multi`, for all its packs, makes
+    // bad packs in git 2.47 where an object is in several, and the bases of thin packs are.
+    "pack.allowPackReuse=true",
 ];
-
-/// Whether packs behind the first of a multi-pack-index may be sent as they lie as well, and since
-/// when git knows that it may.
-const REUSE: (&str, (u32, u32)) = ("pack.allowPackReuse=multi", (2, 44));
 
 /// How much is read from git at once: what its pipe holds.
 const PIECE: usize = 64 * 1024;
@@ -186,10 +185,6 @@ impl Fetch<'_> {
         }
         let mut command = git::command(view);
         for setting in CONFIG {
-            command.args(["-c", setting]);
-        }
-        let (setting, since) = REUSE;
-        if git::is_since(since) {
             command.args(["-c", setting]);
         }
         if let Some(version) = version.git_protocol() {

@@ -511,6 +511,18 @@ pub async fn pack(path: &Path, revs: &[&str]) -> Vec<u8> {
     .unwrap()
 }
 
+/// The packs of a view or a pool that are not about to go.
+pub fn packs(path: &Path) -> usize {
+    let gone = std::fs::read_to_string(path.join("rolled-up")).unwrap_or_default();
+    let files = children(&path.join("objects/pack"));
+    let names = files
+        .iter()
+        .filter_map(|file| file.file_name()?.to_str()?.strip_suffix(".idx"));
+    names
+        .filter(|name| !gone.lines().any(|line| line == *name))
+        .count()
+}
+
 /// A bare repository with one branch of so many commits, a thousand small files in each.
 pub async fn crowd(directory: &Path, name: &str, commits: usize) -> PathBuf {
     use std::fmt::Write;
