@@ -37,7 +37,7 @@ async fn listener() -> (TcpListener, u16) {
 
 #[tokio::test]
 async fn forbidden_addresses_are_never_dialled() {
-    let (net, _) = net(
+    let (net, resolver) = net(
         Allowed::default(),
         vec![vec!["127.0.0.1", "10.0.0.1", "::1"]],
     );
@@ -53,6 +53,7 @@ async fn forbidden_addresses_are_never_dialled() {
         "0.0.0.0",
         "fe80::1%lo",
         "[fe80::1%25lo]",
+        "1:2",
         "",
     ] {
         let refused = net.dial(host, port).await;
@@ -61,6 +62,8 @@ async fn forbidden_addresses_are_never_dialled() {
             "{host} {refused:?}"
         );
     }
+    // What is no name is not looked up.
+    assert_eq!(resolver.1.load(Ordering::Relaxed), 1);
 }
 
 #[tokio::test]
