@@ -157,7 +157,7 @@ async fn each_state_is_served_as_soon_as_its_own_data_is_here() {
         commits.insert(name, project.repo.commit().await);
         host.hold("copy", &project.repo, &[name]).await;
     }
-    let urls = [&down, &slow, &good].map(|host| host.url("copy"));
+    let urls = [&down, &good, &slow].map(|host| host.url("copy"));
     drop(down);
     let announced = announcement(&service, &project.owner, "split", &urls)
         .maintainers(&[&second, &third])
@@ -385,4 +385,66 @@ async fn what_a_repository_lost_is_hunted_for_again() {
         Repo::clone(&project.url(&service), &[]).await.1.ok
     })
     .await;
+}
+
+/// A worker that stands still, as one that is cut off would seem to, and then goes on.
+#[tokio::test]
+async fn a_worker_that_was_cut_off_brings_nothing_in_afterwards() {
+    let service = hunting(&[("NGIT_WORKERS", "2")]).await;
+    let mut client = Client::connect(&service).await;
+    let host = Host::start().await;
+    let project = Project::new("cut-off").await;
+    project.repo.commit_bytes(8_000_000).await;
+    let url = host.hold("copy", &project.repo, &["main"]).await;
+    host.behaves(Manner::Dripping(Duration::from_millis(1)));
+    let published = lies_elsewhere(&service, &mut client, &project, &[url]).await;
+    until("a pack is on its way in", || async {
+        quarantined(&service) > 0
+    })
+    .await;
+    let workers = workers(&service);
+    for worker in &workers {
+        processes::send(*worker, Signal::STOP);
+    }
+    // What is in the sockets' buffers may still go.
+    let mut before = 0;
+    until("the transfer stands still", || {
+        let now = host.sent();
+        let still = now == std::mem::replace(&mut before, now);
+        async move {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            still
+        }
+    })
+    .await;
+    host.behaves(Manner::Good);
+    until(
+        "its grant has run out, and nothing is left of it",
+        || async { quarantined(&service) == 0 },
+    )
+    .await;
+    assert!(!served(&service, &published[1]).await);
+    for worker in &workers {
+        processes::send(*worker, Signal::CONT);
+    }
+    until_served(&service, "it is found all the same", &published).await;
+    until("nothing is left", || async { quarantined(&service) == 0 }).await;
+}
+
+#[tokio::test]
+async fn many_events_at_once_are_one_attempt() {
+    let service = hunting(&[("NGIT_SYNC_DEFAULT_DELAY_SECS", "2")]).await;
+    let mut client = Client::connect(&service).await;
+    let host = Host::start().await;
+    let project = Project::new("burst").await;
+    let url = host.hold("copy", &project.repo, &["main"]).await;
+    let mut published = Vec::from(lies_elsewhere(&service, &mut client, &project, &[url]).await);
+    for _ in 0..9 {
+        let state = project.state().await.sign(&project.owner);
+        client.publish(&state).await.waits();
+        published.push(state);
+    }
+    let last = [published[0].clone(), published[10].clone()];
+    until_served(&service, "the last is served", &last).await;
+    assert_eq!(host.attempts().len(), 1, "{:?}", host.attempts());
 }

@@ -31,7 +31,7 @@ pub enum Manner {
     Good,
     /// The same, but every answer comes so much later.
     Slow(Duration),
-    /// The same, but packs come in drops, so far apart.
+    /// The same, but packs come in drops of a kilobyte, so far apart.
     Dripping(Duration),
     /// A pack that never ends.
     Endless,
@@ -259,7 +259,7 @@ async fn answer(
             let size = match drip {
                 Some(apart) => {
                     tokio::time::sleep(apart).await;
-                    1
+                    1024
                 }
                 None => kept.len(),
             };
