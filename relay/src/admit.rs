@@ -42,6 +42,9 @@ use crate::{
 /// What is said of everything that goes to purgatory (GRASP-01).
 pub const WAITS: &str = "purgatory: won't be served until git data arrives";
 
+/// What is said of an event that belongs to nothing served here.
+pub const UNRELATED: &str = "blocked: not related to a repository or event that is served here";
+
 /// Something of ours failed while an event was judged. The event can be sent again.
 #[derive(Debug, thiserror::Error)]
 enum Failed {
@@ -270,5 +273,5 @@ impl Admit {
 }
 
 fn unrelated() -> Verdict {
-    Verdict::rejected("blocked: not related to a repository or event that is served here")
+    Verdict::rejected(UNRELATED)
 }

@@ -19,6 +19,8 @@ use nostr::{Keys, key::SecretKey};
 use crate::{
     domain::Domain,
     hunt::{budget, entry::Delays, queue::Rules},
+    sync::rejected::Durations,
+    targets::relay_url::Named,
 };
 
 /// Where events are kept.
@@ -54,6 +56,63 @@ pub struct HuntConfig {
     pub look_every: Duration,
     /// The largest pack taken from another server, in bytes.
     pub max_pack_bytes: u64,
+}
+
+/// What relay-to-relay sync goes by.
+#[derive(Debug, Clone)]
+pub struct SyncConfig {
+    /// The first relay to sync from.
+    pub bootstrap: Option<Named>,
+    /// For so long changes are gathered before workers are told.
+    pub window: Duration,
+    /// How long rejected events are kept.
+    pub rejected: Durations,
+    /// How long a remote relay stays a worker's unless renewed.
+    pub lease: Duration,
+    /// Workers begin at once, and the service opens once the first relay has been tried.
+    pub begins_at_once: bool,
+}
+
+/// The same window under the quick clock, unless it is set.
+const QUICK_WINDOW: Duration = Duration::from_millis(200);
+
+impl SyncConfig {
+    fn from_settings(settings: &Settings, test: bool) -> Result<Self, BadSetting> {
+        const BOOTSTRAP: &str = "NGIT_SYNC_BOOTSTRAP_RELAY_URL";
+        const WINDOW: &str = "NGIT_SYNC_BATCH_WINDOW_MS";
+        let number = |name, unit: &str| settings.parse::<u64>(name, unit);
+        let bootstrap = match settings.get(BOOTSTRAP).map(str::trim) {
+            None | Some("") => None,
+            Some(_) => Some(settings.parse_with(BOOTSTRAP, read_relay)?),
+        };
+        let window = match test && !settings.is_set(WINDOW) {
+            true => QUICK_WINDOW,
+            false => Duration::from_millis(number(WINDOW, "milliseconds")?),
+        };
+        let hot = number("NGIT_REJECTED_HOT_CACHE_DURATION_SECS", "seconds")?;
+        let cold = number("NGIT_REJECTED_COLD_INDEX_EXPIRY_SECS", "seconds")?;
+        Ok(Self {
+            bootstrap,
+            window,
+            rejected: Durations {
+                hot: Duration::from_secs(hot),
+                cold: Duration::from_secs(cold),
+            },
+            lease: if test { QUICK_LEASE } else { LEASE },
+            begins_at_once: number("NGIT_SYNC_STARTUP_DELAY_SECS", "seconds")? == 0,
+        })
+    }
+}
+
+/// A relay's address; without a scheme it is `wss`.
+fn read_relay(text: &str) -> Result<Named, String> {
+    let text = text.trim();
+    let whole = match text.contains("://") {
+        true => text.to_owned(),
+        false => format!("wss://{text}"),
+    };
+    Named::parse(&whole)
+        .ok_or_else(|| "the address of a relay, like wss://relay.example".to_owned())
 }
 
 /// How long a lease holds unless renewed.
@@ -114,6 +173,8 @@ pub struct Config {
     pub limits: Limits,
     /// The hunt for git data.
     pub hunt: HuntConfig,
+    /// Relay-to-relay sync.
+    pub sync: SyncConfig,
     /// Whether `/metrics` answers.
     pub metrics: bool,
     /// Connections from one address from which on it is suspicious.
@@ -179,6 +240,7 @@ impl Config {
         let test = settings.switch("NGIT_TEST")?;
         Ok(Self {
             hunt: HuntConfig::from_settings(settings, test)?,
+            sync: SyncConfig::from_settings(settings, test)?,
             keys: owner_keys(settings, &data_path, backend)?,
             domain,
             bind,
@@ -304,6 +366,11 @@ mod tests {
             ("NGIT_SYNC_IMMEDIATE_DELAY_MS", "soon"),
             ("NGIT_SYNC_MAX_PACK_BYTES", "0"),
             ("NGIT_NAUGHTY_LIST_EXPIRATION_HOURS", "half"),
+            ("NGIT_SYNC_BOOTSTRAP_RELAY_URL", "https://relay.example"),
+            ("NGIT_SYNC_BATCH_WINDOW_MS", "soon"),
+            ("NGIT_REJECTED_HOT_CACHE_DURATION_SECS", "-1"),
+            ("NGIT_REJECTED_COLD_INDEX_EXPIRY_SECS", "never"),
+            ("NGIT_SYNC_STARTUP_DELAY_SECS", "x"),
             ("NGIT_TRUSTED_PROXY_CIDRS", "10.0.0.0/40"),
             ("NGIT_DATABASE_BACKEND", "sqlite"),
             ("NGIT_RELAY_OWNER_NSEC", "nsec1nonsense"),
@@ -311,6 +378,25 @@ mod tests {
             let error = Config::from_settings(&settings(&[(name, value)])).unwrap_err();
             assert!(error.to_string().starts_with(name), "{error}");
         }
+    }
+
+    #[test]
+    fn the_first_relay_needs_no_scheme_and_the_quick_clock_is_quick() {
+        let read = |pairs: &[(&'static str, &str)]| {
+            let config = Config::from_settings(&settings(pairs)).unwrap();
+            config.sync
+        };
+        assert!(read(&[]).bootstrap.is_none());
+        let named = |text| {
+            let sync = read(&[("NGIT_SYNC_BOOTSTRAP_RELAY_URL", text)]);
+            sync.bootstrap.unwrap().label.to_string()
+        };
+        assert_eq!(named("relay.example:8080"), "wss://relay.example:8080");
+        assert_eq!(named("ws://127.0.0.1:9"), "ws://127.0.0.1:9");
+        assert_eq!(read(&[]).window, Duration::from_secs(5));
+        assert_eq!(read(&[("NGIT_TEST", "1")]).window, QUICK_WINDOW);
+        let set = [("NGIT_TEST", "1"), ("NGIT_SYNC_BATCH_WINDOW_MS", "900")];
+        assert_eq!(read(&set).window, Duration::from_millis(900));
     }
 
     #[test]

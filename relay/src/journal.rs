@@ -113,6 +113,22 @@ pub enum Record {
         /// The fetch that is running.
         fetch: Option<Fetch>,
     },
+    /// How often the relay has started, for the tokens of relay-to-relay sync.
+    SyncRun {
+        /// Counted up.
+        number: u64,
+        /// Opened by the credentials of that run only.
+        sealed: Vec<u8>,
+    },
+    /// A remote relay that a worker holds.
+    RelayLease {
+        /// Which.
+        url: String,
+        /// The fencing token.
+        token: u64,
+        /// The worker's name.
+        worker: String,
+    },
     /// When a remote domain was asked in the last minute.
     Requests {
         /// Which.

@@ -4,9 +4,11 @@
 //! [`admit`], the one door for events, and [`grpc::push`], the judge of pushes; both of these in
 //! [`release`], the one way out of [`purgatory`]. What is decided about one identifier is decided in
 //! its queue ([`serial`]). [`store`] and [`journal`] keep what must not be lost; [`git`] is all
-//! that is known of gitd.
+//! that is known of gitd. What waits for git data is looked for by the [`hunt`], which
+//! workers are sent on.
 //!
-//! Tasks that run as long as the process: the internal services, the sweep, the public face. None is
+//! Tasks that run as long as the process: the internal services, the sweep, the hunt's and the sync's
+//! clocks, what is judged again, what is to be synced, the public face. None is
 //! respawned: a panic in one of them ends the process, and its supervisor starts it anew.
 
 pub mod admit;
@@ -30,6 +32,8 @@ pub mod serial;
 pub mod session;
 pub mod store;
 pub mod sweep;
+pub mod sync;
+pub mod targets;
 pub mod verdict;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -38,6 +42,7 @@ use futures::future::BoxFuture;
 use grasp_proto::{
     contract::relay::{
         admin_server::AdminServer, hunt_server::HuntServer, push_server::PushServer,
+        relay_sync_server::RelaySyncServer,
     },
     process,
     transport::{self, GrantKey, Guard, Role},
@@ -54,7 +59,12 @@ use crate::{
     clock::Clock,
     config::Backend,
     git::{Git, Gitd},
-    grpc::{admin::AdminService, hunt::HuntService, push::PushService},
+    grpc::{
+        admin::AdminService,
+        hunt::HuntService,
+        push::PushService,
+        relay_sync::{self, RelaySyncService},
+    },
     http::{Face, Ready},
     hunt::{Hunt, Hunter, heal},
     journal::{Journal, JournalError},
@@ -66,6 +76,8 @@ use crate::{
     serial::Serial,
     session::Patience,
     store::{Store, StoreError},
+    sync::{Hooks, Syncing, judge::Judge},
+    targets::{feed::Wanted, relay_url::Named},
 };
 
 /// Why the relay did not start, or ended.
@@ -93,6 +105,8 @@ pub enum Error {
 
 /// Room for the commands of the largest push.
 const MAX_MESSAGE: usize = 64 << 20;
+/// How long a start waits for the first relay to be tried.
+const TRY_BOOTSTRAP: Duration = Duration::from_secs(2);
 /// How long a start waits between two looks for gitd.
 const LOOK_FOR_GITD: Duration = Duration::from_millis(20);
 
@@ -113,7 +127,17 @@ pub async fn run(
     let (journal, records) = open_journal(&config).await?;
     let clock = Clock::system();
     let hunt = Hunt::open(config.hunt.rules, journal.clone(), clock.clone(), &records).await?;
-    let purgatory = Arc::new(Purgatory::new(journal, clock));
+    let key = GrantKey::new(&config.tokens);
+    let syncing = Syncing::open(
+        config.sync.lease,
+        bootstrap(&config).as_ref(),
+        &key,
+        journal.clone(),
+        clock.clone(),
+        &records,
+    )
+    .await?;
+    let purgatory = Arc::new(Purgatory::new(journal, clock.clone()));
     let repositories = Arc::new(Repositories::default());
     load_served(&store, &repositories, &config).await?;
     purgatory.restore(records);
@@ -130,6 +154,21 @@ pub async fn run(
     };
     let serial = Serial::default();
     sweep::reconcile(&release).await?;
+    let door = Arc::new(Admit::new(
+        release.clone(),
+        serial.clone(),
+        hunt.clone(),
+        config.domain.clone(),
+        config.limits.max_event_bytes,
+    ));
+    let wanted = Wanted::new(config.domain.clone());
+    let judge = Judge::new(door.clone(), config.sync.rejected, clock);
+    let hooks = Arc::new(Hooks {
+        wanted: wanted.clone(),
+        judge: judge.clone(),
+    });
+    release.repositories.tell(hooks.clone());
+    release.live.tell(hooks);
 
     let internal = CancellationToken::new();
     let guard = |roles| Guard::new(&config.tokens, roles);
@@ -140,18 +179,30 @@ pub async fn run(
         hunt: hunt.clone(),
         release: release.clone(),
         serial: serial.clone(),
-        key: GrantKey::new(&config.tokens),
+        key,
         ours: config.domain.clone(),
         max_pack_bytes: config.hunt.max_pack_bytes,
         stop: stop.clone(),
     };
     let hunting =
         HuntServer::new(HuntService::new(hunter.clone())).max_encoding_message_size(MAX_MESSAGE);
+    let relay_sync = RelaySyncService::new(
+        wanted.clone(),
+        syncing.clone(),
+        judge.clone(),
+        release.clone(),
+        config.keys.clone(),
+        stop.clone(),
+    );
+    let relay_sync = RelaySyncServer::new(relay_sync)
+        .max_decoding_message_size(relay_sync::MAX_MESSAGE)
+        .max_encoding_message_size(relay_sync::MAX_MESSAGE);
     let admin = AdminServer::new(AdminService::new(release.clone(), hunt.clone()));
     let routes = transport::standard_routes(&config.tokens)
         .await
         .add_service(InterceptedService::new(push, guard(&[Role::Gitd])))
         .add_service(InterceptedService::new(hunting, guard(&[Role::Worker])))
+        .add_service(InterceptedService::new(relay_sync, guard(&[Role::Worker])))
         .add_service(InterceptedService::new(admin, guard(&[Role::Relay])));
     let listener = config
         .grpc
@@ -159,6 +210,13 @@ pub async fn run(
         .await
         .map_err(|error| Error::Listen(config.grpc.to_string(), error))?;
     let services = tokio::spawn(transport::serve(listener, routes, internal.clone()));
+    let leasing = tokio::spawn(syncing.clone().run(internal.clone()));
+    let judging = tokio::spawn(judge.run(internal.clone()));
+    let feeding = {
+        let (release, syncing) = (release.clone(), syncing.clone());
+        let changed = move |targets: &targets::Targets| syncing.want(targets);
+        tokio::spawn(wanted.run(release, config.sync.window, internal.clone(), changed))
+    };
 
     if !wait_for_gitd(&*git, &stop).await {
         internal.cancel();
@@ -182,22 +240,18 @@ pub async fn run(
         internal.clone(),
     ));
 
+    if config.sync.begins_at_once {
+        syncing.bootstrap_tried(TRY_BOOTSTRAP).await;
+    }
     let public = TcpListener::bind(config.bind)
         .await
         .map_err(|error| Error::Listen(config.bind.to_string(), error))?;
     let address = public
         .local_addr()
         .map_err(|error| Error::Listen(config.bind.to_string(), error))?;
-    let door = Admit::new(
-        release.clone(),
-        serial,
-        hunt,
-        config.domain.clone(),
-        config.limits.max_event_bytes,
-    );
     let face = Face {
         config: config.clone(),
-        door: Arc::new(door),
+        door,
         live: release.live.clone(),
         database: store.database(),
         ready: Arc::new(Readiness(release.clone())),
@@ -206,16 +260,27 @@ pub async fn run(
     ready(address);
     let face = tokio::spawn(http::serve(face, public, stop.clone(), config.grace));
     // The public face ends by `stop` alone; anything else that ends, ends the process.
-    tokio::pin!(services, sweeping, clockwork, healing, face);
+    tokio::pin!(
+        services, sweeping, clockwork, healing, leasing, judging, feeding, face
+    );
     tokio::select! {
         ended = &mut face => ended?,
         ended = &mut services => ended??,
         ended = &mut sweeping => ended?,
         ended = &mut clockwork => ended?,
         ended = &mut healing => ended?,
+        ended = &mut leasing => ended?,
+        ended = &mut judging => ended?,
+        ended = &mut feeding => ended?,
     }
     internal.cancel();
     Ok(())
+}
+
+/// The first relay to sync from, unless it is this one.
+fn bootstrap(config: &Config) -> Option<Named> {
+    let bootstrap = config.sync.bootstrap.clone();
+    bootstrap.filter(|named| !named.url.leads_to(&config.domain))
 }
 
 async fn open_journal(

@@ -77,7 +77,7 @@ pub enum Change {
 #[derive(Debug)]
 pub struct Targets {
     ours: Domain,
-    targets: HashMap<RepoId, Target>,
+    wanted: HashMap<RepoId, Target>,
     relays: BTreeMap<RelayUrl, Asked>,
 }
 
@@ -86,7 +86,7 @@ impl Targets {
     pub fn new(ours: Domain) -> Self {
         Self {
             ours,
-            targets: HashMap::new(),
+            wanted: HashMap::new(),
             relays: BTreeMap::new(),
         }
     }
@@ -94,7 +94,10 @@ impl Targets {
     /// The relays that an announcement names, each once, without this service.
     pub fn relays_of(&self, announcement: &Announcement) -> Vec<Named> {
         let mut relays: Vec<Named> = Vec::new();
-        let named = announcement.relays().take(LOOKED_AT).filter_map(Named::parse);
+        let named = announcement
+            .relays()
+            .take(LOOKED_AT)
+            .filter_map(Named::parse);
         for relay in named.filter(|relay| !relay.url.leads_to(&self.ours)) {
             if relays.len() < RELAYS && relays.iter().all(|known| known.url != relay.url) {
                 relays.push(relay);
@@ -106,11 +109,11 @@ impl Targets {
     /// A repository is to be synced so.
     pub fn set(&mut self, repo: &RepoId, level: Level, relays: &[Named]) -> Option<Change> {
         let urls: Vec<RelayUrl> = relays.iter().map(|relay| relay.url.clone()).collect();
-        let old = self.targets.get(repo);
+        let old = self.wanted.get(repo);
         if old.is_some_and(|old| old.level == level && old.relays == urls) {
             return None;
         }
-        let old = self.targets.remove(repo);
+        let old = self.wanted.remove(repo);
         for relay in relays {
             let asked = self.relays.entry(relay.url.clone()).or_insert(Asked {
                 label: relay.label.clone(),
@@ -134,7 +137,7 @@ impl Targets {
             relays: target.relays.clone(),
             new_roots: Vec::new(),
         };
-        self.targets.insert(repo.clone(), target);
+        self.wanted.insert(repo.clone(), target);
         Some(change)
     }
 
@@ -144,7 +147,7 @@ impl Targets {
         repo: &RepoId,
         roots: impl IntoIterator<Item = EventId>,
     ) -> Option<Change> {
-        let target = self.targets.get_mut(repo)?;
+        let target = self.wanted.get_mut(repo)?;
         let mut new_roots = Vec::new();
         for root in roots {
             if target.roots.len() >= ROOTS {
@@ -165,7 +168,7 @@ impl Targets {
 
     /// A repository is not wanted any more.
     pub fn remove(&mut self, repo: &RepoId) -> Option<Change> {
-        let target = self.targets.remove(repo)?;
+        let target = self.wanted.remove(repo)?;
         self.let_go(&target);
         Some(Change::Removed(repo.clone()))
     }
@@ -185,12 +188,12 @@ impl Targets {
 
     /// How a repository is to be synced.
     pub fn get(&self, repo: &RepoId) -> Option<&Target> {
-        self.targets.get(repo)
+        self.wanted.get(repo)
     }
 
     /// All that is wanted.
     pub fn all(&self) -> impl Iterator<Item = (&RepoId, &Target)> {
-        self.targets.iter()
+        self.wanted.iter()
     }
 
     /// The relays that some repository names.
@@ -200,7 +203,7 @@ impl Targets {
 
     /// How many repositories are wanted so.
     pub fn count(&self, level: Level) -> usize {
-        let targets = self.targets.values();
+        let targets = self.wanted.values();
         targets.filter(|target| target.level == level).count()
     }
 }
@@ -262,8 +265,14 @@ mod tests {
     fn promotion_raises_and_roots_stay() {
         let mut targets = Targets::new(ours());
         assert!(targets.add_roots(&repo(1), [id(1)]).is_none());
-        targets.set(&repo(1), Level::StateOnly, &[named(1)]).unwrap();
-        assert!(targets.set(&repo(1), Level::StateOnly, &[named(1)]).is_none());
+        targets
+            .set(&repo(1), Level::StateOnly, &[named(1)])
+            .unwrap();
+        assert!(
+            targets
+                .set(&repo(1), Level::StateOnly, &[named(1)])
+                .is_none()
+        );
         let told = targets.add_roots(&repo(1), [id(1), id(2), id(1)]);
         let new_roots = match told {
             Some(Change::Set { new_roots, .. }) => new_roots,

@@ -184,8 +184,12 @@ impl Purgatory {
                 self.expired
                     .remember(EventId::from_hex(&id).map_err(|e| e.to_string())?);
             }
-            // The hunt's, not purgatory's.
-            Record::Run { .. } | Record::Lease { .. } | Record::Requests { .. } => {}
+            // The hunt's and the sync's, not purgatory's.
+            Record::Run { .. }
+            | Record::Lease { .. }
+            | Record::Requests { .. }
+            | Record::SyncRun { .. }
+            | Record::RelayLease { .. } => {}
         }
         Ok(())
     }

@@ -75,7 +75,9 @@ impl Named {
     pub fn parse(text: &str) -> Option<Self> {
         let url = RelayUrl::parse(text)?;
         let text = text.trim();
-        let shown = text.bytes().all(|b| b.is_ascii_graphic() && b != b'"' && b != b'\\');
+        let shown = text
+            .bytes()
+            .all(|b| b.is_ascii_graphic() && b != b'"' && b != b'\\');
         let label = match shown && !text.contains('@') {
             true => text.into(),
             false => url.0.clone(),
@@ -103,7 +105,11 @@ mod tests {
             "wss://user:word@relay.example/#top",
             "wss://relay.example./",
         ] {
-            assert_eq!(normal(same).as_deref(), Some("wss://relay.example"), "{same}");
+            assert_eq!(
+                normal(same).as_deref(),
+                Some("wss://relay.example"),
+                "{same}"
+            );
         }
         assert_eq!(normal("ws://a:80").as_deref(), Some("ws://a"));
         assert_eq!(normal("ws://a:443/x").as_deref(), Some("ws://a:443/x"));
@@ -129,7 +135,11 @@ mod tests {
         let other = RelayUrl::parse("wss://grasp.example:8443").unwrap();
         assert!(!other.leads_to(&ours));
         let local = Domain::local(7334);
-        for same in ["ws://127.0.0.1:7334", "ws://[::1]:7334", "ws://LOCALHOST:7334/"] {
+        for same in [
+            "ws://127.0.0.1:7334",
+            "ws://[::1]:7334",
+            "ws://LOCALHOST:7334/",
+        ] {
             assert!(RelayUrl::parse(same).unwrap().leads_to(&local), "{same}");
         }
         let neighbour = RelayUrl::parse("ws://127.0.0.1:7335").unwrap();

@@ -5,6 +5,7 @@ mod hunts;
 mod orders;
 mod pushes;
 mod stand_in;
+mod sync;
 mod waiting;
 
 use std::{path::Path, sync::Arc, time::Duration};

@@ -1,0 +1,187 @@
+//! Relay-to-relay sync as metrics show it. Whatever the rest of the world names, the number of
+//! series is bounded; the series of a relay that has gone stays.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use super::{
+    judge::{Method, Outcome},
+    reports::{Counts, Report},
+    shares::Shares,
+};
+use crate::{clock::Moment, targets::relay_url::RelayUrl};
+
+/// Relays that have series of their own, the first ones of the process's life.
+const RELAYS: usize = 500;
+
+/// What is shown of which relay.
+#[derive(Debug)]
+pub struct Meters {
+    named: BTreeMap<RelayUrl, Arc<str>>,
+    labels: BTreeSet<Arc<str>>,
+    /// Relays that were connected when they were shown last.
+    connected: BTreeSet<RelayUrl>,
+    /// Relays that were left alone or waited when they were shown last.
+    waiting: BTreeSet<RelayUrl>,
+}
+
+impl Meters {
+    /// Everything there is, at 0.
+    pub fn begin() -> Self {
+        metrics::gauge!("ngit_sync_relays_tracked_total").set(0.0);
+        metrics::gauge!("ngit_sync_relays_connected_total").set(0.0);
+        metrics::gauge!("ngit_sync_subscriptions").set(0.0);
+        metrics::counter!("ngit_sync_events_synced_total").absolute(0);
+        // Being there is all it takes.
+        drop(metrics::histogram!("ngit_sync_event_lag_seconds"));
+        for index in ["hot", "cold"] {
+            metrics::gauge!("ngit_sync_rejected_events", "index" => index).set(0.0);
+        }
+        for level in ["full", "state_only"] {
+            metrics::gauge!("ngit_sync_targets", "level" => level).set(0.0);
+        }
+        for method in [
+            Method::Live,
+            Method::Negentropy,
+            Method::Paged,
+            Method::Again,
+        ] {
+            for outcome in [
+                Outcome::Accepted,
+                Outcome::Purgatory,
+                Outcome::Duplicate,
+                Outcome::Rejected,
+                Outcome::KeptForLater,
+                Outcome::Forged,
+                Outcome::Failed,
+            ] {
+                let labels = [("outcome", outcome.as_str()), ("method", method.as_str())];
+                metrics::counter!("ngit_sync_events_total", &labels).absolute(0);
+            }
+        }
+        Self {
+            named: BTreeMap::new(),
+            labels: BTreeSet::new(),
+            connected: BTreeSet::new(),
+            waiting: BTreeSet::new(),
+        }
+    }
+
+    /// By what a relay goes; `None`: it has no series.
+    fn label(&mut self, url: &RelayUrl, label: &Arc<str>) -> Option<Arc<str>> {
+        if let Some(known) = self.named.get(url) {
+            return Some(known.clone());
+        }
+        if self.named.len() >= RELAYS {
+            return None;
+        }
+        // Never another's series.
+        let label = match self.labels.insert(label.clone()) {
+            true => label.clone(),
+            false => url.as_str().into(),
+        };
+        self.labels.insert(label.clone());
+        self.named.insert(url.clone(), label.clone());
+        Some(label)
+    }
+
+    /// What a worker counted at a relay since it said so last.
+    pub fn counted(&mut self, url: &RelayUrl, label: &Arc<str>, counts: &Counts) {
+        let Some(label) = self.label(url, label) else {
+            return;
+        };
+        for (result, count) in [("success", counts.succeeded), ("failure", counts.failed)] {
+            let labels = [("relay", label.to_string()), ("result", result.to_owned())];
+            metrics::counter!("ngit_sync_connection_attempts_total", &labels).increment(count);
+        }
+        for (method, count) in [
+            (Method::Live, counts.live),
+            (Method::Negentropy, counts.negentropy),
+            (Method::Paged, counts.paged),
+        ] {
+            let labels = [
+                ("relay", label.to_string()),
+                ("method", method.as_str().to_owned()),
+            ];
+            metrics::counter!("ngit_sync_relay_events_received_total", &labels).increment(count);
+        }
+    }
+
+    /// Shows what has changed.
+    #[allow(clippy::cast_precision_loss)]
+    pub fn show(&mut self, shares: &mut Shares, now: Moment) {
+        let mut changed = shares.changed();
+        if changed.is_empty() && self.waiting.is_empty() {
+            return;
+        }
+        // Time alone ends these.
+        changed.extend(self.waiting.iter().cloned());
+        for url in changed {
+            let known = shares.get(&url);
+            let gone = Report::default();
+            let report = known.map_or(&gone, |remote| &remote.report);
+            match report.state.is_connected() {
+                true => self.connected.insert(url.clone()),
+                false => self.connected.remove(&url),
+            };
+            let waits = |until: Option<Moment>| until.is_some_and(|until| until > now);
+            match waits(report.next_attempt) || waits(report.silent_until) {
+                true => self.waiting.insert(url.clone()),
+                false => self.waiting.remove(&url),
+            };
+            let label = match known {
+                Some(remote) => self.label(&url, &remote.label),
+                None => self.named.get(&url).cloned(),
+            };
+            if let Some(label) = label {
+                show_relay(&label, report, now);
+            }
+        }
+        let (mut tracked, mut subscriptions) = (0, 0);
+        for (_, remote) in shares.all() {
+            tracked += 1;
+            subscriptions += u64::from(remote.report.subscriptions);
+        }
+        let connected = self.connected.len();
+        metrics::gauge!("ngit_sync_relays_tracked_total").set(f64::from(tracked));
+        metrics::gauge!("ngit_sync_relays_connected_total").set(connected as f64);
+        metrics::gauge!("ngit_sync_subscriptions").set(subscriptions as f64);
+    }
+}
+
+#[allow(clippy::cast_precision_loss)]
+fn show_relay(label: &Arc<str>, report: &Report, now: Moment) {
+    let gauge = |name: &'static str, value: f64| {
+        metrics::gauge!(name, "relay" => label.to_string()).set(value);
+    };
+    let seconds = |until: Option<Moment>| until.map_or(0.0, |until| until.since(now).as_secs_f64());
+    gauge(
+        "ngit_sync_relay_connected",
+        f64::from(report.state.number()),
+    );
+    gauge(
+        "ngit_sync_relay_status",
+        f64::from(report.health(now).number()),
+    );
+    gauge(
+        "ngit_sync_relay_subscriptions",
+        f64::from(report.subscriptions),
+    );
+    gauge(
+        "ngit_sync_relay_backoff_seconds",
+        seconds(report.next_attempt),
+    );
+    gauge(
+        "ngit_sync_relay_items_confirmed",
+        f64::from(report.confirmed),
+    );
+    gauge("ngit_sync_relay_items_wanted", f64::from(report.wanted));
+}
+
+/// How long after it was made an event arrived.
+pub fn lag(seconds: u64) {
+    #[allow(clippy::cast_precision_loss)]
+    metrics::histogram!("ngit_sync_event_lag_seconds").record(seconds as f64);
+}
