@@ -140,3 +140,37 @@ async fn a_detached_head_is_a_tip() {
         assert!(answer.contains("PACK"), "{name}: {answer}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_else_looks_at_objects() {
+    let service = Service::start().await;
+    let repo = repo(1, "looks");
+    service.create(&repo).await;
+    let path = work(service.directory.path(), "work", 1).await;
+    let url = service.url(&repo);
+    git(&path, &["push", "-q", &url, "main"]).await;
+    let oid = rev(&path, "main").await;
+    let headers = "Git-Protocol: version=2\r\n";
+    let post_to = format!("/{repo}/git-upload-pack");
+    let info = [line("command=object-info"), line(&format!("oid {oid}"))];
+    let info = format!("{}0001{}{}0000", info[0], line("size"), info[1]);
+    let behind = format!("{}{info}", line("agent=x"));
+    for body in [&info, &behind] {
+        let answer = post(&service, &post_to, headers, body.as_bytes()).await;
+        assert!(
+            answer.contains("ERR this command is not known here"),
+            "{answer}"
+        );
+    }
+    let filter = format!("--filter=sparse:oid={}", rev(&path, "main:file0").await);
+    let cloned = try_git(
+        service.directory.path(),
+        &["clone", &filter, &url, "sparse"],
+    )
+    .await;
+    assert!(
+        said(&cloned).contains("'sparse:oid' not supported"),
+        "{}",
+        said(&cloned)
+    );
+}

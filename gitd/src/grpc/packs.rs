@@ -319,3 +319,66 @@ impl packs_server::Packs for Service {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use grasp_proto::{
+        contract::git::Grant,
+        transport::{Token, Tokens},
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_grant_holds_until_it_expires_and_for_its_fetch_alone() {
+        let key = GrantKey::new(&Tokens {
+            relay: Token::random(),
+            gitd: Token::random(),
+            worker: Token::random(),
+        });
+        let grant = Grant {
+            identifier: "x".to_owned(),
+            oids: vec![vec![7; 20]],
+            max_bytes: 1,
+            expires_millis: 5000,
+            lease: 2,
+            fetch: 3,
+        };
+        let open = |grant: &Grant, millis| {
+            let now = UNIX_EPOCH + Duration::from_millis(millis);
+            Granted::open(&key, &key.seal(grant), now)
+        };
+        let first = open(&grant, 4999).unwrap();
+        assert_eq!(first.left(UNIX_EPOCH), Duration::from_secs(5));
+        let late = open(&grant, 5000).unwrap_err();
+        assert_eq!(late.code(), tonic::Code::DeadlineExceeded);
+        let changed = |change: fn(&mut Grant)| {
+            let mut grant = grant.clone();
+            change(&mut grant);
+            open(&grant, 0)
+        };
+        let later = changed(|g| (g.expires_millis, g.max_bytes) = (9000, 9)).unwrap();
+        assert!(first.allows(&later).is_ok());
+        for change in [
+            (|g| g.identifier.push('y')) as fn(&mut Grant),
+            |g| g.lease += 1,
+            |g| g.fetch += 1,
+        ] {
+            let other = changed(change).unwrap();
+            let refused = first.allows(&other).unwrap_err();
+            assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+        }
+        for change in [
+            (|g| g.oids.clear()) as fn(&mut Grant),
+            |g| g.oids.push(vec![7; 19]),
+            |g| g.identifier.clear(),
+        ] {
+            assert_eq!(
+                changed(change).unwrap_err().code(),
+                tonic::Code::InvalidArgument
+            );
+        }
+        // As far as clocks go.
+        let _ = changed(|g| g.expires_millis = u64::MAX);
+    }
+}

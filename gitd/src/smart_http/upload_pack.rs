@@ -20,7 +20,7 @@ use super::{
     advertise::LsRefs,
     body::Upload,
     pace::{self, Kept},
-    pkt_line::{self, BadPacket, Packet},
+    pkt_line::{self, Packet},
     stream,
 };
 use crate::repository::{
@@ -32,6 +32,8 @@ use crate::repository::{
 /// Configuration of upload-pack: what is allowed, and what is shown.
 const CONFIG: &[&str] = &[
     "uploadpack.allowFilter=true",
+    // Its patterns would be read from any object of the pool.
+    "uploadpackfilter.sparse:oid.allow=false",
     "uploadpack.allowTipSHA1InWant=true",
     "uploadpack.allowReachableSHA1InWant=true",
     "uploadpack.keepAlive=5",
@@ -125,13 +127,23 @@ async fn ls_refs(server: &Server, repo: RepoId, mut body: impl AsyncBufRead + Un
 }
 
 /// What a request asks for. Lines are read as git reads them, or as asking for more: what is behind
-/// an id is not looked at, where in the request they stand neither.
-async fn wants(request: impl AsyncRead + Unpin) -> Result<Wants, BadPacket> {
+/// an id is not looked at, where in the request they stand neither. An error is for the git user.
+async fn wants(request: impl AsyncRead + Unpin) -> Result<Wants, String> {
     let mut request = BufReader::new(request);
     let mut oids = Vec::new();
-    while let Some(packet) = pkt_line::read(&mut request).await? {
-        if let Packet::Line(line) = packet
-            && let Some(oid) = line.strip_prefix(b"want ").and_then(|rest| rest.get(..40))
+    while let Some(packet) = pkt_line::read(&mut request)
+        .await
+        .map_err(|bad| bad.to_string())?
+    {
+        let Packet::Line(line) = packet else { continue };
+        // Some versions of git have others, which look at any object.
+        if let Some(command) = Packet::text(&line).strip_prefix(b"command=")
+            && command != b"fetch"
+            && command != b"ls-refs"
+        {
+            return Err("this command is not known here".to_owned());
+        }
+        if let Some(oid) = line.strip_prefix(b"want ").and_then(|rest| rest.get(..40))
             && let Ok(Ok(oid)) = std::str::from_utf8(oid).map(Oid::from_hex)
         {
             oids.push(oid);
@@ -175,7 +187,7 @@ impl Fetch<'_> {
             }
         };
         let allowed = tokio::select! {
-            allowed = self.check(server, view, &mut request) => allowed,
+            allowed = self.check(server, view, begun, &mut request) => allowed,
             () = self.sender.closed() => return Err("the client went away".to_owned()),
             () = server.kill.cancelled() => return Err("stopped".to_owned()),
         };
@@ -255,13 +267,19 @@ impl Fetch<'_> {
     }
 
     /// Sees to it that the refs reach all that is asked for. An error is for the git user.
-    async fn check(&self, server: &Server, view: &Path, request: &mut Kept) -> Result<(), String> {
+    async fn check(
+        &self,
+        server: &Server,
+        view: &Path,
+        begun: &[u8],
+        request: &mut Kept,
+    ) -> Result<(), String> {
         let ours = |error: std::io::Error| {
             tracing::error!(%error, "a request could not be read again");
             "the server could not read the request".to_owned()
         };
         let again = request.read().await.map_err(ours)?;
-        let wants = wants(again).await.map_err(|bad| bad.to_string())?;
+        let wants = wants(AsyncReadExt::chain(begun, again)).await?;
         if wants.is_empty() {
             return Ok(());
         }
