@@ -7,6 +7,8 @@ use grasp_proto::{
     transport::{Endpoint, Token},
 };
 
+use crate::relays;
+
 /// Everything a worker is told, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -24,6 +26,8 @@ pub struct Config {
     pub test: bool,
     /// How long transfers may go on after a stop.
     pub grace: Duration,
+    /// Of relay-to-relay sync.
+    pub relays: relays::Config,
 }
 
 impl Config {
@@ -35,6 +39,11 @@ impl Config {
             Ok(number @ 1..=1024) => Ok(number),
             _ => Err(expected.to_owned()),
         })?;
+        let seconds = |name| Ok(Duration::from_secs(settings.parse(name, "seconds")?));
+        let some = |name| match settings.parse(name, "seconds, at least 1")? {
+            0 => Err(settings.bad(name, "seconds, at least 1")),
+            number => Ok(Duration::from_secs(number)),
+        };
         Ok(Self {
             relay: settings.endpoint("NGIT_RELAY_GRPC_ADDRESS")?,
             gitd: settings.endpoint("NGIT_GITD_GRPC_ADDRESS")?,
@@ -42,7 +51,17 @@ impl Config {
             concurrency,
             allow_non_global: settings.switch("NGIT_SYNC_ALLOW_NON_GLOBAL_TARGETS")?,
             test: settings.switch("NGIT_TEST")?,
-            grace: Duration::from_secs(settings.parse("NGIT_SHUTDOWN_GRACE_SECS", "seconds")?),
+            grace: seconds("NGIT_SHUTDOWN_GRACE_SECS")?,
+            relays: relays::Config {
+                base_backoff: some("NGIT_SYNC_BASE_BACKOFF_SECS")?,
+                max_backoff: seconds("NGIT_SYNC_MAX_BACKOFF_SECS")?,
+                check_interval: some("NGIT_SYNC_DISCONNECT_CHECK_INTERVAL_SECS")?,
+                startup_delay: seconds("NGIT_SYNC_STARTUP_DELAY_SECS")?,
+                startup_jitter: Duration::from_millis(
+                    settings.parse("NGIT_SYNC_STARTUP_JITTER_MS", "milliseconds")?,
+                ),
+                disable_negentropy: settings.switch("NGIT_SYNC_DISABLE_NEGENTROPY")?,
+            },
         })
     }
 }

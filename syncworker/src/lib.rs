@@ -1,6 +1,7 @@
 //! The syncworker, the legs: fetches what is missing from the rest of the network.
 //!
 //! - [`hunt`]: git data that waiting events name, looked for by identifier
+//! - [`relays`]: events of other relays, live and from the past
 //! - [`net`]: outgoing connections, and where they may go
 //! - [`config`]: what we are told
 //!
@@ -11,6 +12,7 @@
 pub mod config;
 pub mod hunt;
 pub mod net;
+pub mod relays;
 
 use std::sync::Arc;
 
@@ -20,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 pub use config::Config;
 use hunt::{Hunt, context::GrpcContext};
 use net::{Allowed, Net};
+use relays::{Relays, context::GrpcRelaySync};
 
 /// Why a worker ended by itself.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +64,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
     });
     let worker = name(&rustix::system::uname().nodename().to_string_lossy());
     tracing::info!(worker, relay = %config.relay, gitd = %config.gitd, "syncworker is up");
+    let sync = GrpcRelaySync::new(worker.clone(), &config.relay, &config.token);
+    let relays = Relays::new(Arc::new(sync), net.clone(), config.relays);
     let context = GrpcContext::new(
         worker,
         &config.relay,
@@ -68,10 +73,17 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
         &config.token,
         Arc::new(net),
     );
-    Hunt::new(Arc::new(context), config.concurrency)
-        .run(stop, config.grace)
-        .await?;
-    Ok(())
+    let hunt = Hunt::new(Arc::new(context), config.concurrency);
+    // One does not go on without the other.
+    let stop = stop.child_token();
+    let ended = stop.clone().drop_guard();
+    let hunting = async {
+        let hunted = hunt.run(stop.clone(), config.grace).await;
+        drop(ended);
+        hunted
+    };
+    let (hunted, ()) = tokio::join!(hunting, relays.run(stop.clone()));
+    Ok(hunted?)
 }
 
 #[cfg(test)]

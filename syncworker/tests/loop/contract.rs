@@ -626,6 +626,14 @@ async fn a_relay_and_a_gitd_that_are_not_up_yet_are_waited_for() {
         allow_non_global: false,
         test: false,
         grace: Duration::from_secs(1),
+        relays: grasp_syncworker::relays::Config {
+            base_backoff: Duration::from_secs(5),
+            max_backoff: Duration::from_secs(3600),
+            check_interval: Duration::from_secs(60),
+            startup_delay: Duration::from_secs(30),
+            startup_jitter: Duration::from_secs(1),
+            disable_negentropy: false,
+        },
     };
     let stop = CancellationToken::new();
     let worker = tokio::spawn(grasp_syncworker::run(config, stop.clone()));

@@ -1,0 +1,565 @@
+//! Relay-to-relay sync (GRASP-02): the remote relays leased to this worker, each held by a task of
+//! its own.
+//!
+//! - [`context`]: what is needed of this service's relay, as a trait
+//! - [`targets`]: what is wanted of which remote relay
+//! - `connection`: one remote relay: connecting, and when
+//! - `session`: one connection to it; `subscriptions`: how it is followed; `history`: how the past is
+//!   fetched
+//! - `submit`: what was found, handed over for judgement
+//! - [`filters`], [`plan`], [`live`], [`paging`], [`limits`], [`health`], [`conduct`]: the decisions, pure
+//! - [`status`]: what is told of it
+//!
+//! [`Relays::run`] drives three tasks besides: one asks for leases, one renews those that are held, one
+//! follows the targets. A lease that is lost, or cannot be renewed, ends its task before the relay of
+//! this service hands the remote relay to another worker. A worker keeps nothing that matters.
+
+pub mod conduct;
+mod connection;
+pub mod context;
+pub mod filters;
+pub mod health;
+mod history;
+pub mod limits;
+pub mod live;
+pub mod paging;
+pub mod plan;
+mod session;
+pub mod status;
+mod submit;
+mod subscriptions;
+pub mod targets;
+mod timing;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures::StreamExt;
+use grasp_proto::contract::relay::{HeldRelay, LeasedRelay, RelayReport, RenewedRelay};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use url::Url;
+
+use crate::{
+    hunt::{backoff::Backoff, context::CallError},
+    net::Net,
+};
+use context::RelaySync;
+use filters::Item;
+use health::Health;
+use plan::Plan;
+use status::Status;
+use targets::{Gathering, Targets};
+
+pub use timing::Timing;
+
+/// How often the relay hears of a worker that was never told how long a lease lasts.
+const FIRST_PERIOD: Duration = Duration::from_secs(5);
+
+/// Never more often than this, whatever the relay says.
+const SHORTEST_PERIOD: Duration = Duration::from_millis(100);
+
+/// How long before its end a lease is let go of, at most.
+const MARGIN: Duration = Duration::from_secs(3);
+
+/// How long a stop may take: connections are dropped, leases handed back.
+const LAST_CALLS: Duration = Duration::from_secs(3);
+
+/// An empty answer that came sooner is not asked for again at once.
+const SOON: Duration = Duration::from_millis(200);
+
+/// Batches of events that are submitted at once, of all connections together.
+const SUBMITS: usize = 8;
+
+/// What is configured.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The wait after the first failure,
+    pub base_backoff: Duration,
+    /// and the longest.
+    pub max_backoff: Duration,
+    /// How often it is looked for remote relays that nobody wants.
+    pub check_interval: Duration,
+    /// How long after the start the first is connected to;
+    pub startup_delay: Duration,
+    /// each other than a bootstrap relay up to so much later.
+    pub startup_jitter: Duration,
+    /// Whether history is only read by pages.
+    pub disable_negentropy: bool,
+}
+
+/// What all connections share.
+struct World {
+    sync: Arc<dyn RelaySync>,
+    net: Net,
+    targets: Targets,
+    timing: Timing,
+    disable_negentropy: bool,
+    submits: Semaphore,
+}
+
+/// One remote relay, while it is leased to this worker.
+struct Relay {
+    /// In its normal form: as the targets name it.
+    url: String,
+    address: Url,
+    /// The fencing token.
+    token: u64,
+    bootstrap: bool,
+    world: Arc<World>,
+    status: Status,
+    health: Mutex<Health>,
+}
+
+impl Relay {
+    fn health(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What outlives a connection, but not a lease.
+struct Memory {
+    plan: Plan,
+    wanted: BTreeSet<Item>,
+    /// What there is no room for a live subscription for.
+    left_over: BTreeSet<Item>,
+    /// When everything is asked for from the start.
+    full_pass: Instant,
+    /// Events of this connection that could not be handed over,
+    lost: u64,
+    /// and since when, if they have not been asked for again.
+    lost_since: Option<u64>,
+}
+
+impl Memory {
+    fn new(full_pass: Instant) -> Self {
+        Self {
+            plan: Plan::default(),
+            wanted: BTreeSet::new(),
+            left_over: BTreeSet::new(),
+            full_pass,
+            lost: 0,
+            lost_since: None,
+        }
+    }
+
+    /// Plans for what is wanted.
+    fn refresh(&mut self, longest: usize) {
+        self.plan.want(&self.wanted, longest);
+    }
+
+    /// Tells how far it is: a repository counts once, when all that is wanted of it is confirmed.
+    fn tell(&self, status: &Status) {
+        let is = |item: &Item| self.plan.is_confirmed(item);
+        let (mut confirmed, mut wanted) = (0, 0);
+        for item in &self.wanted {
+            let complete = match item {
+                Item::Announcements | Item::Mentions(_) => continue,
+                Item::Root(_) => is(item),
+                Item::States(repo) => {
+                    let mentions = Item::Mentions(repo.clone());
+                    is(item) && (is(&mentions) || !self.wanted.contains(&mentions))
+                }
+            };
+            wanted += 1;
+            confirmed += usize::from(complete);
+        }
+        status.change(|facts| {
+            facts.confirmed = confirmed;
+            facts.wanted = wanted;
+        });
+    }
+}
+
+/// A lease, and the task that lives by it.
+struct Held {
+    relay: Arc<Relay>,
+    end: watch::Sender<Instant>,
+    stop: CancellationToken,
+    stopped: CancellationToken,
+    /// How often it was found that nobody wants it.
+    unwanted: u32,
+}
+
+impl Held {
+    fn name(&self) -> HeldRelay {
+        HeldRelay {
+            url: self.relay.url.clone(),
+            token: self.relay.token,
+        }
+    }
+}
+
+/// The relay sync of one worker. Cheap to clone.
+#[derive(Clone)]
+pub struct Relays {
+    world: Arc<World>,
+    config: Arc<Config>,
+    started: Instant,
+    held: Arc<Mutex<BTreeMap<String, Held>>>,
+    period: Arc<watch::Sender<Duration>>,
+    tasks: TaskTracker,
+}
+
+/// How long of a lease may be used.
+fn usable(valid: Duration) -> Duration {
+    valid.saturating_sub(MARGIN.min(valid / 4))
+}
+
+impl Relays {
+    /// Relay sync by `sync`, over `net`.
+    pub fn new(sync: Arc<dyn RelaySync>, net: Net, config: Config) -> Self {
+        Self::with(sync, net, config, Timing::default())
+    }
+
+    /// With another sense of time.
+    pub fn with(sync: Arc<dyn RelaySync>, net: Net, config: Config, timing: Timing) -> Self {
+        let first = FIRST_PERIOD.min(timing.renewal);
+        let world = World {
+            sync,
+            net,
+            targets: Targets::default(),
+            timing,
+            disable_negentropy: config.disable_negentropy,
+            submits: Semaphore::new(SUBMITS),
+        };
+        Self {
+            world: Arc::new(world),
+            config: Arc::new(config),
+            started: Instant::now(),
+            held: Arc::default(),
+            period: Arc::new(watch::Sender::new(first)),
+            tasks: TaskTracker::new(),
+        }
+    }
+
+    /// How often leases that last so long are renewed.
+    fn period(&self, valid: Duration) -> Duration {
+        (valid / 3).clamp(SHORTEST_PERIOD, self.world.timing.renewal)
+    }
+
+    fn held(&self) -> MutexGuard<'_, BTreeMap<String, Held>> {
+        // Every change is one insertion or removal.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Syncs until `stop`; then drops all connections and hands back what is leased.
+    pub async fn run(self, stop: CancellationToken) {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.lease() => {}
+            () = self.renew() => {}
+            () = self.follow() => {}
+            () = self.check() => {}
+        }
+        let names: Vec<HeldRelay> = {
+            let held = self.held();
+            held.values().for_each(|held| held.stop.cancel());
+            held.values().map(Held::name).collect()
+        };
+        self.tasks.close();
+        let _ = timeout(LAST_CALLS, self.tasks.wait()).await;
+        if !names.is_empty() {
+            let _ = timeout(LAST_CALLS, self.world.sync.release(names)).await;
+        }
+    }
+
+    /// Asks for leases, for ever.
+    async fn lease(&self) {
+        let mut backoff = Backoff::default();
+        loop {
+            let asked = Instant::now();
+            match self.world.sync.lease().await {
+                Ok(leased) => {
+                    let nothing = leased.is_empty();
+                    for leased in leased {
+                        self.take(leased).await;
+                    }
+                    if !nothing || asked.elapsed() >= SOON {
+                        backoff.reset();
+                        continue;
+                    }
+                }
+                Err(error) => tracing::debug!(%error, "no relays leased"),
+            }
+            sleep(backoff.wait()).await;
+        }
+    }
+
+    /// Begins with a leased relay. An older lease of it ends first.
+    async fn take(&self, leased: LeasedRelay) {
+        let older = self.held().remove(&leased.url);
+        if let Some(older) = older {
+            older.stop.cancel();
+            older.stopped.cancelled().await;
+        }
+        let Ok(address) = Url::parse(&leased.url) else {
+            tracing::warn!(relay = leased.url, "what was leased is no URL");
+            let name = HeldRelay {
+                url: leased.url,
+                token: leased.token,
+            };
+            let _ = self.world.sync.release(vec![name]).await;
+            return;
+        };
+        let valid = Duration::from_millis(leased.valid_millis.into());
+        let every = self.period(valid);
+        self.period.send_if_modified(|now| {
+            let sooner = every < *now;
+            *now = every.min(*now);
+            sooner
+        });
+        let config = &self.config;
+        let jitter = match leased.bootstrap {
+            true => Duration::ZERO,
+            false => config.startup_jitter.mul_f64(rand::random()),
+        };
+        let first = (self.started + config.startup_delay).max(Instant::now()) + jitter;
+        let relay = Arc::new(Relay {
+            url: leased.url.clone(),
+            address,
+            token: leased.token,
+            bootstrap: leased.bootstrap,
+            world: self.world.clone(),
+            status: Status::default(),
+            health: Mutex::new(Health::new(config.base_backoff, config.max_backoff, first)),
+        });
+        let (stop, stopped) = (CancellationToken::new(), CancellationToken::new());
+        let end = watch::Sender::new(Instant::now() + usable(valid));
+        let mut ends = end.subscribe();
+        let task = {
+            let (relay, stop, stopped) = (relay.clone(), stop.clone(), stopped.clone());
+            async move {
+                // However this ends, whoever waits for it is told.
+                let _told = stopped.drop_guard();
+                let lost = async {
+                    loop {
+                        let until = *ends.borrow_and_update();
+                        tokio::select! {
+                            biased;
+                            changed = ends.changed() => if changed.is_err() {
+                                return;
+                            },
+                            () = sleep_until(until) => return,
+                        }
+                    }
+                };
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => {}
+                    () = lost => tracing::warn!(relay = relay.url, "its lease is lost"),
+                    () = connection::run(&relay) => {
+                        tracing::warn!(relay = relay.url, "its lease is lost");
+                    }
+                }
+            }
+        };
+        tracing::debug!(relay = leased.url, bootstrap = leased.bootstrap, "leased");
+        self.tasks.spawn(task);
+        let held = Held {
+            relay,
+            end,
+            stop,
+            stopped,
+            unwanted: 0,
+        };
+        self.with_held(|all| all.insert(leased.url, held));
+    }
+
+    fn with_held<T>(&self, change: impl FnOnce(&mut BTreeMap<String, Held>) -> T) -> T {
+        let mut held = self.held();
+        let result = change(&mut held);
+        #[allow(clippy::cast_precision_loss)]
+        metrics::gauge!("ngit_relays_leases").set(held.len() as f64);
+        result
+    }
+
+    /// Ends what is held under these names, then gives it back.
+    async fn give_back(&self, names: Vec<HeldRelay>) {
+        let mut given = Vec::new();
+        for name in names {
+            let held = self.with_held(|all| {
+                let ours = all.get(&name.url)?.relay.token == name.token;
+                ours.then(|| all.remove(&name.url)).flatten()
+            });
+            if let Some(held) = held {
+                held.stop.cancel();
+                held.stopped.cancelled().await;
+                given.push(name);
+            }
+        }
+        if !given.is_empty() {
+            // Not heard, it runs out.
+            let _ = timeout(LAST_CALLS, self.world.sync.release(given)).await;
+        }
+    }
+
+    /// Renews what is held, and says how it does, for ever.
+    async fn renew(&self) {
+        let mut period = self.period.subscribe();
+        let mut backoff = Backoff::default();
+        loop {
+            let every = *period.borrow_and_update();
+            let reported: Vec<(Arc<Relay>, RelayReport)> = {
+                let held = self.held();
+                let relays = held.values().map(|held| held.relay.clone());
+                relays
+                    .map(|relay| {
+                        let report = relay.status.report(&relay.url, relay.token);
+                        (relay, report)
+                    })
+                    .collect()
+            };
+            let sent = Instant::now();
+            let reports = reported.iter().map(|(_, report)| report.clone()).collect();
+            let patience = every.max(Duration::from_secs(1));
+            let mut next = sent + every;
+            match timeout(patience, self.world.sync.renew(reports)).await {
+                Ok(Ok(answer)) => {
+                    backoff.reset();
+                    for (relay, report) in &reported {
+                        relay.status.told(report);
+                    }
+                    self.renewed(&reported, sent, answer).await;
+                }
+                Ok(Err(CallError::Lost)) => {
+                    let names = reported.iter().map(|(relay, _)| HeldRelay {
+                        url: relay.url.clone(),
+                        token: relay.token,
+                    });
+                    self.lose(names.collect());
+                }
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, "leases of relays cannot be renewed");
+                    next = Instant::now() + backoff.wait();
+                }
+                Err(_) => next = Instant::now() + backoff.wait(),
+            }
+            self.sweep();
+            // A lease that is shorter than those before is renewed sooner.
+            while tokio::select! {
+                biased;
+                () = sleep_until(next) => false,
+                _ = period.changed() => true,
+            } {
+                next = next.min(sent + *period.borrow_and_update());
+            }
+        }
+    }
+
+    async fn renewed(
+        &self,
+        reported: &[(Arc<Relay>, RelayReport)],
+        sent: Instant,
+        answer: Vec<RenewedRelay>,
+    ) {
+        let answered: BTreeMap<(String, u64), RenewedRelay> = answer
+            .into_iter()
+            .map(|renewed| ((renewed.url.clone(), renewed.token), renewed))
+            .collect();
+        let (mut back, mut lost, mut periods) = (Vec::new(), Vec::new(), BTreeSet::new());
+        for (relay, _) in reported {
+            let name = HeldRelay {
+                url: relay.url.clone(),
+                token: relay.token,
+            };
+            match answered.get(&(relay.url.clone(), relay.token)) {
+                None => lost.push(name),
+                Some(renewed) => {
+                    let valid = Duration::from_millis(renewed.valid_millis.into());
+                    periods.insert(self.period(valid));
+                    let held = self.held();
+                    let held = held.get(&relay.url);
+                    if let Some(held) = held.filter(|held| held.relay.token == relay.token) {
+                        held.end.send_replace(sent + usable(valid));
+                    }
+                    if renewed.give_back {
+                        back.push(name);
+                    }
+                }
+            }
+        }
+        if let Some(shortest) = periods.pop_first() {
+            self.period.send_if_modified(|now| {
+                let other = *now != shortest;
+                *now = shortest;
+                other
+            });
+        }
+        self.lose(lost);
+        self.give_back(back).await;
+    }
+
+    /// These are somebody else's.
+    fn lose(&self, names: Vec<HeldRelay>) {
+        for name in names {
+            let held = self.with_held(|all| {
+                let ours = all.get(&name.url)?.relay.token == name.token;
+                ours.then(|| all.remove(&name.url)).flatten()
+            });
+            if let Some(held) = held {
+                tracing::warn!(relay = name.url, "its lease is lost");
+                held.stop.cancel();
+            }
+        }
+    }
+
+    /// Forgets what has ended by itself.
+    fn sweep(&self) {
+        self.with_held(|all| all.retain(|_, held| !held.stopped.is_cancelled()));
+    }
+
+    /// Follows what is wanted, for ever.
+    async fn follow(&self) {
+        let mut backoff = Backoff::default();
+        loop {
+            match self.world.sync.watch().await {
+                Ok(mut stream) => {
+                    let mut gathering = Gathering::default();
+                    while let Some(changes) = stream.next().await {
+                        match changes {
+                            Ok(changes) => {
+                                backoff.reset();
+                                gathering.take(&self.world.targets, changes);
+                            }
+                            Err(error) => {
+                                tracing::debug!(%error, "targets are told no more");
+                                break;
+                            }
+                        }
+                    }
+                }
+                Err(error) => tracing::debug!(%error, "targets are not told"),
+            }
+            sleep(backoff.wait()).await;
+        }
+    }
+
+    /// Gives back what nobody wants, for ever: not at once, since a target may be on its way.
+    async fn check(&self) {
+        loop {
+            sleep(self.config.check_interval).await;
+            let unwanted: Vec<HeldRelay> = self.with_held(|all| {
+                let unwanted = all.values_mut().filter_map(|held| {
+                    let relay = &held.relay;
+                    match !relay.bootstrap && self.world.targets.is_unwanted(&relay.url) {
+                        true => held.unwanted += 1,
+                        false => held.unwanted = 0,
+                    }
+                    (held.unwanted > 1).then(|| held.name())
+                });
+                unwanted.collect()
+            });
+            for name in &unwanted {
+                tracing::info!(relay = name.url, "no repository names it: given back");
+            }
+            self.give_back(unwanted).await;
+        }
+    }
+}

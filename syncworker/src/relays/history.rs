@@ -1,0 +1,440 @@
+//! How the past is fetched: reconciled (NIP-77) with what is here, or, where the remote relay cannot,
+//! read page by page. One question at a time, and no more than one a second.
+
+use std::collections::BTreeSet;
+
+use futures::StreamExt;
+use grasp_proto::{
+    contract::relay::{Method, RelayState},
+    words::EventId,
+};
+use negentropy::{Id, Negentropy, NegentropyStorageVector};
+use nostr::{Filter, Timestamp};
+use serde_json::json;
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+
+use super::{
+    health::asks_for_silence,
+    paging::{Paging, Step},
+    plan::{Ended, Job},
+    session::{Answer, End, Session},
+    status::seconds_ago,
+};
+use crate::hunt::context::CallError;
+
+/// How often a job is put back before it has failed.
+const TRIES: u32 = 5;
+
+/// Most events of one answer: more than is ever asked for.
+const MOST_EVENTS: usize = 5_000;
+
+/// Most ids that one reconciliation may bring,
+const MOST_IDS: usize = 200_000;
+
+/// and the most steps it may take.
+const MOST_STEPS: usize = 1_000;
+
+/// Most ids of one `Lacking`.
+const LACKING: usize = 10_000;
+
+/// So many refusals in a row, and this connection is not asked to reconcile any more.
+const REFUSALS: u32 = 2;
+
+/// The longest message of a reconciliation that we send, in bytes before hex.
+const RECONCILIATION: usize = 60_000;
+
+type Storage = Negentropy<'static, NegentropyStorageVector>;
+
+/// Why a history did not come to its end.
+enum Failure {
+    /// Worth another try soon.
+    Again(String),
+    /// Not soon.
+    Failed(String),
+    /// Not this way.
+    Refused {
+        why: String,
+        /// Nor for any other filter.
+        everywhere: bool,
+    },
+}
+
+fn failed<T>(why: impl Into<String>) -> Result<T, Failure> {
+    Err(Failure::Failed(why.into()))
+}
+
+impl From<CallError> for Failure {
+    fn from(error: CallError) -> Self {
+        Self::Again(error.to_string())
+    }
+}
+
+/// What one connection has learned.
+#[derive(Default)]
+struct Asking {
+    /// When the last question was asked.
+    last: Option<Instant>,
+    refusals: u32,
+}
+
+impl Session<'_> {
+    /// Fetches what the plan says, one after the other.
+    pub(super) async fn fetch_history(&self) -> End {
+        let timing = &self.relay.world.timing;
+        let longest = self.limits.filter_bytes();
+        let mut asking = Asking::default();
+        let mut retry_at: Option<Instant> = None;
+        let mut poll_at = Instant::now() + timing.poll;
+        self.history_wakes.notified().await;
+        let mut settled = false;
+        loop {
+            let job = self.memory().plan.next_job();
+            if let Some(job) = job {
+                settled = false;
+                self.state(RelayState::Syncing);
+                match self.run(&mut asking, job).await {
+                    true => {}
+                    false => retry_at = Some(Instant::now() + timing.retry),
+                }
+                continue;
+            }
+            let has_failed = self.memory().plan.has_failed();
+            self.state(match has_failed {
+                true => RelayState::ConnectedWithFailures,
+                false => RelayState::Connected,
+            });
+            if !std::mem::replace(&mut settled, true) {
+                let facts = self.relay.status.facts();
+                tracing::info!(
+                    relay = self.relay.url,
+                    confirmed = facts.confirmed,
+                    wanted = facts.wanted,
+                    "{}",
+                    match has_failed {
+                        true => "history is fetched, but for what failed",
+                        false => "history is complete",
+                    },
+                );
+            }
+            let full_pass = self.memory().full_pass;
+            let next = retry_at
+                .map_or(full_pass, |at| at.min(full_pass))
+                .min(poll_at);
+            tokio::select! {
+                () = self.history_wakes.notified() => {}
+                () = sleep_until(next) => {
+                    let now = Instant::now();
+                    let mut memory = self.memory();
+                    if retry_at.is_some_and(|at| at <= now) {
+                        retry_at = None;
+                        memory.plan.retry();
+                        if let Some(since) = memory.lost_since.take() {
+                            memory.plan.catch_up(since, longest);
+                        }
+                    }
+                    if full_pass <= now {
+                        tracing::info!(relay = self.relay.url, "everything from the start");
+                        memory.plan.forget();
+                        memory.full_pass = now + timing.next_full_pass();
+                    }
+                    if poll_at <= now {
+                        poll_at = now + timing.poll;
+                        let since = seconds_ago(timing.poll + timing.overlap);
+                        let left_over = memory.left_over.clone();
+                        memory.plan.poll(&left_over, since, longest);
+                    }
+                    memory.refresh(longest);
+                }
+            }
+            if self.intake.lost() > self.memory().lost {
+                let mut memory = self.memory();
+                memory.lost = self.intake.lost();
+                let since = seconds_ago(timing.poll + timing.overlap);
+                memory.lost_since.get_or_insert(since);
+                retry_at.get_or_insert(Instant::now() + timing.retry);
+            }
+        }
+    }
+
+    fn memory(&self) -> std::sync::MutexGuard<'_, super::Memory> {
+        // The plan's changes are checked by what is wanted each time.
+        self.memory
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn state(&self, state: RelayState) {
+        self.relay.status.change(|facts| facts.state = state);
+    }
+
+    /// One job; says whether it did not fail.
+    async fn run(&self, asking: &mut Asking, job: Job) -> bool {
+        let outcome = self.fetch(asking, &job).await;
+        let relay = &self.relay.url;
+        let ended = match outcome {
+            Ok(()) => Ended::Complete,
+            Err(Failure::Again(why)) if job.tries + 1 < TRIES => {
+                tracing::debug!(relay, why, "a history is put back");
+                self.memory().plan.again(job);
+                // What refuses at once is not asked in a loop.
+                sleep(self.relay.world.timing.request).await;
+                return true;
+            }
+            Err(Failure::Again(why) | Failure::Failed(why) | Failure::Refused { why, .. }) => {
+                tracing::warn!(relay, why, "a history cannot be had");
+                self.relay.status.change(|facts| facts.last_error = why);
+                Ended::Failed
+            }
+        };
+        let mut memory = self.memory();
+        memory.plan.ended(&job, ended);
+        memory.tell(&self.relay.status);
+        ended == Ended::Complete
+    }
+
+    async fn fetch(&self, asking: &mut Asking, job: &Job) -> Result<(), Failure> {
+        if !self.relay.world.disable_negentropy && asking.refusals < REFUSALS {
+            match self.reconcile(asking, &job.filter).await {
+                Err(Failure::Refused { why, everywhere }) => {
+                    tracing::debug!(relay = self.relay.url, why, "not reconciled: read by pages");
+                    if everywhere {
+                        asking.refusals += 1;
+                    }
+                }
+                other => {
+                    if other.is_ok() {
+                        asking.refusals = 0;
+                    }
+                    return other;
+                }
+            }
+        }
+        self.read_pages(asking, &job.filter).await
+    }
+
+    /// Waits for the turn of one more question.
+    async fn turn(&self, asking: &mut Asking) {
+        if let Some(last) = asking.last {
+            sleep_until(last + self.relay.world.timing.request).await;
+        }
+        self.quiet().await;
+        asking.last = Some(Instant::now());
+    }
+
+    /// What a refusal means.
+    async fn refusal(&self, why: String) -> Failure {
+        if asks_for_silence(&why) {
+            return Failure::Again(why);
+        }
+        if why.starts_with("auth-required") && !self.is_authenticated() {
+            self.authentication(self.relay.world.timing.answer).await;
+            if self.is_authenticated() {
+                return Failure::Again(why);
+            }
+        }
+        Failure::Failed(format!("it refuses: {why}"))
+    }
+
+    /// Asks for stored events; what came, when all of it has been judged.
+    async fn ask(
+        &self,
+        asking: &mut Asking,
+        filter: Filter,
+        of: &Filter,
+        method: Method,
+    ) -> Result<Vec<(u64, EventId)>, Failure> {
+        self.turn(asking).await;
+        let lost = self.intake.lost();
+        let timing = &self.relay.world.timing;
+        let (id, mut answers) = self.question(vec![filter.clone(), of.clone()], method, 256);
+        self.send(json!(["REQ", id, filter])).await;
+        let mut found = Vec::new();
+        let end = Instant::now() + timing.page;
+        let result = loop {
+            let patience = end.min(Instant::now() + timing.answer);
+            match timeout_at(patience, answers.recv()).await {
+                Err(_) | Ok(None) => break failed("it does not say when it has sent everything"),
+                Ok(Some(Answer::Event(at, id))) => {
+                    found.push((at, id));
+                    if found.len() > MOST_EVENTS {
+                        break failed("it sends more than it is asked for");
+                    }
+                }
+                Ok(Some(Answer::EndOfStored)) => break Ok(()),
+                Ok(Some(Answer::Closed(why))) => break Err(self.refusal(why).await),
+                Ok(Some(Answer::Notice(why))) if asks_for_silence(&why) => {
+                    break Err(Failure::Again(why));
+                }
+                Ok(Some(_)) => {}
+            }
+        };
+        self.forget(&id);
+        drop(answers);
+        self.send(json!(["CLOSE", id])).await;
+        result?;
+        self.intake.judged().await;
+        match self.intake.lost() == lost {
+            true => Ok(found),
+            false => Err(Failure::Again("events could not be handed over".to_owned())),
+        }
+    }
+
+    async fn read_pages(&self, asking: &mut Asking, filter: &Filter) -> Result<(), Failure> {
+        let limit = self.limits.limit;
+        let mut paging = Paging::new(limit);
+        let mut page = filter.clone().limit(limit);
+        loop {
+            let found = self
+                .ask(asking, page.clone(), filter, Method::Paged)
+                .await?;
+            match paging.took(&found) {
+                Step::Until(until) => page = page.until(Timestamp::from_secs(until)),
+                Step::Done => return Ok(()),
+                Step::Crowded => return failed("one second holds more events than it sends"),
+                Step::TooMany => return failed("there is no end to it"),
+            }
+        }
+    }
+
+    /// What is held here under a filter, ready to be compared, and the first message of it.
+    async fn ours(&self, filter: &Filter) -> Result<(Storage, Vec<u8>), Failure> {
+        let mut parts = self.relay.world.sync.inventory(filter.as_json()).await?;
+        // As large as what is held here under one filter.
+        let mut storage = NegentropyStorageVector::new();
+        while let Some(part) = parts.next().await {
+            for item in part? {
+                let Ok(id) = item.id.try_into() else {
+                    return failed("the inventory has an id that is none");
+                };
+                let _ = storage.insert(item.created_at, Id::from_byte_array(id));
+            }
+        }
+        let most = RECONCILIATION.min((self.limits.message_bytes / 2).saturating_sub(1_000));
+        let begun = tokio::task::spawn_blocking(move || {
+            storage.seal()?;
+            let mut ours = Negentropy::owned(storage, most.max(4_096) as u64)?;
+            let first = ours.initiate()?;
+            Ok::<_, negentropy::Error>((ours, first))
+        });
+        match begun.await {
+            Ok(Ok(begun)) => Ok(begun),
+            Ok(Err(error)) => failed(error.to_string()),
+            Err(error) => failed(error.to_string()),
+        }
+    }
+
+    async fn reconcile(&self, asking: &mut Asking, filter: &Filter) -> Result<(), Failure> {
+        let (ours, first) = self.ours(filter).await?;
+        self.turn(asking).await;
+        // Two: the step that is being taken, and one that waits.
+        let (id, mut answers) = self.question(vec![filter.clone()], Method::Negentropy, 2);
+        let first = faster_hex::hex_string(&first);
+        self.send(json!(["NEG-OPEN", id, filter, first])).await;
+        let result = self.steps(&id, &mut answers, ours).await;
+        self.forget(&id);
+        drop(answers);
+        self.send(json!(["NEG-CLOSE", id])).await;
+        let needed: Vec<EventId> = result?.into_iter().collect();
+        let mut missing = 0;
+        for some in needed.chunks(LACKING) {
+            let lacking = self.relay.world.sync.lacking(some.to_vec()).await?;
+            for batch in lacking.chunks(self.limits.ids()) {
+                missing += self.ask_by_id(asking, batch, filter).await?;
+            }
+        }
+        match missing {
+            0 => Ok(()),
+            _ => Err(Failure::Refused {
+                why: format!("{missing} of the events it named it did not send"),
+                everywhere: false,
+            }),
+        }
+    }
+
+    /// The steps of a reconciliation: which ids the remote relay has and we have not.
+    async fn steps(
+        &self,
+        id: &str,
+        answers: &mut tokio::sync::mpsc::Receiver<Answer>,
+        mut ours: Storage,
+    ) -> Result<BTreeSet<EventId>, Failure> {
+        let refused = |why: String, everywhere| Err(Failure::Refused { why, everywhere });
+        let mut needed = BTreeSet::new();
+        for step in 0..MOST_STEPS {
+            let patience = Instant::now() + self.relay.world.timing.reconciliation;
+            let theirs = loop {
+                match timeout_at(patience, answers.recv()).await {
+                    Err(_) | Ok(None) => return refused("no answer".to_owned(), true),
+                    Ok(Some(Answer::Reconciliation(hex))) => break hex,
+                    Ok(Some(
+                        Answer::NoReconciliation(why) | Answer::Closed(why) | Answer::Notice(why),
+                    )) if asks_for_silence(&why) => return Err(Failure::Again(why)),
+                    Ok(Some(Answer::Closed(why))) if why.starts_with("auth-required") => {
+                        return Err(self.refusal(why).await);
+                    }
+                    Ok(Some(Answer::NoReconciliation(why))) => return refused(why, false),
+                    Ok(Some(Answer::Closed(why))) => return refused(why, true),
+                    // Relays that do not know the message say so like this.
+                    Ok(Some(Answer::Notice(why))) if step == 0 => return refused(why, true),
+                    Ok(Some(_)) => {}
+                }
+            };
+            let stepped = tokio::task::spawn_blocking(move || {
+                let mut message = vec![0; theirs.len() / 2];
+                if faster_hex::hex_decode(theirs.as_bytes(), &mut message).is_err() {
+                    return Err("its message is no hex".to_owned());
+                }
+                let (mut have, mut need) = (Vec::new(), Vec::new());
+                let next = ours.reconcile_with_ids(&message, &mut have, &mut need);
+                let next = next.map_err(|error| error.to_string())?;
+                Ok((ours, next, need))
+            });
+            let (rest, next, need) = match stepped.await {
+                Ok(Ok(stepped)) => stepped,
+                Ok(Err(why)) => return refused(why, true),
+                Err(error) => return failed(error.to_string()),
+            };
+            ours = rest;
+            needed.extend(
+                need.into_iter()
+                    .map(|id| EventId::from_bytes(id.to_bytes())),
+            );
+            if needed.len() > MOST_IDS {
+                return refused("it names too many events".to_owned(), false);
+            }
+            match next {
+                None => return Ok(needed),
+                Some(message) => {
+                    let hex = faster_hex::hex_string(&message);
+                    self.send(json!(["NEG-MSG", id, hex])).await;
+                }
+            }
+        }
+        refused("it takes too many steps".to_owned(), false)
+    }
+
+    /// Asks for events by id, as long as it brings some; says how many did not come.
+    async fn ask_by_id(
+        &self,
+        asking: &mut Asking,
+        ids: &[EventId],
+        of: &Filter,
+    ) -> Result<usize, Failure> {
+        let mut left: BTreeSet<EventId> = ids.iter().copied().collect();
+        while !left.is_empty() {
+            let ids = left
+                .iter()
+                .map(|id| nostr::EventId::from_byte_array(*id.as_bytes()));
+            let filter = Filter::new().ids(ids);
+            let found = self.ask(asking, filter, of, Method::Negentropy).await?;
+            let before = left.len();
+            for (_, id) in found {
+                left.remove(&id);
+            }
+            if left.len() == before {
+                break;
+            }
+        }
+        Ok(left.len())
+    }
+}

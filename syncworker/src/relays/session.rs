@@ -1,0 +1,500 @@
+//! One connection to a remote relay, from its handshake to its end.
+//!
+//! Four things go on at once, in one task: what comes is read and handed to whom it is for, what is to
+//! be sent is written, live subscriptions are kept (`subscriptions`), and history is fetched
+//! (`history`). Whoever of them ends first ends all. What was received and not yet judged is lost then,
+//! and asked for again: the next connection asks from a while before the end of this one.
+
+use std::{
+    collections::HashMap,
+    future::pending,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use futures::{SinkExt, StreamExt, stream::SplitSink, stream::SplitStream};
+use grasp_proto::{
+    contract::relay::{HeldRelay, Method},
+    words::EventId,
+};
+use nostr::{Event, Filter, RelayMessage};
+use serde_json::json;
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
+};
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{self, Message},
+};
+
+use super::{
+    Memory, Relay,
+    conduct::Conduct,
+    filters,
+    health::{asks_for_silence, is_about_subscriptions},
+    limits::Limits,
+    submit::{self, Intake},
+};
+use crate::{hunt::context::CallError, net::Stream};
+
+/// The longest event that is looked at, in bytes: longer ones are accepted by no server of our kind.
+const LONGEST_EVENT: usize = 512 << 10;
+
+/// Messages that wait to be written.
+const OUTGOING: usize = 32;
+
+/// Most challenges that are answered on one connection.
+const MOST_CHALLENGES: usize = 5;
+
+/// The longest challenge.
+const LONGEST_CHALLENGE: usize = 1024;
+
+/// Why a connection ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// The network, or the remote relay, ended it.
+    Lost(String),
+    /// The remote relay broke the rules.
+    Misbehaved(String),
+    /// The lease is lost.
+    LeaseLost,
+}
+
+/// What answers one question about history.
+#[derive(Debug)]
+pub(super) enum Answer {
+    /// An event was sent, made then.
+    Event(u64, EventId),
+    /// All that is stored was sent.
+    EndOfStored,
+    /// The remote relay will send nothing (more).
+    Closed(String),
+    /// The next step of a reconciliation, in hex.
+    Reconciliation(String),
+    /// There will be no reconciliation.
+    NoReconciliation(String),
+    /// Something was said while this was asked.
+    Notice(String),
+}
+
+/// Who an answer is for.
+pub(super) enum Route {
+    /// A live subscription: of any of these.
+    Live(Arc<[Filter]>),
+    /// A question about history: of all of these.
+    History {
+        filters: Arc<[Filter]>,
+        method: Method,
+        answers: mpsc::Sender<Answer>,
+    },
+}
+
+/// What became of live subscriptions.
+#[derive(Default)]
+pub(super) struct News {
+    /// Closed by the remote relay, each with its reason. No more than there are subscriptions.
+    pub closed: Vec<(u64, String)>,
+    /// Too many of them.
+    pub shrink: bool,
+    /// Some may not have been heard.
+    pub again: bool,
+}
+
+/// One connection.
+pub(super) struct Session<'a> {
+    pub relay: &'a Relay,
+    pub limits: Limits,
+    pub memory: &'a Mutex<Memory>,
+    pub intake: Intake,
+    conduct: Conduct,
+    outgoing: mpsc::Sender<Message>,
+    /// By subscription: the live ones, and one of history.
+    pub routes: Mutex<HashMap<String, Route>>,
+    last_question: AtomicU64,
+    silent_until: watch::Sender<Option<Instant>>,
+    pub news: Mutex<News>,
+    /// Something happened that live subscriptions depend on,
+    pub live_wakes: Notify,
+    /// or history.
+    pub history_wakes: Notify,
+    challenges: mpsc::Sender<String>,
+    /// The id of the last answer to a challenge.
+    auth_id: Mutex<Option<nostr::EventId>>,
+    authenticated: watch::Sender<bool>,
+    /// A message came that a relay sends.
+    pub heard: AtomicBool,
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Every change is one step: what a panic left behind is whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+type Socket = WebSocketStream<Stream>;
+
+/// Holds a connection until it ends.
+pub(super) async fn run(
+    relay: &Relay,
+    limits: Limits,
+    memory: &Mutex<Memory>,
+    socket: Socket,
+) -> End {
+    let (sink, stream) = socket.split();
+    let (outgoing, to_write) = mpsc::channel(OUTGOING);
+    let (challenges, challenged) = mpsc::channel(1);
+    let (intake, pump) = submit::channel();
+    let session = Session {
+        relay,
+        limits,
+        memory,
+        intake,
+        conduct: Conduct::default(),
+        outgoing,
+        routes: Mutex::default(),
+        last_question: AtomicU64::new(0),
+        silent_until: watch::Sender::new(None),
+        news: Mutex::default(),
+        live_wakes: Notify::new(),
+        history_wakes: Notify::new(),
+        challenges,
+        auth_id: Mutex::default(),
+        authenticated: watch::Sender::new(false),
+        heard: AtomicBool::new(false),
+    };
+    let well = async {
+        sleep(relay.world.timing.well).await;
+        if session.heard.load(Relaxed) {
+            relay.health().well();
+        }
+        pending::<End>().await
+    };
+    let pumping = async {
+        pump.run(relay, &session.conduct).await;
+        pending::<End>().await
+    };
+    tokio::select! {
+        end = session.read(stream) => end,
+        end = session.write(sink, to_write) => end,
+        end = session.subscribe() => end,
+        end = session.fetch_history() => end,
+        end = session.authenticate(challenged) => end,
+        end = pumping => end,
+        end = well => end,
+    }
+}
+
+impl Session<'_> {
+    async fn read(&self, mut stream: SplitStream<Socket>) -> End {
+        let idle = self.relay.world.timing.idle;
+        loop {
+            let message = match timeout(idle, stream.next()).await {
+                Err(_) => return End::Lost(format!("it is silent for {} s", idle.as_secs())),
+                Ok(None) => return End::Lost("it closed the connection".to_owned()),
+                Ok(Some(Err(tungstenite::Error::Capacity(error)))) => {
+                    return End::Misbehaved(error.to_string());
+                }
+                Ok(Some(Err(error))) => return End::Lost(error.to_string()),
+                Ok(Some(Ok(message))) => message,
+            };
+            match message {
+                Message::Text(text) => self.take(text.as_str()).await,
+                Message::Binary(_) => self.conduct.garbage(),
+                Message::Close(frame) => {
+                    let why = frame.map(|frame| frame.reason.to_string());
+                    let why = why.filter(|why| !why.is_empty());
+                    return End::Lost(why.map_or_else(
+                        || "it closed the connection".to_owned(),
+                        |why| format!("it closed the connection: {why}"),
+                    ));
+                }
+                _ => {}
+            }
+            if !self.conduct.is_tolerable() {
+                let why = "it sends what is forged, or what nobody asked for";
+                return End::Misbehaved(why.to_owned());
+            }
+        }
+    }
+
+    async fn take(&self, text: &str) {
+        let Ok(message) = RelayMessage::from_json(text) else {
+            self.conduct.garbage();
+            return;
+        };
+        match message {
+            RelayMessage::Event {
+                subscription_id,
+                event,
+            } => {
+                let event = event.into_owned();
+                self.take_event(subscription_id.as_str(), event, text.len())
+                    .await;
+            }
+            RelayMessage::EndOfStoredEvents(id) => {
+                self.heard.store(true, Relaxed);
+                self.answer(id.as_str(), Answer::EndOfStored).await;
+            }
+            RelayMessage::Closed {
+                subscription_id,
+                message,
+            } => self.closed(subscription_id.as_str(), &message).await,
+            RelayMessage::Notice(text) => self.notice(&text).await,
+            RelayMessage::Auth { challenge } => {
+                if challenge.len() <= LONGEST_CHALLENGE {
+                    // While one is being answered, others wait for the next connection.
+                    let _ = self.challenges.try_send(challenge.into_owned());
+                }
+            }
+            RelayMessage::Ok {
+                event_id,
+                status,
+                message,
+            } => {
+                if *lock(&self.auth_id) == Some(event_id) {
+                    tracing::debug!(relay = self.relay.url, status, %message, "authenticated");
+                    self.authenticated.send_replace(status);
+                    lock(&self.news).again |= status;
+                    self.live_wakes.notify_one();
+                }
+            }
+            RelayMessage::NegMsg {
+                subscription_id,
+                message,
+            } => {
+                self.heard.store(true, Relaxed);
+                let step = Answer::Reconciliation(message.into_owned());
+                self.answer(subscription_id.as_str(), step).await;
+            }
+            RelayMessage::NegErr {
+                subscription_id,
+                message,
+            } => {
+                if asks_for_silence(&message) {
+                    self.hush(&message);
+                }
+                let no = Answer::NoReconciliation(message.into_owned());
+                self.answer(subscription_id.as_str(), no).await;
+            }
+            RelayMessage::Count { .. } => self.conduct.stray(),
+        }
+    }
+
+    async fn take_event(&self, id: &str, event: Event, bytes: usize) {
+        enum For {
+            Nobody,
+            Unrelated,
+            Live,
+            History(Method, mpsc::Sender<Answer>),
+        }
+        let whose = match lock(&self.routes).get(id) {
+            None => For::Nobody,
+            Some(Route::Live(any)) => {
+                match any.iter().any(|filter| filters::matches(filter, &event)) {
+                    true => For::Live,
+                    false => For::Unrelated,
+                }
+            }
+            Some(Route::History {
+                filters: all,
+                method,
+                answers,
+            }) => match all.iter().all(|filter| filters::matches(filter, &event)) {
+                true => For::History(*method, answers.clone()),
+                false => For::Unrelated,
+            },
+        };
+        let (method, answers) = match whose {
+            For::Nobody => return self.conduct.stray(),
+            For::Unrelated => return self.conduct.unrelated(),
+            For::Live => (Method::Live, None),
+            For::History(method, answers) => (method, Some(answers)),
+        };
+        self.relay.status.received(method);
+        let answer = Answer::Event(
+            event.created_at.as_secs(),
+            EventId::from_bytes(event.id.to_bytes()),
+        );
+        if bytes <= LONGEST_EVENT {
+            self.intake.push(event, bytes, method).await;
+        }
+        if let Some(answers) = answers {
+            let _ = answers.send(answer).await;
+        }
+    }
+
+    async fn answer(&self, id: &str, answer: Answer) {
+        let answers = match lock(&self.routes).get(id) {
+            Some(Route::History { answers, .. }) => answers.clone(),
+            Some(Route::Live(_)) => return,
+            None => return self.conduct.stray(),
+        };
+        let _ = answers.send(answer).await;
+    }
+
+    async fn closed(&self, id: &str, why: &str) {
+        if asks_for_silence(why) {
+            self.hush(why);
+        }
+        tracing::debug!(
+            relay = self.relay.url,
+            id,
+            why,
+            "subscription closed by the relay"
+        );
+        let live = id.strip_prefix('l').and_then(|number| number.parse().ok());
+        match live {
+            Some(number) => {
+                let was = lock(&self.routes).remove(id);
+                if was.is_some() {
+                    lock(&self.news).closed.push((number, why.to_owned()));
+                    self.live_wakes.notify_one();
+                }
+            }
+            None => self.answer(id, Answer::Closed(why.to_owned())).await,
+        }
+    }
+
+    async fn notice(&self, text: &str) {
+        tracing::debug!(relay = self.relay.url, text, "notice");
+        if asks_for_silence(text) {
+            self.hush(text);
+            // It does not say what it did not do.
+            lock(&self.news).again = true;
+            self.live_wakes.notify_one();
+        }
+        let asked = lock(&self.routes).values().find_map(|route| match route {
+            Route::History { answers, .. } => Some(answers.clone()),
+            Route::Live(_) => None,
+        });
+        if let Some(answers) = asked {
+            let _ = answers.send(Answer::Notice(text.to_owned())).await;
+        }
+    }
+
+    /// The remote relay asks for silence.
+    fn hush(&self, why: &str) {
+        let now = Instant::now();
+        let already = self.silent_until.borrow().is_some_and(|until| until > now);
+        let until = now + self.relay.world.timing.silence;
+        self.silent_until.send_replace(Some(until));
+        self.relay.health().silence(until);
+        self.relay
+            .status
+            .change(|facts| facts.silent_until = Some(until));
+        if !already {
+            tracing::info!(
+                relay = self.relay.url,
+                why,
+                "asked to be left alone for a while"
+            );
+            // Of a burst that is refused, one counts.
+            lock(&self.news).shrink |= is_about_subscriptions(why);
+            self.live_wakes.notify_one();
+        }
+    }
+
+    /// Waits until the remote relay may be spoken to.
+    pub async fn quiet(&self) {
+        let mut changes = self.silent_until.subscribe();
+        loop {
+            let until = *changes.borrow_and_update();
+            match until {
+                Some(until) if until > Instant::now() => sleep_until(until).await,
+                _ => return,
+            }
+        }
+    }
+
+    async fn write(
+        &self,
+        mut sink: SplitSink<Socket, Message>,
+        mut outgoing: mpsc::Receiver<Message>,
+    ) -> End {
+        let timing = &self.relay.world.timing;
+        let mut ping = interval(timing.ping);
+        ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        ping.reset();
+        loop {
+            let message = tokio::select! {
+                Some(message) = outgoing.recv() => message,
+                _ = ping.tick() => Message::Ping(bytes::Bytes::new()),
+            };
+            match timeout(timing.write, sink.send(message)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return End::Lost(error.to_string()),
+                Err(_) => return End::Lost("it does not read".to_owned()),
+            }
+        }
+    }
+
+    /// Puts a message in the queue; whoever is at its other end ends with the connection.
+    pub async fn send(&self, message: serde_json::Value) {
+        let _ = self.outgoing.send(Message::text(message.to_string())).await;
+    }
+
+    /// A question about history: its name, and where its answers come. Events are answers to it if they
+    /// match all of `filters`.
+    pub fn question(
+        &self,
+        filters: Vec<Filter>,
+        method: Method,
+        room: usize,
+    ) -> (String, mpsc::Receiver<Answer>) {
+        let id = format!("h{}", self.last_question.fetch_add(1, Relaxed));
+        let (answers, receiver) = mpsc::channel(room);
+        let route = Route::History {
+            filters: filters.into(),
+            method,
+            answers,
+        };
+        lock(&self.routes).insert(id.clone(), route);
+        (id, receiver)
+    }
+
+    /// Nobody waits for an answer any more.
+    pub fn forget(&self, id: &str) {
+        lock(&self.routes).remove(id);
+    }
+
+    /// Whether a challenge was answered to the remote relay's liking.
+    pub fn is_authenticated(&self) -> bool {
+        *self.authenticated.borrow()
+    }
+
+    /// Waits for that, for a while.
+    pub async fn authentication(&self, patience: Duration) {
+        let mut authenticated = self.authenticated.subscribe();
+        let _ = timeout(patience, authenticated.wait_for(|yes| *yes)).await;
+    }
+
+    async fn authenticate(&self, mut challenges: mpsc::Receiver<String>) -> End {
+        for _ in 0..MOST_CHALLENGES {
+            let Some(challenge) = challenges.recv().await else {
+                break;
+            };
+            let held = HeldRelay {
+                url: self.relay.url.clone(),
+                token: self.relay.token,
+            };
+            let event = match self.relay.world.sync.authenticate(held, challenge).await {
+                Ok(json) => Event::from_json(json).map_err(|error| error.to_string()),
+                Err(CallError::Lost) => return End::LeaseLost,
+                Err(error) => Err(error.to_string()),
+            };
+            match event {
+                Ok(event) => {
+                    *lock(&self.auth_id) = Some(event.id);
+                    self.send(json!(["AUTH", event])).await;
+                }
+                Err(error) => {
+                    tracing::warn!(relay = self.relay.url, error, "cannot answer its challenge");
+                }
+            }
+        }
+        pending().await
+    }
+}

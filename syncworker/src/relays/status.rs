@@ -1,0 +1,201 @@
+//! How one remote relay does: what the relay of this service is told of it.
+
+use std::{
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use grasp_proto::contract::relay::{Method, RelayReport, RelayState};
+use tokio::time::Instant;
+
+/// The longest reason that is told, in characters.
+const LONGEST_REASON: usize = 200;
+
+/// What is true at the moment.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// The connection's.
+    pub state: RelayState,
+    /// Nothing but failures for a day.
+    pub dead: bool,
+    /// Nothing is sent until then.
+    pub silent_until: Option<Instant>,
+    /// When it will be tried next.
+    pub next_attempt: Option<Instant>,
+    /// Live subscriptions that are open.
+    pub subscriptions: usize,
+    /// Repositories and root events whose history is complete,
+    pub confirmed: usize,
+    /// and all that are wanted.
+    pub wanted: usize,
+    /// Why the last connection ended or was not made.
+    pub last_error: String,
+}
+
+impl Default for Facts {
+    fn default() -> Self {
+        Self {
+            state: RelayState::Disconnected,
+            dead: false,
+            silent_until: None,
+            next_attempt: None,
+            subscriptions: 0,
+            confirmed: 0,
+            wanted: 0,
+            last_error: String::new(),
+        }
+    }
+}
+
+/// What has been counted since the lease began, or of it, what has been told.
+#[derive(Debug, Default)]
+struct Counts {
+    succeeded: AtomicU64,
+    failed: AtomicU64,
+    live: AtomicU64,
+    negentropy: AtomicU64,
+    paged: AtomicU64,
+}
+
+/// How one remote relay does.
+#[derive(Debug, Default)]
+pub struct Status {
+    facts: Mutex<Facts>,
+    counts: Counts,
+    told: Counts,
+}
+
+/// Milliseconds since 1970 of a moment of the clock that never jumps.
+fn millis(at: Option<Instant>) -> u64 {
+    let Some(at) = at else { return 0 };
+    let now = Instant::now();
+    let wall = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let wall = match at.checked_duration_since(now) {
+        Some(ahead) => wall + ahead,
+        None => wall.saturating_sub(now.duration_since(at)),
+    };
+    u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Seconds since 1970, `ago` before now.
+pub fn seconds_ago(ago: Duration) -> u64 {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    now.saturating_sub(ago).as_secs()
+}
+
+impl Status {
+    fn lock(&self) -> MutexGuard<'_, Facts> {
+        // Facts are independent of each other.
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is true at the moment.
+    pub fn facts(&self) -> Facts {
+        self.lock().clone()
+    }
+
+    /// Something is different now.
+    pub fn change(&self, change: impl FnOnce(&mut Facts)) {
+        change(&mut self.lock());
+    }
+
+    /// An attempt to connect has ended.
+    pub fn attempted(&self, succeeded: bool) {
+        let (which, outcome) = match succeeded {
+            true => (&self.counts.succeeded, "succeeded"),
+            false => (&self.counts.failed, "failed"),
+        };
+        which.fetch_add(1, Relaxed);
+        metrics::counter!("ngit_relays_attempts_total", "outcome" => outcome).increment(1);
+    }
+
+    /// An event was received that was asked for.
+    pub fn received(&self, method: Method) {
+        let (which, name) = match method {
+            Method::Negentropy => (&self.counts.negentropy, "negentropy"),
+            Method::Paged => (&self.counts.paged, "paged"),
+            Method::Live | Method::Unspecified => (&self.counts.live, "live"),
+        };
+        which.fetch_add(1, Relaxed);
+        metrics::counter!("ngit_relays_events_total", "method" => name).increment(1);
+    }
+
+    /// As the relay is told, with what was counted since it was told last.
+    pub fn report(&self, url: &str, token: u64) -> RelayReport {
+        let since = |which: fn(&Counts) -> &AtomicU64| {
+            which(&self.counts).load(Relaxed) - which(&self.told).load(Relaxed)
+        };
+        let number = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        let facts = self.facts();
+        RelayReport {
+            url: url.to_owned(),
+            token,
+            state: facts.state.into(),
+            dead: facts.dead,
+            silent_until_millis: millis(facts.silent_until.filter(|until| *until > Instant::now())),
+            next_attempt_millis: millis(facts.next_attempt),
+            subscriptions: number(facts.subscriptions),
+            confirmed: number(facts.confirmed),
+            wanted: number(facts.wanted),
+            attempts_succeeded: since(|counts| &counts.succeeded),
+            attempts_failed: since(|counts| &counts.failed),
+            events_live: since(|counts| &counts.live),
+            events_negentropy: since(|counts| &counts.negentropy),
+            events_paged: since(|counts| &counts.paged),
+            last_error: facts.last_error.chars().take(LONGEST_REASON).collect(),
+        }
+    }
+
+    /// This report was answered: what it counted is told.
+    pub fn told(&self, report: &RelayReport) {
+        let add = |which: &AtomicU64, count| which.fetch_add(count, Relaxed);
+        add(&self.told.succeeded, report.attempts_succeeded);
+        add(&self.told.failed, report.attempts_failed);
+        add(&self.told.live, report.events_live);
+        add(&self.told.negentropy, report.events_negentropy);
+        add(&self.told.paged, report.events_paged);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_told_is_not_told_again_and_what_was_not_heard_is() {
+        let status = Status::default();
+        status.received(Method::Live);
+        status.attempted(true);
+        let first = status.report("wss://x", 1);
+        status.received(Method::Live);
+        status.received(Method::Paged);
+        let second = status.report("wss://x", 1);
+        assert_eq!((first.events_live, second.events_live), (1, 2));
+        status.told(&second);
+        let third = status.report("wss://x", 1);
+        assert_eq!((third.events_live, third.events_paged), (0, 0));
+        assert_eq!(third.attempts_succeeded, 0);
+    }
+
+    #[test]
+    fn times_are_told_by_the_wall_clock() {
+        let status = Status::default();
+        assert_eq!(status.report("wss://x", 1).next_attempt_millis, 0);
+        let ahead = Duration::from_secs(3600);
+        status.change(|facts| {
+            facts.next_attempt = Some(Instant::now() + ahead);
+            facts.silent_until = Some(Instant::now());
+        });
+        let report = status.report("wss://x", 1);
+        let now = seconds_ago(Duration::ZERO);
+        assert!((now + 3595..=now + 3605).contains(&(report.next_attempt_millis / 1000)));
+        assert_eq!(report.silent_until_millis, 0, "that is over");
+    }
+}

@@ -1,0 +1,224 @@
+//! From a remote relay's events to the judgement of ours: in batches, checked before they are sent.
+//!
+//! What waits is bounded in number and bytes: when it is full, the connection is not read. An event
+//! counts as handed over when there is a verdict on it; while our relay is away it waits.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use grasp_proto::{
+    contract::relay::{Method, submit_verdict::What},
+    words::EventId,
+};
+use nostr::Event;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    time::{Instant, sleep, timeout_at},
+};
+
+use super::{Relay, conduct::Conduct};
+use crate::hunt::{backoff::Backoff, context::CallError};
+
+/// Most events of one batch,
+const BATCH: usize = 100;
+
+/// and the longest that the first of them waits for the others.
+const LINGER: Duration = Duration::from_millis(200);
+
+/// Bytes of events that wait or are being submitted, of one connection.
+const MOST_BYTES: usize = 2 << 20;
+
+/// How often an event is submitted that our relay cannot judge.
+const TRIES: usize = 5;
+
+/// An event that was found, as a remote relay sent it.
+struct Found {
+    event: Event,
+    method: Method,
+    room: OwnedSemaphorePermit,
+}
+
+/// The end that takes events in.
+pub struct Intake {
+    queue: mpsc::Sender<Found>,
+    room: Arc<Semaphore>,
+    pushed: AtomicU64,
+    done: watch::Receiver<u64>,
+    lost: Arc<AtomicU64>,
+}
+
+/// The end that submits them.
+pub struct Pump {
+    queue: mpsc::Receiver<Found>,
+    done: watch::Sender<u64>,
+    lost: Arc<AtomicU64>,
+}
+
+/// Both ends of one connection.
+pub fn channel() -> (Intake, Pump) {
+    let (sender, queue) = mpsc::channel(2 * BATCH);
+    let (done, watched) = watch::channel(0);
+    let lost = Arc::new(AtomicU64::new(0));
+    let intake = Intake {
+        queue: sender,
+        room: Arc::new(Semaphore::new(MOST_BYTES)),
+        pushed: AtomicU64::new(0),
+        done: watched,
+        lost: lost.clone(),
+    };
+    (intake, Pump { queue, done, lost })
+}
+
+impl Intake {
+    /// Takes an event that came as so many bytes; waits until there is room for it.
+    pub async fn push(&self, event: Event, bytes: usize, method: Method) {
+        let bytes = u32::try_from(bytes.min(MOST_BYTES)).unwrap_or(u32::MAX);
+        let room = self.room.clone().acquire_many_owned(bytes).await;
+        let found = Found {
+            event,
+            method,
+            room: room.expect("nobody closes it"),
+        };
+        // Counted first: whoever looks in between waits for it. If nobody takes it, the connection is
+        // at its end.
+        self.pushed.fetch_add(1, Relaxed);
+        let _ = self.queue.send(found).await;
+    }
+
+    /// Waits until there is a verdict on everything taken in so far, or it is given up.
+    pub async fn judged(&self) {
+        let pushed = self.pushed.load(Relaxed);
+        let _ = self.done.clone().wait_for(|done| *done >= pushed).await;
+    }
+
+    /// How many were given up.
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Relaxed)
+    }
+}
+
+impl Pump {
+    /// Submits what is taken in, until that ends.
+    pub async fn run(mut self, relay: &Relay, conduct: &Conduct) {
+        while let Some(batch) = self.batch().await {
+            let count = batch.len() as u64;
+            self.hand_over(relay, conduct, batch).await;
+            self.done.send_modify(|done| *done += count);
+        }
+    }
+
+    async fn batch(&mut self) -> Option<Vec<Found>> {
+        let mut batch = vec![self.queue.recv().await?];
+        let until = Instant::now() + LINGER;
+        // More would not come if the room is taken by what is here.
+        let mut bytes = batch[0].room.num_permits();
+        while batch.len() < BATCH && bytes < MOST_BYTES / 2 {
+            match timeout_at(until, self.queue.recv()).await {
+                Ok(Some(found)) => {
+                    bytes += found.room.num_permits();
+                    batch.push(found);
+                }
+                Ok(None) | Err(_) => break,
+            }
+        }
+        Some(batch)
+    }
+
+    async fn hand_over(&self, relay: &Relay, conduct: &Conduct, batch: Vec<Found>) {
+        for method in [Method::Live, Method::Negentropy, Method::Paged] {
+            let of_method = batch.iter().filter(|found| found.method == method);
+            let mut events: Vec<Event> = of_method.map(|found| found.event.clone()).collect();
+            if method == Method::Paged && !events.is_empty() {
+                events = worth_it(relay, events).await;
+            }
+            let claimed = events.len();
+            if claimed == 0 {
+                continue;
+            }
+            let Ok(events) = tokio::task::spawn_blocking(move || verified(events)).await else {
+                self.lost.fetch_add(claimed as u64, Relaxed);
+                continue;
+            };
+            conduct.forged(claimed - events.len());
+            self.submit(relay, conduct, method, events).await;
+        }
+    }
+
+    async fn submit(
+        &self,
+        relay: &Relay,
+        conduct: &Conduct,
+        method: Method,
+        mut events: Vec<String>,
+    ) {
+        let mut backoff = Backoff::default();
+        let mut tries = 0;
+        while !events.is_empty() {
+            let turn = relay.world.submits.acquire().await;
+            let answer = relay
+                .world
+                .sync
+                .submit(&relay.url, method, events.clone())
+                .await;
+            drop(turn);
+            match answer {
+                Ok(verdicts) => {
+                    tries += 1;
+                    let mut again = Vec::new();
+                    for (event, what) in events.into_iter().zip(verdicts) {
+                        conduct.judged(what);
+                        if what == What::Failed {
+                            again.push(event);
+                        }
+                    }
+                    events = again;
+                }
+                Err(CallError::Away(why)) => {
+                    tracing::debug!(relay = relay.url, why, "submit waits");
+                }
+                Err(error) => {
+                    tracing::warn!(relay = relay.url, %error, "events cannot be submitted");
+                    tries = TRIES;
+                }
+            }
+            if events.is_empty() {
+                return;
+            }
+            if tries >= TRIES {
+                self.lost.fetch_add(events.len() as u64, Relaxed);
+                metrics::counter!("ngit_relays_events_lost_total").increment(events.len() as u64);
+                return;
+            }
+            sleep(backoff.wait()).await;
+        }
+    }
+}
+
+/// Of events that a page brought, those that are worth more than their id: pages bring again what is
+/// here.
+async fn worth_it(relay: &Relay, events: Vec<Event>) -> Vec<Event> {
+    let ids = events
+        .iter()
+        .map(|event| EventId::from_bytes(event.id.to_bytes()));
+    match relay.world.sync.lacking(ids.collect()).await {
+        Ok(lacking) => {
+            let lacking: std::collections::BTreeSet<EventId> = lacking.into_iter().collect();
+            let is_lacking =
+                |event: &Event| lacking.contains(&EventId::from_bytes(event.id.to_bytes()));
+            events.into_iter().filter(is_lacking).collect()
+        }
+        // Then all of them are judged.
+        Err(_) => events,
+    }
+}
+
+/// Those whose id and signature are right, as JSON.
+fn verified(events: Vec<Event>) -> Vec<String> {
+    let right = events.into_iter().filter(|event| event.verify().is_ok());
+    right.map(|event| event.as_json()).collect()
+}

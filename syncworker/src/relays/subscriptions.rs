@@ -1,0 +1,100 @@
+//! How live subscriptions are kept to what is wanted, and history planned with them.
+//!
+//! What is subscribed to is decided in [`Live`]; here it is sent, in its time, and what the remote
+//! relay closes is opened again.
+
+use serde_json::json;
+use tokio::time::{Instant, sleep_until};
+
+use super::{
+    health::asks_for_silence,
+    live::{Change, Live},
+    session::{End, Route, Session, lock},
+    status::seconds_ago,
+};
+
+impl Session<'_> {
+    /// Keeps live subscriptions to what is wanted, and plans the history of it.
+    pub(super) async fn subscribe(&self) -> End {
+        let targets = &self.relay.world.targets;
+        let timing = &self.relay.world.timing;
+        let mut live = Live::new(self.limits);
+        let mut changes = targets.changes();
+        let (mut hold, mut refusals) = (None::<Instant>, 0_u32);
+        let mut waits_for_auth = false;
+        let mut first = true;
+        loop {
+            self.quiet().await;
+            let news = std::mem::take(&mut *lock(&self.news));
+            for (number, why) in news.closed {
+                live.closed(number);
+                if why.starts_with("auth-required") && !self.is_authenticated() {
+                    waits_for_auth = true;
+                } else if !asks_for_silence(&why) {
+                    refusals += 1;
+                    hold = Some(Instant::now() + timing.refused * refusals.min(10));
+                }
+            }
+            if news.shrink {
+                live.shrink();
+            }
+            waits_for_auth &= !self.is_authenticated();
+            let (version, wanted) = targets.wanted(&self.relay.url);
+            let mut commands = Vec::new();
+            if news.again {
+                commands.extend(live.again());
+            }
+            if !waits_for_auth && hold.is_none_or(|hold| hold <= Instant::now()) {
+                hold = None;
+                commands.extend(live.change(&wanted));
+            }
+            for command in commands {
+                self.change(command).await;
+            }
+            {
+                let mut memory = lock(self.memory);
+                memory.wanted = wanted;
+                memory.left_over.clone_from(live.left_over());
+                if std::mem::take(&mut first) {
+                    let oldest = seconds_ago(timing.short_interruption);
+                    memory.plan.reconnected(oldest, self.limits.filter_bytes());
+                }
+                memory.refresh(self.limits.filter_bytes());
+                memory.tell(&self.relay.status);
+            }
+            self.relay
+                .status
+                .change(|facts| facts.subscriptions = live.count());
+            self.history_wakes.notify_one();
+            loop {
+                tokio::select! {
+                    _ = changes.changed() => {
+                        if targets.version(&self.relay.url) == version {
+                            continue;
+                        }
+                    }
+                    () = self.live_wakes.notified() => {}
+                    () = sleep_until(hold.unwrap_or_else(Instant::now)), if hold.is_some() => {}
+                }
+                break;
+            }
+        }
+    }
+
+    async fn change(&self, change: Change) {
+        match change {
+            Change::Open(number, filters) => {
+                let id = format!("l{number}");
+                let mut message = vec![json!("REQ"), json!(id)];
+                message.extend(filters.iter().map(|filter| json!(filter)));
+                lock(&self.routes).insert(id, Route::Live(filters.into()));
+                self.send(message.into()).await;
+            }
+            Change::Close(number) => {
+                let id = format!("l{number}");
+                lock(&self.routes).remove(&id);
+                self.send(json!(["CLOSE", id])).await;
+            }
+        }
+    }
+}

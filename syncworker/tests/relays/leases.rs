@@ -1,0 +1,136 @@
+//! Leases: kept, lost, given back.
+
+use std::{
+    sync::{Arc, atomic::Ordering::SeqCst},
+    time::{Duration, Instant},
+};
+
+use grasp_proto::contract::relay::{Level, RelayState};
+
+use crate::{
+    remote::{Manners, Remote},
+    stand::{Project, Stand, Worker, config, timing, told, until, work},
+};
+
+async fn synced(valid: Duration) -> (Arc<Stand>, Arc<Remote>, Worker) {
+    let project = Project::new(0);
+    let remote = Remote::start(Manners::default(), project.all.clone()).await;
+    let stand = Stand::new();
+    stand.known().valid = valid;
+    stand.tell(told(vec![project.target(Level::Full, &[&remote.url])]));
+    stand.lease(&remote.url, 1);
+    let worker = work(&stand, config(), timing());
+    until("it is synced", || {
+        stand.is(&remote.url, RelayState::Connected)
+    })
+    .await;
+    (stand, remote, worker)
+}
+
+#[tokio::test]
+async fn a_lease_that_cannot_be_renewed_ends_the_connection_before_it_ends() {
+    let (stand, remote, _worker) = synced(Duration::from_secs(4)).await;
+    stand.known().away = true;
+    let since = Instant::now();
+    until("the connection is dropped", || {
+        remote.open.load(SeqCst) == 0
+    })
+    .await;
+    assert!(
+        since.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        since.elapsed()
+    );
+    assert_eq!(remote.connections.load(SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_lost_lease_ends_the_connection_and_a_new_one_makes_another() {
+    let (stand, remote, _worker) = synced(Duration::from_secs(3)).await;
+    stand.known().leased.clear();
+    until("the connection is dropped", || {
+        remote.open.load(SeqCst) == 0
+    })
+    .await;
+    assert!(stand.known().released.is_empty());
+    stand.lease(&remote.url, 2);
+    until("it is connected again", || remote.open.load(SeqCst) == 1).await;
+    // A later lease of the same relay takes the place of the earlier one.
+    stand.lease(&remote.url, 3);
+    until("it is held by the later one", || {
+        remote.connections.load(SeqCst) == 3
+    })
+    .await;
+    until("only by that", || remote.open.load(SeqCst) == 1).await;
+}
+
+#[tokio::test]
+async fn what_is_wanted_back_is_closed_first() {
+    let (stand, remote, _worker) = synced(Duration::from_secs(3)).await;
+    stand.known().give_back.insert(remote.url.clone());
+    until("it is given back", || !stand.known().released.is_empty()).await;
+    until("it is closed", || remote.open.load(SeqCst) == 0).await;
+    assert_eq!(stand.known().released[0].token, 1);
+}
+
+#[tokio::test]
+async fn what_nobody_wants_any_more_is_given_back_and_a_bootstrap_relay_is_not() {
+    let (stand, remote, _worker) = synced(Duration::from_secs(3)).await;
+    let bootstrap = Remote::start(Manners::default(), vec![]).await;
+    stand
+        .known()
+        .to_lease
+        .push_back(grasp_proto::contract::relay::LeasedRelay {
+            url: bootstrap.url.clone(),
+            token: 9,
+            valid_millis: 3000,
+            bootstrap: true,
+        });
+    let target = stand.known().targets[0].targets[0].clone();
+    stand.tell(grasp_proto::contract::relay::TargetChanges {
+        removed: vec![target.repository.unwrap()],
+        ..Default::default()
+    });
+    stand.lease("ws://127.0.0.1:1", 10);
+    until("it is given back", || {
+        let known = stand.known();
+        known.released.iter().any(|relay| relay.url == remote.url)
+    })
+    .await;
+    until("the bootstrap relay is synced", || {
+        stand.is(&bootstrap.url, RelayState::Connected)
+    })
+    .await;
+    assert!(
+        stand
+            .known()
+            .released
+            .iter()
+            .all(|relay| relay.url != bootstrap.url)
+    );
+}
+
+#[tokio::test]
+async fn a_stop_drops_the_connections_and_hands_the_leases_back() {
+    let (stand, remote, mut worker) = synced(Duration::from_secs(60)).await;
+    worker.stop.cancel();
+    worker.task.take().unwrap().await.unwrap();
+    assert_eq!(stand.known().released.len(), 1);
+    until("it is closed", || remote.open.load(SeqCst) == 0).await;
+}
+
+#[tokio::test]
+async fn an_address_that_may_not_be_connected_to_is_not() {
+    let project = Project::new(0);
+    let stand = Stand::new();
+    let url = "ws://169.254.169.254";
+    stand.tell(told(vec![project.target(Level::Full, &[url])]));
+    stand.lease(url, 1);
+    stand.known().valid = Duration::from_secs(3);
+    let _worker = work(&stand, config(), timing());
+    until("it is said why", || {
+        let report = stand.report(url);
+        report.is_some_and(|report| report.last_error.contains("not on the public internet"))
+    })
+    .await;
+}

@@ -1,0 +1,284 @@
+//! Remote relays that misbehave: none of them holds up another.
+
+use std::{
+    sync::{Arc, atomic::Ordering::SeqCst},
+    time::Duration,
+};
+
+use grasp_proto::contract::relay::{Level, Method, RelayState, Target};
+use nostr::{Event, Keys};
+use serde_json::json;
+
+use crate::{
+    good_relay,
+    remote::{Manners, Refusal, Remote},
+    stand::{Project, Stand, config, event, timing, told, until, work},
+};
+
+/// Many repositories, each with one root event, and the last event of each.
+fn many(count: u8, url: &str) -> Vec<Target> {
+    let keys = Keys::generate();
+    (0..count)
+        .map(|n| Target {
+            repository: Some(grasp_proto::contract::relay::Repository {
+                owner: keys.public_key().to_bytes().to_vec(),
+                identifier: format!("{n:0>240}"),
+            }),
+            level: Level::Full.into(),
+            relays: vec![url.to_owned()],
+            new_roots: vec![vec![n; 32]],
+        })
+        .collect()
+}
+
+/// A bad relay and a good one, wanted of one worker; the good one's events arrive.
+async fn beside_a_good_one(manners: Manners) -> (Arc<Stand>, Arc<Remote>, crate::stand::Worker) {
+    let project = Project::new(30);
+    let (_relay, url) = good_relay(&project.all).await;
+    let bad = Remote::start(manners, vec![]).await;
+    let stand = Stand::new();
+    stand.tell(told(vec![project.target(Level::Full, &[&url, &bad.url])]));
+    stand.lease(&bad.url, 1);
+    let worker = work(&stand, config(), timing());
+    until("the bad one is connected to", || {
+        bad.connections.load(SeqCst) > 0
+    })
+    .await;
+    stand.lease(&url, 2);
+    until("the other one is synced", || {
+        stand.is(&url, RelayState::Connected)
+    })
+    .await;
+    assert!(stand.has(&project.all));
+    (stand, bad, worker)
+}
+
+#[tokio::test]
+async fn one_that_closes_at_once_is_tried_again_and_again() {
+    let manners = Manners {
+        close_at_once: true,
+        ..Manners::default()
+    };
+    let (stand, bad, _worker) = beside_a_good_one(manners).await;
+    until("it is tried again", || bad.connections.load(SeqCst) >= 4).await;
+    until("it is said why", || {
+        let report = stand.report(&bad.url).unwrap();
+        report.last_error.contains("closed the connection")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_that_never_says_it_has_sent_everything_is_followed_all_the_same() {
+    let manners = Manners {
+        never_eose: true,
+        ..Manners::default()
+    };
+    let (stand, bad, _worker) = beside_a_good_one(manners).await;
+    let with_failures = RelayState::ConnectedWithFailures;
+    until("its history has failed", || {
+        stand.is(&bad.url, with_failures)
+    })
+    .await;
+    let live = event(&Keys::generate(), 10317, 1_700_000_000, &[]);
+    bad.publish(live.clone());
+    until("what is new comes", || stand.has([&live])).await;
+    assert_eq!(bad.connections.load(SeqCst), 1);
+    bad.manners.lock().unwrap().never_eose = false;
+    until("its history is tried again", || {
+        stand.is(&bad.url, RelayState::Connected)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_that_allows_ten_subscriptions_has_ten_and_misses_nothing() {
+    for said in [true, false] {
+        let manners = Manners {
+            limitation: said.then(|| json!({"max_subscriptions": 4, "max_message_length": 70_000})),
+            subscriptions: 4,
+            notice: !said,
+            ..Manners::default()
+        };
+        let bad = Remote::start(manners, vec![]).await;
+        let stand = Stand::new();
+        let targets = many(120, &bad.url);
+        stand.tell(told(targets.clone()));
+        stand.lease(&bad.url, 1);
+        let _worker = work(&stand, config(), timing());
+        until("its history is complete", || {
+            stand.is(&bad.url, RelayState::Connected)
+        })
+        .await;
+        // Of the first and the last: whatever is not subscribed to is polled.
+        let at = nostr::Timestamp::now().as_secs();
+        let live: Vec<Event> = [0, 60, 119]
+            .into_iter()
+            .map(|n: u8| {
+                let root = nostr::EventId::from_byte_array([n; 32]).to_hex();
+                event(&Keys::generate(), 1111, at, &[["E", &root]])
+            })
+            .collect();
+        for event in &live {
+            bad.publish(event.clone());
+        }
+        until("what is new comes", || stand.has(&live)).await;
+        assert!(bad.most.load(SeqCst) <= 4);
+        assert_eq!(bad.connections.load(SeqCst), 1);
+    }
+}
+
+#[tokio::test]
+async fn one_that_says_rate_limited_is_left_alone_and_then_asked_again() {
+    let project = Project::new(10);
+    let manners = Manners {
+        rate_limited: 1,
+        ..Manners::default()
+    };
+    let remote = Remote::start(manners, project.all.clone()).await;
+    let stand = Stand::new();
+    stand.tell(told(vec![project.target(Level::Full, &[&remote.url])]));
+    stand.lease(&remote.url, 1);
+    let _worker = work(&stand, config(), timing());
+    until("all of it is here", || stand.has(&project.all)).await;
+    let asked = remote.asked();
+    // What was on its way when it said so may still arrive; after that there is silence.
+    let quiet = asked
+        .windows(2)
+        .map(|two| two[1].at - two[0].at)
+        .max()
+        .unwrap();
+    assert!(quiet >= Duration::from_millis(600), "{quiet:?}");
+    let live = asked.iter().filter(|asked| asked.is_live()).count();
+    assert!(
+        live >= 2,
+        "the subscription that it did not hear is sent again"
+    );
+    assert_eq!(remote.connections.load(SeqCst), 1);
+}
+
+#[tokio::test]
+async fn one_that_refuses_everything_is_connected_with_failures() {
+    let manners = Manners {
+        closes: Some("restricted: members only"),
+        ..Manners::default()
+    };
+    let (stand, bad, _worker) = beside_a_good_one(manners).await;
+    let with_failures = RelayState::ConnectedWithFailures;
+    until("it is said", || stand.is(&bad.url, with_failures)).await;
+    let report = stand.report(&bad.url).unwrap();
+    assert!(report.last_error.contains("members only"), "{report:?}");
+    assert_eq!(report.confirmed, 0);
+    assert_eq!(bad.connections.load(SeqCst), 1);
+}
+
+#[tokio::test]
+async fn one_that_wants_to_know_who_asks_is_told() {
+    let project = Project::new(10);
+    let manners = Manners {
+        auth: true,
+        ..Manners::default()
+    };
+    let remote = Remote::start(manners, project.all.clone()).await;
+    let stand = Stand::new();
+    stand.tell(told(vec![project.target(Level::Full, &[&remote.url])]));
+    stand.lease(&remote.url, 1);
+    let _worker = work(&stand, config(), timing());
+    until("all of it is here", || stand.has(&project.all)).await;
+    until("it is said", || {
+        stand.is(&remote.url, RelayState::Connected)
+    })
+    .await;
+    let live = event(&Keys::generate(), 10317, 1_700_000_000, &[]);
+    until("it is subscribed to", || {
+        remote.publish(live.clone());
+        stand.known().came.get(&live.id) == Some(&Method::Live)
+    })
+    .await;
+}
+
+/// Sends `flood` to whoever connects; it is left, and nothing of it is judged by our relay.
+async fn flooded(flood: Vec<String>) {
+    let manners = Manners {
+        floods: flood,
+        ..Manners::default()
+    };
+    let (stand, bad, _worker) = beside_a_good_one(manners).await;
+    until("it is left", || {
+        let report = stand.report(&bad.url).unwrap();
+        bad.open.load(SeqCst) == 0 && report.state() == RelayState::Disconnected
+    })
+    .await;
+    let report = stand.report(&bad.url).unwrap();
+    assert_ne!(report.next_attempt_millis, 0);
+    let known = stand.known();
+    let of_it = known.submitted.iter().filter(|(url, _, _)| *url == bad.url);
+    assert_eq!(of_it.map(|(_, _, count)| count).sum::<usize>(), 0);
+}
+
+#[tokio::test]
+async fn garbage_by_the_ten_thousands_is_left() {
+    flooded(vec!["[\"EVENT\", this is no JSON".to_owned(); 20_000]).await;
+}
+
+#[tokio::test]
+async fn forged_events_by_the_ten_thousands_are_left() {
+    // The first live subscription is `l1`, and layer 1 in it.
+    let forged = (0..20_000_u32).map(|n| {
+        let mut id = [0; 32];
+        id[..4].copy_from_slice(&n.to_be_bytes());
+        let id = nostr::EventId::from_byte_array(id).to_hex();
+        let key = Keys::new(nostr::SecretKey::from_slice(&[1; 32]).unwrap()).public_key();
+        let event = json!({"id": id, "pubkey": key, "created_at": 1_700_000_000, "kind": 10317,
+            "tags": [], "content": "", "sig": "00".repeat(64)});
+        json!(["EVENT", "l1", event]).to_string()
+    });
+    flooded(forged.collect()).await;
+}
+
+#[tokio::test]
+async fn unrelated_events_by_the_ten_thousands_are_left() {
+    let unrelated = event(&Keys::generate(), 1, 1_700_000_000, &[["t", "spam"]]);
+    flooded(vec![json!(["EVENT", "l1", unrelated]).to_string(); 20_000]).await;
+    flooded(vec![
+        json!(["EVENT", "nobody's", unrelated]).to_string();
+        20_000
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn a_message_that_is_too_long_is_not_read() {
+    flooded(vec!["x".repeat(4 << 20)]).await;
+}
+
+#[tokio::test]
+async fn a_history_without_end_fails_alone() {
+    let project = Project::new(0);
+    let manners = Manners {
+        refusal: Refusal::NegErr,
+        cap: 5,
+        ignore_until: true,
+        ..Manners::default()
+    };
+    let remote = Remote::start(manners, project.all.clone()).await;
+    let id = project.root.id.to_hex();
+    for n in 0..20 {
+        remote.publish(event(
+            &project.owner,
+            1111,
+            1_700_000_000 + n,
+            &[["e", &id]],
+        ));
+    }
+    let stand = Stand::new();
+    stand.tell(told(vec![project.target(Level::Full, &[&remote.url])]));
+    stand.lease(&remote.url, 1);
+    let _worker = work(&stand, config(), timing());
+    // What it sends in spite of `until` was not asked for: it counts as nothing, and ends the paging.
+    until("what it shows is here", || stand.known().held.len() >= 7).await;
+    until("it comes to an end", || {
+        stand.is(&remote.url, RelayState::Connected)
+    })
+    .await;
+}
