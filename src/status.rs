@@ -7,7 +7,9 @@ use std::{fmt::Write, time::SystemTime};
 
 use anyhow::{Context, bail};
 use grasp_proto::{
-    contract::relay::{StatusRequest, StatusResponse, admin_client::AdminClient},
+    contract::relay::{
+        RelayState, StatusRequest, StatusResponse, SyncStatus, admin_client::AdminClient,
+    },
     process::settings::Settings,
     transport::{Endpoint, Role, Token},
 };
@@ -237,6 +239,8 @@ fn to_text(status: &StatusResponse) -> String {
         }
     }
 
+    sync_to_text(&mut text, &status.sync.clone().unwrap_or_default(), now);
+
     let _ = writeln!(text, "\nworkers");
     if status.workers.is_empty() {
         let _ = writeln!(text, "  none: what is missing is not looked for");
@@ -263,6 +267,102 @@ fn to_text(status: &StatusResponse) -> String {
     ];
     text.push_str(&table(&head, &rows));
     text
+}
+
+/// How a connection to another relay is, in words.
+fn relay_state(state: RelayState) -> &'static str {
+    match state {
+        RelayState::Unspecified | RelayState::Disconnected => "disconnected",
+        RelayState::Connecting => "connecting",
+        RelayState::Syncing => "syncing",
+        RelayState::Connected => "connected",
+        RelayState::ConnectedWithFailures => "connected, history incomplete",
+    }
+}
+
+fn sync_to_text(text: &mut String, sync: &SyncStatus, now: u64) {
+    let _ = writeln!(
+        text,
+        "\nsync: {} repositories whole, {} by their states, {} root events; {} of {} relays connected",
+        sync.full, sync.state_only, sync.roots, sync.connected, sync.remote_relays
+    );
+    let _ = writeln!(
+        text,
+        "  rejected: {} events kept to be judged again, {} not fetched again",
+        sync.rejected_whole, sync.rejected_ids
+    );
+    if sync.relays.is_empty() {
+        return;
+    }
+    let rows: Vec<Vec<String>> = sync
+        .relays
+        .iter()
+        .map(|relay| {
+            let events = relay.events_live + relay.events_negentropy + relay.events_paged;
+            let next = relay.next_attempt_millis.max(relay.silent_until_millis);
+            vec![
+                plain(&relay.url),
+                relay_state(relay.state()).to_owned(),
+                plain(&relay.health),
+                format!("{}/{}", relay.confirmed, relay.wanted),
+                relay.subscriptions.to_string(),
+                events.to_string(),
+                when(next, now),
+                plain(&relay.worker),
+                plain(&relay.last_error),
+            ]
+        })
+        .collect();
+    let head = [
+        "relay",
+        "state",
+        "health",
+        "history",
+        "subscriptions",
+        "events",
+        "next attempt",
+        "worker",
+        "last error",
+    ];
+    text.push_str(&table(&head, &rows));
+    if sync.more_relays > 0 {
+        let _ = writeln!(text, "  and {} more", sync.more_relays);
+    }
+}
+
+fn sync_to_json(sync: &SyncStatus) -> Value {
+    let relays = sync.relays.iter().map(|relay| {
+        json!({
+            "url": relay.url,
+            "worker": relay.worker,
+            "bootstrap": relay.bootstrap,
+            "repositories": relay.repositories,
+            "state": relay_state(relay.state()),
+            "health": relay.health,
+            "subscriptions": relay.subscriptions,
+            "confirmed": relay.confirmed,
+            "wanted": relay.wanted,
+            "attempts_succeeded": relay.attempts_succeeded,
+            "attempts_failed": relay.attempts_failed,
+            "events_live": relay.events_live,
+            "events_negentropy": relay.events_negentropy,
+            "events_paged": relay.events_paged,
+            "next_attempt_millis": relay.next_attempt_millis,
+            "silent_until_millis": relay.silent_until_millis,
+            "last_error": relay.last_error,
+        })
+    });
+    json!({
+        "full": sync.full,
+        "state_only": sync.state_only,
+        "roots": sync.roots,
+        "remote_relays": sync.remote_relays,
+        "connected": sync.connected,
+        "relays": relays.collect::<Vec<_>>(),
+        "more_relays": sync.more_relays,
+        "rejected_whole": sync.rejected_whole,
+        "rejected_ids": sync.rejected_ids,
+    })
 }
 
 fn to_json(status: &StatusResponse) -> Value {
@@ -323,11 +423,14 @@ fn to_json(status: &StatusResponse) -> Value {
         "domains": domains.collect::<Vec<_>>(),
         "more_domains": status.more_domains,
         "workers": workers.collect::<Vec<_>>(),
+        "sync": sync_to_json(&status.sync.clone().unwrap_or_default()),
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use grasp_proto::contract::relay::RemoteRelayStatus;
+
     use super::*;
 
     #[test]
@@ -339,6 +442,33 @@ mod tests {
         assert_eq!(when(now - 3 * 86_400_000, now), "3d ago");
         assert_eq!(bytes(999), "999 B");
         assert_eq!(bytes(1_500_000), "1.5 MB");
+    }
+
+    #[test]
+    fn the_history_of_each_relay_is_shown() {
+        let relay = RemoteRelayStatus {
+            url: "wss://relay.example".to_owned(),
+            state: RelayState::Syncing.into(),
+            health: "healthy".to_owned(),
+            confirmed: 3,
+            wanted: 9,
+            ..Default::default()
+        };
+        let sync = SyncStatus {
+            remote_relays: 2,
+            relays: vec![relay],
+            more_relays: 1,
+            ..Default::default()
+        };
+        let mut text = String::new();
+        sync_to_text(&mut text, &sync, 1_000);
+        let line = text
+            .lines()
+            .find(|line| line.contains("wss://relay.example"));
+        let cells: Vec<&str> = line.unwrap().split_whitespace().collect();
+        assert_eq!(cells[1..4], ["syncing", "healthy", "3/9"]);
+        assert!(text.ends_with("and 1 more\n"));
+        assert_eq!(sync_to_json(&sync)["relays"][0]["state"], "syncing");
     }
 
     #[test]

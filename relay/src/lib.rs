@@ -76,7 +76,7 @@ use crate::{
     serial::Serial,
     session::Patience,
     store::{Store, StoreError},
-    sync::{Hooks, Syncing, judge::Judge},
+    sync::{Hooks, Overview, Syncing, judge::Judge},
     targets::{feed::Wanted, relay_url::Named},
 };
 
@@ -197,7 +197,12 @@ pub async fn run(
     let relay_sync = RelaySyncServer::new(relay_sync)
         .max_decoding_message_size(relay_sync::MAX_MESSAGE)
         .max_encoding_message_size(relay_sync::MAX_MESSAGE);
-    let admin = AdminServer::new(AdminService::new(release.clone(), hunt.clone()));
+    let admin = AdminService::new(release.clone(), hunt.clone()).with_sync(Overview {
+        wanted: wanted.clone(),
+        syncing: syncing.clone(),
+        judge: judge.clone(),
+    });
+    let admin = AdminServer::new(admin);
     let routes = transport::standard_routes(&config.tokens)
         .await
         .add_service(InterceptedService::new(push, guard(&[Role::Gitd])))

@@ -327,6 +327,17 @@ impl Syncing {
     }
 }
 
+/// Everything an operator is told figures of. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Overview {
+    /// What is wanted.
+    pub wanted: Wanted,
+    /// Who does it.
+    pub syncing: Syncing,
+    /// Who judges what was found.
+    pub judge: Judge,
+}
+
 /// Tells those who sync what is announced and served here.
 #[derive(Clone)]
 pub struct Hooks {

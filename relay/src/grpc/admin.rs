@@ -9,6 +9,8 @@ use crate::{
     hunt::{Hunt, budget::DomainFigures, queue::EntryFigures, workers::Worker},
     purgatory::Purgatory,
     release::Release,
+    sync::{Overview, RemoteFigures, reports::State},
+    targets::Level,
 };
 
 /// Lines of a list, unless the caller says otherwise.
@@ -21,12 +23,25 @@ const MOST_LINES: usize = 1_000;
 pub struct AdminService {
     release: Release,
     hunt: Hunt,
+    sync: Option<Overview>,
 }
 
 impl AdminService {
     /// The service over what is served and what is hunted for.
     pub fn new(release: Release, hunt: Hunt) -> Self {
-        Self { release, hunt }
+        let sync = None;
+        Self {
+            release,
+            hunt,
+            sync,
+        }
+    }
+
+    /// Besides, over relay-to-relay sync.
+    #[must_use]
+    pub fn with_sync(self, overview: Overview) -> Self {
+        let sync = Some(overview);
+        Self { sync, ..self }
     }
 }
 
@@ -130,6 +145,65 @@ fn worker((name, worker): (&str, &Worker)) -> wire::WorkerStatus {
     }
 }
 
+fn relay_state(state: State) -> wire::RelayState {
+    match state {
+        State::Disconnected => wire::RelayState::Disconnected,
+        State::Connecting => wire::RelayState::Connecting,
+        State::Syncing => wire::RelayState::Syncing,
+        State::Connected => wire::RelayState::Connected,
+        State::ConnectedWithFailures => wire::RelayState::ConnectedWithFailures,
+    }
+}
+
+fn remote_relay(figures: RemoteFigures) -> wire::RemoteRelayStatus {
+    let millis = |moment: Option<Moment>| moment.map_or(0, Moment::as_millis);
+    let report = figures.report;
+    wire::RemoteRelayStatus {
+        url: figures.url.to_string(),
+        worker: figures.worker,
+        bootstrap: figures.bootstrap,
+        repositories: narrow(figures.targets),
+        state: relay_state(report.state).into(),
+        health: figures.health.as_str().to_owned(),
+        subscriptions: report.subscriptions,
+        confirmed: report.confirmed,
+        wanted: report.wanted,
+        attempts_succeeded: report.counts.succeeded,
+        attempts_failed: report.counts.failed,
+        events_live: report.counts.live,
+        events_negentropy: report.counts.negentropy,
+        events_paged: report.counts.paged,
+        next_attempt_millis: millis(report.next_attempt),
+        silent_until_millis: millis(report.silent_until),
+        last_error: report.last_error,
+    }
+}
+
+fn sync_status(overview: &Overview, most: usize) -> wire::SyncStatus {
+    let figures = overview.syncing.figures(most);
+    let (rejected_whole, rejected_ids) = overview.judge.sizes();
+    let (full, state_only, roots) = overview.wanted.look(|targets| {
+        let roots = targets.all().map(|(_, target)| target.roots.len());
+        let count = |level| targets.count(level) as u64;
+        (
+            count(Level::Full),
+            count(Level::StateOnly),
+            roots.sum::<usize>() as u64,
+        )
+    });
+    wire::SyncStatus {
+        full,
+        state_only,
+        roots,
+        remote_relays: figures.all as u64,
+        connected: figures.connected as u64,
+        more_relays: narrow(figures.all - figures.relays.len()),
+        relays: figures.relays.into_iter().map(remote_relay).collect(),
+        rejected_whole: rejected_whole as u64,
+        rejected_ids: rejected_ids as u64,
+    }
+}
+
 #[tonic::async_trait]
 impl admin_server::Admin for AdminService {
     async fn status(
@@ -167,6 +241,7 @@ impl admin_server::Admin for AdminService {
             workers,
             repositories: self.release.repositories.active() as u64,
             git_reachable: self.release.git.reachable().await,
+            sync: self.sync.as_ref().map(|sync| sync_status(sync, most)),
         }))
     }
 }

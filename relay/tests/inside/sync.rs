@@ -4,16 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use grasp_proto::{
     contract::relay::{
-        self as wire, Level, Method, RelayState, relay_sync_client::RelaySyncClient,
+        self as wire, Level, Method, RelayState, admin_client::AdminClient,
+        admin_server::AdminServer, relay_sync_client::RelaySyncClient,
         relay_sync_server::RelaySyncServer, submit_verdict::What,
     },
     process,
     transport::{self, AuthorizedChannel, Endpoint, Guard, Role},
 };
 use grasp_relay::{
-    grpc::relay_sync::RelaySyncService,
+    grpc::{admin::AdminService, relay_sync::RelaySyncService},
     nip34::id_of,
-    sync::{Hooks, Syncing, judge::Judge, rejected::Durations},
+    sync::{Hooks, Overview, Syncing, judge::Judge, rejected::Durations},
     targets::feed::Wanted,
 };
 use tonic::{Code, Status, Streaming, service::interceptor::InterceptedService};
@@ -78,10 +79,20 @@ impl Open {
             stop.clone(),
         );
         let service = RelaySyncServer::new(service).max_decoding_message_size(8 << 20);
+        let admin = AdminService::new(inside.release.clone(), inside.hunter.hunt.clone());
+        let admin = admin.with_sync(Overview {
+            wanted: wanted.clone(),
+            syncing: syncing.clone(),
+            judge: judge.clone(),
+        });
         let guard = Guard::new(&inside.tokens, &[Role::Worker]);
         let routes = transport::standard_routes(&inside.tokens)
             .await
-            .add_service(InterceptedService::new(service, guard));
+            .add_service(InterceptedService::new(service, guard))
+            .add_service(InterceptedService::new(
+                AdminServer::new(admin),
+                Guard::new(&inside.tokens, &[Role::Relay]),
+            ));
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("r");
         let endpoint: Endpoint = format!("unix:{}", path.display()).parse().unwrap();
@@ -786,15 +797,29 @@ async fn what_workers_say_is_shown() {
     let attempts = "ngit_sync_connection_attempts_total{relay=\"wss://Shown.example/\"";
     shows(&format!("{attempts},result=\"success\"}} 1"));
     shows(&format!("{attempts},result=\"failure\"}} 4"));
-    let known = open.syncing.figures(10);
-    assert_eq!(known.relays.len(), 2);
-    let last = &known.relays[1];
+    worker.submit(&[&sign(2, ISSUE, 12, &[])]).await;
+    let channel = open.endpoint.authorized(open.inside.tokens.of(Role::Relay));
+    let status = AdminClient::new(channel)
+        .status(wire::StatusRequest { most: 1 })
+        .await;
+    let sync = status.unwrap().into_inner().sync.unwrap();
     assert_eq!(
-        (last.url.as_str(), last.worker.as_str()),
+        (
+            sync.state_only,
+            sync.full,
+            sync.remote_relays,
+            sync.connected
+        ),
+        (1, 0, 2, 1)
+    );
+    assert_eq!((sync.relays.len(), sync.more_relays), (1, 1));
+    assert_eq!((sync.rejected_whole, sync.rejected_ids), (1, 1));
+    let figures = open.syncing.figures(10).relays.remove(1);
+    assert_eq!(
+        (figures.url.as_str(), figures.worker.as_str()),
         ("wss://shown.example", "w")
     );
-    assert_eq!((last.report.confirmed, last.report.wanted), (3, 9));
-    assert_eq!((known.all, known.connected, last.targets), (2, 1, 1));
+    assert_eq!((figures.report.confirmed, figures.report.wanted), (3, 9));
     let dead = wire::RelayReport {
         state: RelayState::Disconnected.into(),
         dead: true,
