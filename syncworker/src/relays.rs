@@ -299,8 +299,11 @@ impl Relays {
             older.stop.cancel();
             older.stopped.cancelled().await;
         }
-        let Ok(address) = Url::parse(&leased.url) else {
-            tracing::warn!(relay = leased.url, "what was leased is no URL");
+        let address = Url::parse(&leased.url).ok();
+        // What holds credentials is shown nowhere, and used nowhere.
+        let address = address.filter(|url| url.username().is_empty() && url.password().is_none());
+        let Some(address) = address else {
+            tracing::warn!("what was leased is no URL of a relay");
             let name = HeldRelay {
                 url: leased.url,
                 token: leased.token,

@@ -20,7 +20,7 @@ use super::{
     session::{Answer, End, Session},
     status::seconds_ago,
 };
-use crate::hunt::context::CallError;
+use crate::hunt::{backoff::Backoff, context::CallError};
 
 /// How often a job is put back before it has failed.
 const TRIES: u32 = 5;
@@ -49,6 +49,8 @@ type Storage = Negentropy<'static, NegentropyStorageVector>;
 enum Failure {
     /// Worth another try soon.
     Again(String),
+    /// Our relay is away: as soon as it is back.
+    Ours(String),
     /// Not soon.
     Failed(String),
     /// Not this way.
@@ -65,7 +67,10 @@ fn failed<T>(why: impl Into<String>) -> Result<T, Failure> {
 
 impl From<CallError> for Failure {
     fn from(error: CallError) -> Self {
-        Self::Again(error.to_string())
+        match error {
+            CallError::Away(_) => Self::Ours(error.to_string()),
+            CallError::Lost | CallError::Refused(_) => Self::Failed(error.to_string()),
+        }
     }
 }
 
@@ -75,6 +80,8 @@ struct Asking {
     /// When the last question was asked.
     last: Option<Instant>,
     refusals: u32,
+    /// While our relay is away.
+    away: Backoff,
 }
 
 impl Session<'_> {
@@ -172,12 +179,21 @@ impl Session<'_> {
         let outcome = self.fetch(asking, &job).await;
         let relay = &self.relay.url;
         let ended = match outcome {
-            Ok(()) => Ended::Complete,
+            Ok(()) => {
+                asking.away.reset();
+                Ended::Complete
+            }
             Err(Failure::Again(why)) if job.tries + 1 < TRIES => {
                 tracing::debug!(relay, why, "a history is put back");
-                self.memory().plan.again(job);
+                self.memory().plan.again(job, true);
                 // What refuses at once is not asked in a loop.
                 sleep(self.relay.world.timing.request).await;
+                return true;
+            }
+            Err(Failure::Ours(why)) => {
+                tracing::debug!(relay, why, "history waits");
+                self.memory().plan.again(job, false);
+                sleep(asking.away.wait()).await;
                 return true;
             }
             Err(Failure::Again(why) | Failure::Failed(why) | Failure::Refused { why, .. }) => {
@@ -251,8 +267,13 @@ impl Session<'_> {
         let mut found = Vec::new();
         let end = Instant::now() + timing.page;
         let result = loop {
-            let patience = end.min(Instant::now() + timing.answer);
+            let patience = match self.is_holding_up() {
+                true => Instant::now() + timing.answer,
+                false => end.min(Instant::now() + timing.answer),
+            };
             match timeout_at(patience, answers.recv()).await {
+                // It is us who do not listen: nothing is read while what came waits for our relay.
+                Err(_) if self.is_holding_up() => {}
                 Err(_) | Ok(None) => break failed("it does not say when it has sent everything"),
                 Ok(Some(Answer::Event(at, id))) => {
                     found.push((at, id));

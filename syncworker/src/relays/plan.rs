@@ -165,9 +165,10 @@ impl Plan {
         self.queue.pop_front()
     }
 
-    /// A job that could not be done now comes again, after the others.
-    pub fn again(&mut self, mut job: Job) {
-        job.tries += 1;
+    /// A job that could not be done now comes again, after the others; `counts` if that was not our
+    /// own fault.
+    pub fn again(&mut self, mut job: Job, counts: bool) {
+        job.tries += u32::from(counts);
         self.queue.push_back(job);
     }
 
@@ -400,7 +401,7 @@ mod tests {
                     }
                     Step::Again => {
                         if let Some(job) = plan.next_job() {
-                            plan.again(job);
+                            plan.again(job, true);
                         }
                     }
                     Step::Disconnect => plan.disconnected(100),

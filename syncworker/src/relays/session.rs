@@ -126,7 +126,9 @@ pub(super) struct Session<'a> {
     auth_id: Mutex<Option<nostr::EventId>>,
     authenticated: watch::Sender<bool>,
     /// A message came that a relay sends.
-    pub heard: AtomicBool,
+    heard: AtomicBool,
+    /// Nothing is read: there is no room for what came.
+    holding_up: AtomicBool,
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -164,6 +166,7 @@ pub(super) async fn run(
         auth_id: Mutex::default(),
         authenticated: watch::Sender::new(false),
         heard: AtomicBool::new(false),
+        holding_up: AtomicBool::new(false),
     };
     let well = async {
         sleep(relay.world.timing.well).await;
@@ -319,7 +322,9 @@ impl Session<'_> {
             EventId::from_bytes(event.id.to_bytes()),
         );
         if bytes <= LONGEST_EVENT {
+            self.holding_up.store(true, Relaxed);
             self.intake.push(event, bytes, method).await;
+            self.holding_up.store(false, Relaxed);
         }
         if let Some(answers) = answers {
             let _ = answers.send(answer).await;
@@ -458,6 +463,11 @@ impl Session<'_> {
     /// Nobody waits for an answer any more.
     pub fn forget(&self, id: &str) {
         lock(&self.routes).remove(id);
+    }
+
+    /// Whether nothing is read because our relay has not judged what came.
+    pub fn is_holding_up(&self) -> bool {
+        self.holding_up.load(Relaxed)
     }
 
     /// Whether a challenge was answered to the remote relay's liking.

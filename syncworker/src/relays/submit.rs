@@ -4,6 +4,7 @@
 //! counts as handed over when there is a verdict on it; while our relay is away it waits.
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -17,8 +18,8 @@ use grasp_proto::{
 };
 use nostr::Event;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
-    time::{Instant, sleep, timeout_at},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    time::{Instant, sleep, sleep_until},
 };
 
 use super::{Relay, conduct::Conduct};
@@ -50,6 +51,8 @@ pub struct Intake {
     pushed: AtomicU64,
     done: watch::Receiver<u64>,
     lost: Arc<AtomicU64>,
+    /// Somebody waits for what is there.
+    hurry: Arc<Notify>,
 }
 
 /// The end that submits them.
@@ -57,6 +60,7 @@ pub struct Pump {
     queue: mpsc::Receiver<Found>,
     done: watch::Sender<u64>,
     lost: Arc<AtomicU64>,
+    hurry: Arc<Notify>,
 }
 
 /// Both ends of one connection.
@@ -64,14 +68,24 @@ pub fn channel() -> (Intake, Pump) {
     let (sender, queue) = mpsc::channel(2 * BATCH);
     let (done, watched) = watch::channel(0);
     let lost = Arc::new(AtomicU64::new(0));
+    let hurry = Arc::new(Notify::new());
     let intake = Intake {
         queue: sender,
         room: Arc::new(Semaphore::new(MOST_BYTES)),
         pushed: AtomicU64::new(0),
         done: watched,
         lost: lost.clone(),
+        hurry: hurry.clone(),
     };
-    (intake, Pump { queue, done, lost })
+    (
+        intake,
+        Pump {
+            queue,
+            done,
+            lost,
+            hurry,
+        },
+    )
 }
 
 impl Intake {
@@ -93,6 +107,7 @@ impl Intake {
     /// Waits until there is a verdict on everything taken in so far, or it is given up.
     pub async fn judged(&self) {
         let pushed = self.pushed.load(Relaxed);
+        self.hurry.notify_one();
         let _ = self.done.clone().wait_for(|done| *done >= pushed).await;
     }
 
@@ -118,12 +133,18 @@ impl Pump {
         // More would not come if the room is taken by what is here.
         let mut bytes = batch[0].room.num_permits();
         while batch.len() < BATCH && bytes < MOST_BYTES / 2 {
-            match timeout_at(until, self.queue.recv()).await {
-                Ok(Some(found)) => {
+            let next = tokio::select! {
+                biased;
+                found = self.queue.recv() => found,
+                () = self.hurry.notified() => break,
+                () = sleep_until(until) => break,
+            };
+            match next {
+                Some(found) => {
                     bytes += found.room.num_permits();
                     batch.push(found);
                 }
-                Ok(None) | Err(_) => break,
+                None => break,
             }
         }
         Some(batch)
@@ -140,11 +161,12 @@ impl Pump {
             if claimed == 0 {
                 continue;
             }
-            let Ok(events) = tokio::task::spawn_blocking(move || verified(events)).await else {
+            let checked = tokio::task::spawn_blocking(move || verified(events)).await;
+            let Ok((events, forged)) = checked else {
                 self.lost.fetch_add(claimed as u64, Relaxed);
                 continue;
             };
-            conduct.forged(claimed - events.len());
+            conduct.forged(forged);
             self.submit(relay, conduct, method, events).await;
         }
     }
@@ -207,7 +229,7 @@ async fn worth_it(relay: &Relay, events: Vec<Event>) -> Vec<Event> {
         .map(|event| EventId::from_bytes(event.id.to_bytes()));
     match relay.world.sync.lacking(ids.collect()).await {
         Ok(lacking) => {
-            let lacking: std::collections::BTreeSet<EventId> = lacking.into_iter().collect();
+            let lacking: BTreeSet<EventId> = lacking.into_iter().collect();
             let is_lacking =
                 |event: &Event| lacking.contains(&EventId::from_bytes(event.id.to_bytes()));
             events.into_iter().filter(is_lacking).collect()
@@ -217,8 +239,32 @@ async fn worth_it(relay: &Relay, events: Vec<Event>) -> Vec<Event> {
     }
 }
 
-/// Those whose id and signature are right, as JSON.
-fn verified(events: Vec<Event>) -> Vec<String> {
+/// Those whose id and signature are right, once each, as JSON; and how many were not right.
+fn verified(events: Vec<Event>) -> (Vec<String>, usize) {
+    let claimed = events.len();
     let right = events.into_iter().filter(|event| event.verify().is_ok());
-    right.map(|event| event.as_json()).collect()
+    let right: Vec<Event> = right.collect();
+    let forged = claimed - right.len();
+    // Several subscriptions bring the same. Only now: what is forged hides nothing.
+    let mut seen = BTreeSet::new();
+    let once = right.iter().filter(|event| seen.insert(event.id));
+    (once.map(|event| event.as_json()).collect(), forged)
+}
+
+#[cfg(test)]
+mod tests {
+    use nostr::{EventBuilder, Keys, event::FinalizeEvent};
+
+    use super::*;
+
+    #[test]
+    fn what_is_forged_hides_nothing() {
+        let event = EventBuilder::text_note("x")
+            .finalize(&Keys::generate())
+            .unwrap();
+        let mut forged = event.clone();
+        forged.content = "y".to_owned();
+        let (right, wrong) = verified(vec![forged, event.clone(), event.clone()]);
+        assert_eq!((right, wrong), (vec![event.as_json()], 1));
+    }
 }

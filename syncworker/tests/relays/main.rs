@@ -240,7 +240,7 @@ async fn what_cannot_be_judged_now_is_submitted_again() {
     let project = Project::new(20);
     let (relay, url) = good_relay(&project.all).await;
     let stand = Stand::new();
-    stand.known().failing = 30;
+    stand.known().failing = 10;
     stand.tell(told(vec![project.target(Level::Full, &[&url])]));
     stand.lease(&url, 1);
     let _worker = work(&stand, config(), timing());

@@ -6,6 +6,7 @@ use std::{
 };
 
 use grasp_proto::contract::relay::{Level, Method, RelayState, Target};
+use grasp_syncworker::relays::Config;
 use nostr::{Event, Keys};
 use serde_json::json;
 
@@ -281,4 +282,107 @@ async fn a_history_without_end_fails_alone() {
         stand.is(&remote.url, RelayState::Connected)
     })
     .await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_judged_now_is_left_on_the_wire_and_not_lost() {
+    let project = Project::new(0);
+    let id = project.root.id.to_hex();
+    let content = "x".repeat(10_000);
+    let remote = Remote::start(Manners::default(), project.all.clone()).await;
+    let stand = Stand::new();
+    stand.tell(told(vec![project.target(Level::Full, &[&remote.url])]));
+    stand.lease(&remote.url, 1);
+    let _worker = work(&stand, config(), timing());
+    until("it is synced", || {
+        stand.is(&remote.url, RelayState::Connected)
+    })
+    .await;
+    stand.known().stuck = Some(remote.url.clone());
+    let live: Vec<Event> = (0..1_000)
+        .map(|n| {
+            event(
+                &project.owner,
+                1111,
+                1_800_000_000 + n,
+                &[["e", &id], ["x", &content]],
+            )
+        })
+        .collect();
+    for event in &live {
+        remote.publish(event.clone());
+    }
+    let received = || stand.report(&remote.url).unwrap().events_live + stand.known().events_told;
+    until("some of it is read", || received() > 150).await;
+    // 2 MiB of it, no more, while another one is synced.
+    let other = Project::new(30);
+    let (_relay, url) = good_relay(&other.all).await;
+    let both = [
+        project.target(Level::Full, &[&remote.url]),
+        other.target(Level::Full, &[&url]),
+    ];
+    stand.tell(told(both.into()));
+    stand.lease(&url, 2);
+    until("the other one is synced", || {
+        stand.is(&url, RelayState::Connected)
+    })
+    .await;
+    assert!(stand.has(&other.all));
+    let of_other = other.all.len() as u64;
+    assert!(received() < 300 + of_other, "{}", received());
+    stand.known().stuck = None;
+    until("all of it is here", || stand.has(&live)).await;
+    assert_eq!(remote.connections.load(SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_large_server_is_synced_within_twenty_subscriptions() {
+    let keys = Keys::generate();
+    let manners = Manners {
+        subscriptions: 20,
+        ..Manners::default()
+    };
+    let remote = Remote::start(manners, vec![]).await;
+    let root = |n: u16, k: u16| {
+        let mut id = [7; 32];
+        id[..2].copy_from_slice(&n.to_be_bytes());
+        id[2..4].copy_from_slice(&k.to_be_bytes());
+        id
+    };
+    let targets = (0..900_u16).map(|n| Target {
+        repository: Some(grasp_proto::contract::relay::Repository {
+            owner: keys.public_key().to_bytes().to_vec(),
+            identifier: format!("repository-{n}"),
+        }),
+        level: Level::Full.into(),
+        relays: vec![remote.url.clone()],
+        new_roots: (0..4).map(|k| root(n, k).to_vec()).collect(),
+    });
+    let last = nostr::EventId::from_byte_array(root(899, 3)).to_hex();
+    let old = event(&keys, 1111, 1_700_000_000, &[["E", &last]]);
+    remote.publish(old.clone());
+    let stand = Stand::new();
+    stand.tell(told(targets.collect()));
+    stand.lease(&remote.url, 1);
+    let config = Config {
+        disable_negentropy: true,
+        ..config()
+    };
+    let _worker = work(&stand, config, timing());
+    until("its history is complete", || {
+        stand.is(&remote.url, RelayState::Connected)
+    })
+    .await;
+    let report = stand.report(&remote.url).unwrap();
+    assert_eq!((report.confirmed, report.wanted), (4500, 4500));
+    let new = event(&keys, 1111, 1_800_000_000, &[["q", &last]]);
+    remote.publish(new.clone());
+    until("old and new are here", || stand.has([&old, &new])).await;
+    assert!(remote.most.load(SeqCst) <= 20);
+    let asked = remote.asked();
+    let all = asked.iter().flat_map(|asked| &asked.filters);
+    assert!(
+        all.into_iter()
+            .all(|filter| filter.as_json().len() <= 32 << 10)
+    );
 }
