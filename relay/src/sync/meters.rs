@@ -23,8 +23,6 @@ pub struct Meters {
     labels: BTreeSet<Arc<str>>,
     /// Relays that were connected when they were shown last.
     connected: BTreeSet<RelayUrl>,
-    /// Relays that were left alone or waited when they were shown last.
-    waiting: BTreeSet<RelayUrl>,
 }
 
 impl Meters {
@@ -65,7 +63,6 @@ impl Meters {
             named: BTreeMap::new(),
             labels: BTreeSet::new(),
             connected: BTreeSet::new(),
-            waiting: BTreeSet::new(),
         }
     }
 
@@ -112,12 +109,10 @@ impl Meters {
     /// Shows what has changed.
     #[allow(clippy::cast_precision_loss)]
     pub fn show(&mut self, shares: &mut Shares, now: Moment) {
-        let mut changed = shares.changed();
-        if changed.is_empty() && self.waiting.is_empty() {
+        let changed = shares.changed();
+        if changed.is_empty() {
             return;
         }
-        // Time alone ends these.
-        changed.extend(self.waiting.iter().cloned());
         for url in changed {
             let known = shares.get(&url);
             let gone = Report::default();
@@ -125,11 +120,6 @@ impl Meters {
             match report.state.is_connected() {
                 true => self.connected.insert(url.clone()),
                 false => self.connected.remove(&url),
-            };
-            let waits = |until: Option<Moment>| until.is_some_and(|until| until > now);
-            match waits(report.next_attempt) || waits(report.silent_until) {
-                true => self.waiting.insert(url.clone()),
-                false => self.waiting.remove(&url),
             };
             let label = match known {
                 Some(remote) => self.label(&url, &remote.label),
@@ -151,7 +141,7 @@ impl Meters {
     }
 }
 
-#[allow(clippy::cast_precision_loss)]
+/// What waits is shown as it was when that was said.
 fn show_relay(label: &Arc<str>, report: &Report, now: Moment) {
     let gauge = |name: &'static str, value: f64| {
         metrics::gauge!(name, "relay" => label.to_string()).set(value);
