@@ -479,17 +479,24 @@ impl Shares {
         Ok(())
     }
 
-    /// A worker gives relays back.
+    /// A worker gives relays back. One that gives back all it has, and more than it was asked for,
+    /// stops: its share is the others' at once.
     pub fn release(
         &mut self,
         worker: &str,
         held: impl IntoIterator<Item = (RelayUrl, u64)>,
         now: Moment,
     ) {
+        let mut stops = false;
         for (url, token) in held {
-            if self.holder(&url, worker, token).is_ok() {
+            if let Ok(lease) = self.holder(&url, worker, token) {
+                stops |= !lease.give_back;
                 self.end(&url);
             }
+        }
+        let holds = |remote: &Remote| remote.worker() == Some(worker);
+        if stops && !self.relays.values().any(holds) {
+            self.workers.remove(worker);
         }
         self.tick(now);
     }

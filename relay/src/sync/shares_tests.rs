@@ -190,6 +190,25 @@ fn the_dead_are_taken_over_from_within_a_lease() {
 }
 
 #[test]
+fn the_share_of_one_that_stops_is_the_others_at_once() {
+    let mut world = World::new(6);
+    for worker in ["a", "b"] {
+        world.lease(worker);
+    }
+    world.settle(&["a", "b"]);
+    assert_eq!(world.counts(), [3, 3]);
+    let held = world.holds.remove("b").unwrap();
+    world.shares.release("b", held, world.now);
+    world.lease("a");
+    assert_eq!(world.counts(), [6]);
+    // One that was asked for all it has goes on.
+    world.shares.want(&asked([]));
+    let held = world.holds.remove("a").unwrap();
+    world.shares.release("a", held, world.now);
+    assert_eq!(world.shares.workers(), 1);
+}
+
+#[test]
 fn what_nobody_wants_is_given_back_and_forgotten() {
     let mut world = World::new(3);
     world.settle(&["a"]);
