@@ -37,13 +37,26 @@ pub fn asks_for_silence(text: &str) -> bool {
     })
 }
 
-/// Whether it is the number of subscriptions that was too much.
-pub fn is_about_subscriptions(text: &str) -> bool {
-    let text = text.to_lowercase();
-    text.contains("too many")
-        && ["sub", "req", "filter"]
-            .iter()
-            .any(|word| text.contains(word))
+/// What was too much, where a relay that asks for silence says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TooMany {
+    /// Subscriptions at once.
+    Subscriptions,
+    /// Filters in one of them.
+    Filters,
+}
+
+impl TooMany {
+    /// What a NOTICE or CLOSED complains of.
+    pub fn of(text: &str) -> Option<Self> {
+        let text = text.to_lowercase();
+        let names = |word| text.contains("too many") && text.contains(word);
+        match (names("filter"), names("sub") || names("req")) {
+            (true, _) => Some(Self::Filters),
+            (_, true) => Some(Self::Subscriptions),
+            _ => None,
+        }
+    }
 }
 
 /// How a remote relay has been doing.
@@ -201,8 +214,13 @@ mod tests {
         }
         assert!(!asks_for_silence("could not parse command"));
         assert!(!asks_for_silence("blocked: separate limits"));
-        assert!(is_about_subscriptions("ERROR: too many concurrent REQs"));
-        assert!(!is_about_subscriptions("rate-limited: too many messages"));
+        let of = TooMany::of;
+        assert_eq!(
+            of("ERROR: too many concurrent REQs"),
+            Some(TooMany::Subscriptions)
+        );
+        assert_eq!(of("bad req: too many filters"), Some(TooMany::Filters));
+        assert_eq!(of("rate-limited: too many messages"), None);
     }
 
     #[test]

@@ -382,9 +382,15 @@ impl Session<'_> {
         let refused = |why: String, everywhere| Err(Failure::Refused { why, everywhere });
         let mut needed = BTreeSet::new();
         for step in 0..MOST_STEPS {
-            let patience = Instant::now() + self.relay.world.timing.reconciliation;
+            let patience = self.relay.world.timing.reconciliation;
+            let end = Instant::now() + patience;
             let theirs = loop {
-                match timeout_at(patience, answers.recv()).await {
+                let until = match self.is_holding_up() {
+                    true => Instant::now() + patience,
+                    false => end,
+                };
+                match timeout_at(until, answers.recv()).await {
+                    Err(_) if self.is_holding_up() => {}
                     Err(_) | Ok(None) => return refused("no answer".to_owned(), true),
                     Ok(Some(Answer::Reconciliation(hex))) => break hex,
                     Ok(Some(

@@ -11,6 +11,7 @@ use nostr::Filter;
 
 use super::{
     filters::{self, Item, Part},
+    health::TooMany,
     limits::Limits,
 };
 
@@ -92,8 +93,19 @@ impl Live {
     }
 
     /// The remote relay allows fewer than it said, or than we thought.
-    pub fn shrink(&mut self) {
-        self.limits.subscriptions = (self.limits.subscriptions / 2).max(2);
+    pub fn shrink(&mut self, too_many: TooMany) {
+        match too_many {
+            TooMany::Subscriptions => {
+                self.limits.subscriptions = (self.limits.subscriptions / 2).max(2);
+            }
+            TooMany::Filters => self.limits.filters = (self.most_filters() / 2).max(1),
+        }
+    }
+
+    /// Filters of the largest.
+    fn most_filters(&self) -> usize {
+        let counts = self.subscriptions.values().map(|one| one.parts.len());
+        counts.max().unwrap_or_default()
     }
 
     /// All of them once more: some may not have been heard.
@@ -129,7 +141,8 @@ impl Live {
         let stale = self.covered.difference(wanted).count();
         let new = filters::parts(&missing, self.limits.filter_bytes());
         let after = self.filters() + new.len();
-        let too_many = self.count() > self.limits.live();
+        let too_many =
+            self.count() > self.limits.live() || self.most_filters() > self.limits.filters;
         let mostly_stale = stale > wanted.len() && stale > 100;
         if !too_many && !mostly_stale && new.is_empty() {
             return Vec::new();
@@ -331,7 +344,7 @@ mod tests {
         let mut wanted = BTreeSet::from([Item::Announcements]);
         let (mut live, mut remote) = (Live::new(Limits::default()), Remote::default());
         remote.take(live.change(&wanted));
-        for n in 0..600 {
+        for n in 0..250 {
             wanted.insert(root(n));
             remote.take(live.change(&wanted));
             assert!(remote.0.len() <= Limits::default().live());
@@ -366,15 +379,20 @@ mod tests {
         live.closed(number);
         remote.take(live.change(&wanted));
         assert_eq!(remote.asked(), all_of(&wanted));
-        live.shrink();
-        live.shrink();
+        live.shrink(TooMany::Subscriptions);
+        live.shrink(TooMany::Subscriptions);
         remote.take(live.change(&wanted));
         assert!(remote.0.len() <= 5);
         assert_eq!(remote.asked(), all_of(&wanted));
+        live.shrink(TooMany::Filters);
+        remote.take(live.change(&wanted));
+        assert!(remote.0.len() <= 5);
+        let most = remote.0.values().map(Vec::len).max().unwrap();
+        assert!(most <= live.limits.filters && !live.left_over().is_empty());
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(48))]
+        #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
         fn whatever_is_wanted_is_subscribed_to_or_said_to_be_left_over(
             steps in proptest::collection::vec((0_u32..300, 0_u32..150, any::<bool>()), 1..8),

@@ -35,7 +35,7 @@ use super::{
     Memory, Relay,
     conduct::Conduct,
     filters,
-    health::{asks_for_silence, is_about_subscriptions},
+    health::{TooMany, asks_for_silence},
     limits::Limits,
     submit::{self, Intake},
 };
@@ -98,8 +98,8 @@ pub(super) enum Route {
 pub(super) struct News {
     /// Closed by the remote relay, each with its reason. No more than there are subscriptions.
     pub closed: Vec<(u64, String)>,
-    /// Too many of them.
-    pub shrink: bool,
+    /// What there is too much of.
+    pub too_many: Option<TooMany>,
     /// Some may not have been heard.
     pub again: bool,
 }
@@ -335,6 +335,8 @@ impl Session<'_> {
         let answers = match lock(&self.routes).get(id) {
             Some(Route::History { answers, .. }) => answers.clone(),
             Some(Route::Live(_)) => return,
+            // Relays close what they have answered: after that, nobody waits for it here either.
+            None if matches!(answer, Answer::Closed(_)) => return,
             None => return self.conduct.stray(),
         };
         let _ = answers.send(answer).await;
@@ -397,7 +399,9 @@ impl Session<'_> {
                 "asked to be left alone for a while"
             );
             // Of a burst that is refused, one counts.
-            lock(&self.news).shrink |= is_about_subscriptions(why);
+            if let Some(too_many) = TooMany::of(why) {
+                lock(&self.news).too_many = Some(too_many);
+            }
             self.live_wakes.notify_one();
         }
     }
@@ -463,6 +467,11 @@ impl Session<'_> {
     /// Nobody waits for an answer any more.
     pub fn forget(&self, id: &str) {
         lock(&self.routes).remove(id);
+    }
+
+    /// Whether the remote relay has ever asked for silence.
+    pub fn was_hushed(&self) -> bool {
+        self.silent_until.borrow().is_some()
     }
 
     /// Whether nothing is read because our relay has not judged what came.

@@ -4,7 +4,7 @@
 //! relay closes is opened again.
 
 use serde_json::json;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
     health::asks_for_silence,
@@ -35,8 +35,8 @@ impl Session<'_> {
                     hold = Some(Instant::now() + timing.refused * refusals.min(10));
                 }
             }
-            if news.shrink {
-                live.shrink();
+            if let Some(too_many) = news.too_many {
+                live.shrink(too_many);
             }
             waits_for_auth &= !self.is_authenticated();
             let (version, wanted) = targets.wanted(&self.relay.url);
@@ -49,6 +49,11 @@ impl Session<'_> {
                 commands.extend(live.change(&wanted));
             }
             for command in commands {
+                // At once, unless that was too fast for it once.
+                if self.was_hushed() {
+                    sleep(timing.request).await;
+                    self.quiet().await;
+                }
                 self.change(command).await;
             }
             {
