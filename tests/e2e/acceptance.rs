@@ -157,19 +157,19 @@ async fn scheme_path_and_case_do_not_matter_when_an_announcement_lists_us() {
 
 #[tokio::test]
 async fn a_default_port_need_not_be_spelled_out() {
-    let service = Service::start_with(&[("NGIT_DOMAIN", "grasp.example.org")]).await;
+    let service = Service::start_with(&[("NGIT_DOMAIN", "grasp.example")]).await;
     let mut client = Client::connect(&service).await;
     let keys = Keys::generate();
     let event = Draft::new(30617)
         .tag(["d", "ports"])
-        .tag(["clone", "https://grasp.example.org:443/some/where.git"])
-        .tag(["relays", "wss://grasp.example.org:443"])
+        .tag(["clone", "https://grasp.example:443/some/where.git"])
+        .tag(["relays", "wss://grasp.example:443"])
         .sign(&keys);
     client.publish(&event).await.waits();
     let other = Draft::new(30617)
         .tag(["d", "other-port"])
-        .tag(["clone", "https://grasp.example.org:8443/some/where.git"])
-        .tag(["relays", "wss://grasp.example.org:8443"])
+        .tag(["clone", "https://grasp.example:8443/some/where.git"])
+        .tag(["relays", "wss://grasp.example:8443"])
         .sign(&keys);
     client.publish(&other).await.rejected();
 }

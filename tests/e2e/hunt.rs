@@ -207,7 +207,10 @@ async fn a_pull_request_is_found_at_its_own_clone_url() {
 
 #[tokio::test]
 async fn another_grasp_server_is_a_source() {
-    let [origin, service] = [Service::start().await, hunting(&[]).await];
+    let settings = [("NGIT_SYNC_DEFAULT_DELAY_SECS", "0")];
+    let [mut origin, mut service] = Service::prepare_several(&settings).await;
+    origin.run().await;
+    service.run().await;
     let mut client = Client::connect(&origin).await;
     let project = Project::active(&origin, &mut client, "both").await;
     let mut client = Client::connect(&service).await;

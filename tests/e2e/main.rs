@@ -22,5 +22,6 @@ mod readers;
 mod references;
 mod settings;
 mod shutdown;
+mod sync;
 mod uploads;
 mod websocket;

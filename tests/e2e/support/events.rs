@@ -107,8 +107,8 @@ pub fn elsewhere(identifier: &str) -> Draft {
     Draft::new(30617)
         .tag(["d", identifier])
         .tag(["name", identifier])
-        .tag(["clone", "https://git.example.org/repository.git"])
-        .tag(["relays", "wss://relay.example.org"])
+        .tag(["clone", "https://git.elsewhere.example/repository.git"])
+        .tag(["relays", "wss://relay.elsewhere.example"])
 }
 
 /// A state of these refs; the first branch among them is HEAD.

@@ -76,6 +76,18 @@ impl Service {
     /// A service that does not run yet.
     pub async fn prepare(settings: &[(&str, &str)]) -> Self {
         let room = ROOM.clone().acquire_owned().await.unwrap();
+        Self::in_room(room, settings)
+    }
+
+    /// Several that do not run yet. Room for all is taken at once: two tests that each wait for
+    /// what the other has would wait for ever.
+    pub async fn prepare_several<const N: usize>(settings: &[(&str, &str)]) -> [Self; N] {
+        let all = u32::try_from(N).unwrap();
+        let mut room = ROOM.clone().acquire_many_owned(all).await.unwrap();
+        std::array::from_fn(|_| Self::in_room(room.split(1).unwrap(), settings))
+    }
+
+    fn in_room(room: OwnedSemaphorePermit, settings: &[(&str, &str)]) -> Self {
         let directory = tempfile::Builder::new().prefix("e2e").tempdir().unwrap();
         let own = settings
             .iter()
@@ -87,6 +99,12 @@ impl Service {
             child: None,
             _room: room,
         }
+    }
+
+    /// A setting more, or another value, from the next start on.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.settings.retain(|(other, _)| other != name);
+        self.settings.push((name.to_owned(), value.to_owned()));
     }
 
     fn path(&self, name: &str) -> PathBuf {
