@@ -3,7 +3,6 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use rustix::process::Signal;
-use serde_json::Value;
 
 use crate::support::{
     Client, Draft, Event, Keys, Project, Repo, Service,
@@ -51,29 +50,6 @@ async fn until_served(service: &Service, what: &str, events: &[Event]) {
     for event in events {
         until(what, || served(service, event)).await;
     }
-}
-
-/// The processes of the service's workers.
-fn workers(service: &Service) -> Vec<u32> {
-    let children = processes::descendants(service.pid()).into_iter();
-    let is_worker = |pid: &u32| {
-        let arguments = processes::arguments(*pid);
-        arguments
-            .iter()
-            .skip(1)
-            .any(|argument| argument == "syncworker")
-    };
-    children.filter(is_worker).collect()
-}
-
-/// What `graspd status --json` prints.
-async fn status(service: &Service) -> Value {
-    let mut command = service.command(&["status", "--json", "--most", "1000"]);
-    let output = tokio::task::spawn_blocking(move || command.output().unwrap());
-    let output = output.await.unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
-    serde_json::from_slice(&output.stdout).unwrap()
 }
 
 /// Files that a pack on its way in leaves while it is.
@@ -277,7 +253,7 @@ async fn a_worker_that_dies_is_replaced_and_leaves_nothing() {
     })
     .await;
     host.behaves(Manner::Good);
-    for worker in workers(&service) {
+    for worker in service.workers() {
         processes::send(worker, Signal::KILL);
     }
     until("what was coming in is gone", || async {
@@ -285,7 +261,7 @@ async fn a_worker_that_dies_is_replaced_and_leaves_nothing() {
     })
     .await;
     until_served(&service, "another worker finishes", &published).await;
-    assert_eq!(workers(&service).len(), 2);
+    assert_eq!(service.workers().len(), 2);
 }
 
 /// Many identifiers on few servers, a crash in the middle: all served, no server asked too much.
@@ -339,12 +315,12 @@ async fn the_status_says_what_is_hunted_for() {
     let url = host.url("nothing-there");
     lies_elsewhere(&service, &mut client, &project, &[url]).await;
     until("all workers are there, and an attempt was made", || async {
-        let status = status(&service).await;
+        let status = service.status().await;
         status["workers"].as_array().unwrap().len() == 3
             && status["queue"]["entries"][0]["attempts"] == 1
     })
     .await;
-    let status = status(&service).await;
+    let status = service.status().await;
     assert_eq!(status["queue"]["identifiers"], 1);
     assert_eq!(status["queue"]["entries"][0]["identifier"], "never");
     let waiting = |kind: &str| {
@@ -405,7 +381,7 @@ async fn a_worker_that_was_cut_off_brings_nothing_in_afterwards() {
         quarantined(&service) > 0
     })
     .await;
-    let workers = workers(&service);
+    let workers = service.workers();
     for worker in &workers {
         processes::send(*worker, Signal::STOP);
     }

@@ -1,11 +1,16 @@
 //! Servers that keep each other whole: events and git data found on one another.
 
+use std::collections::BTreeMap;
+
+use rustix::process::Signal;
 use serde_json::json;
 
 use crate::support::{
     Client, Draft, Event, Keys, Project, Repo, Service,
     events::{self, issue},
-    processes, until,
+    processes,
+    quiet_relay::QuietRelay,
+    until,
 };
 
 /// Follows other relays from the first second on, and tries again soon.
@@ -212,17 +217,65 @@ async fn a_dead_worker_s_relays_are_taken_over() {
     b.run().await;
     let (project, published) = project(&[&a, &b], "taken-over").await;
     until_served(&b, "announcement and state arrive", &published).await;
-    for pid in processes::descendants(b.pid()) {
-        let arguments = processes::arguments(pid);
-        if arguments
-            .iter()
-            .skip(1)
-            .any(|argument| argument == "syncworker")
-        {
-            processes::send(pid, rustix::process::Signal::KILL);
-        }
+    for pid in b.workers() {
+        processes::send(pid, Signal::KILL);
     }
     let said = issue(&project.coordinate()).sign(&Keys::generate());
     Client::connect(&a).await.publish(&said).await.served();
     until_served(&b, "what is said then still arrives", &[said]).await;
+}
+
+/// Forty relays among four workers: each with one, shared evenly, through deaths and a relay of ours
+/// that stands still.
+#[tokio::test]
+async fn remote_relays_are_shared_out_and_none_is_followed_twice() {
+    let settings: Vec<_> = EAGER.into_iter().chain([("NGIT_WORKERS", "4")]).collect();
+    let service = Service::start_with(&settings).await;
+    let mut relays = Vec::new();
+    for _ in 0..40 {
+        relays.push(QuietRelay::start().await);
+    }
+    let mut client = Client::connect(&service).await;
+    for (number, share) in relays.chunks(15).enumerate() {
+        let owner = Keys::generate();
+        let mut urls = vec!["relays".to_owned(), relay_url(&service)];
+        urls.extend(share.iter().map(QuietRelay::url));
+        let announced = events::announcement(&service, &owner, &format!("many-{number}"))
+            .without("relays")
+            .tag(urls);
+        client.publish(&announced.sign(&owner)).await.waits();
+    }
+    let all_followed = || async { relays.iter().all(|relay| relay.open() == 1) };
+    let evenly_shared = || async {
+        let status = service.status().await;
+        let mut shares = BTreeMap::new();
+        for relay in status["sync"]["relays"].as_array().unwrap() {
+            *shares.entry(relay["worker"].to_string()).or_insert(0) += 1;
+        }
+        shares.len() == 4 && shares.values().all(|share| *share == 10)
+    };
+    until("all are followed", all_followed).await;
+    until("each worker has its share", evenly_shared).await;
+
+    for worker in &service.workers()[..2] {
+        processes::send(*worker, Signal::KILL);
+    }
+    until("the dead workers' are let go", || async {
+        relays.iter().any(|relay| relay.open() == 0)
+    })
+    .await;
+    until("all are followed again", all_followed).await;
+    until("each worker has its share again", evenly_shared).await;
+
+    // Its workers cannot reach it: they let go before their leases end.
+    processes::send(service.pid(), Signal::STOP);
+    until("all are let go", || async {
+        relays.iter().all(|relay| relay.open() == 0)
+    })
+    .await;
+    processes::send(service.pid(), Signal::CONT);
+    until("all are followed once more", all_followed).await;
+    for relay in &relays {
+        assert_eq!(relay.most_open(), 1);
+    }
 }

@@ -7,6 +7,7 @@ pub mod host;
 pub mod nostr;
 pub mod processes;
 pub mod project;
+pub mod quiet_relay;
 pub mod service;
 pub mod web;
 

@@ -197,6 +197,29 @@ impl Service {
         })
     }
 
+    /// The processes of its workers.
+    pub fn workers(&self) -> Vec<u32> {
+        let mut children = processes::descendants(self.pid());
+        children.retain(|pid| {
+            let arguments = processes::arguments(*pid);
+            arguments
+                .iter()
+                .skip(1)
+                .any(|argument| argument == "syncworker")
+        });
+        children
+    }
+
+    /// What `graspd status --json` prints.
+    pub async fn status(&self) -> serde_json::Value {
+        let mut command = self.command(&["status", "--json", "--most", "1000"]);
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap());
+        let output = output.await.unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
     /// Kills the process that keeps the repositories and waits until another one serves.
     pub async fn kill_gitd(&mut self) {
         let old = self.gitd().expect("gitd runs");
