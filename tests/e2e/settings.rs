@@ -234,9 +234,11 @@ async fn the_demo_brings_its_own_service_and_leaves_nothing() {
     let repo = Repo::new().await;
     let before = processes::files(&repo.path());
     let path = repo.path();
-    let out = run(&service, &["demo", path.to_str().unwrap()], &[]).await;
+    let arguments = ["demo", path.to_str().unwrap(), "--hunt"];
+    let out = run(&service, &arguments, &[]).await;
     let said = format!("{}{}", text(&out.stdout), text(&out.stderr));
     assert!(out.status.success(), "{said}");
+    assert!(said.contains("found and released"), "{said}");
     assert_eq!(
         processes::files(&repo.path()),
         before,
