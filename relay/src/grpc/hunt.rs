@@ -66,6 +66,7 @@ fn of_server(why: failed::Why) -> budget::Outcome {
         failed::Why::Unspecified
         | failed::Why::Forbidden
         | failed::Why::Slow
+        | failed::Why::Unwell
         | failed::Why::Ours => budget::Outcome::Unknown,
     }
 }

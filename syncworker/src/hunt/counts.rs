@@ -46,6 +46,7 @@ impl Counts {
             Some(Why::Large) => "large",
             Some(Why::BadPack) => "bad_pack",
             Some(Why::Ours) => "ours",
+            Some(Why::Unwell) => "unwell",
         };
         metrics::counter!("ngit_hunt_fetches_total", "outcome" => outcome).increment(1);
     }
