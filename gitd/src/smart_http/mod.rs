@@ -3,6 +3,7 @@
 //! Bodies are streams in both directions: nothing here keeps more than a few pieces of one.
 
 pub mod advertise;
+pub mod asked;
 pub mod body;
 pub mod commands;
 pub mod pace;

@@ -8,9 +8,9 @@
 use std::{net::IpAddr, path::Path, sync::Arc, time::Instant};
 
 use bytes::{Bytes, BytesMut};
-use grasp_proto::words::{Oid, RepoId};
+use grasp_proto::words::RepoId;
 use tokio::{
-    io::{AsyncBufRead, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader},
+    io::{AsyncBufRead, AsyncReadExt},
     sync::mpsc,
     time::timeout,
 };
@@ -18,6 +18,7 @@ use tokio::{
 use super::{
     Answer, Server, Version,
     advertise::LsRefs,
+    asked::{self, Asked},
     body::Upload,
     pace::{self, Kept},
     pkt_line::{self, Packet},
@@ -26,7 +27,7 @@ use super::{
 use crate::repository::{
     git,
     intake::IDLE,
-    reachable::{self, Refusal, Wants},
+    reachable::{self, Refusal, Sought},
 };
 
 /// Configuration of upload-pack: what is allowed, and what is shown.
@@ -126,32 +127,6 @@ async fn ls_refs(server: &Server, repo: RepoId, mut body: impl AsyncBufRead + Un
     Answer::from_pieces(answer.await)
 }
 
-/// What a request asks for. Lines are read as git reads them, or as asking for more: what is behind
-/// an id is not looked at, where in the request they stand neither. An error is for the git user.
-async fn wants(request: impl AsyncRead + Unpin) -> Result<Wants, String> {
-    let mut request = BufReader::new(request);
-    let mut oids = Vec::new();
-    while let Some(packet) = pkt_line::read(&mut request)
-        .await
-        .map_err(|bad| bad.to_string())?
-    {
-        let Packet::Line(line) = packet else { continue };
-        // Some versions of git have others, which look at any object.
-        if let Some(command) = Packet::text(&line).strip_prefix(b"command=")
-            && command != b"fetch"
-            && command != b"ls-refs"
-        {
-            return Err("this command is not known here".to_owned());
-        }
-        if let Some(oid) = line.strip_prefix(b"want ").and_then(|rest| rest.get(..40))
-            && let Ok(Ok(oid)) = std::str::from_utf8(oid).map(Oid::from_hex)
-        {
-            oids.push(oid);
-        }
-    }
-    Ok(Wants::new(oids))
-}
-
 struct Fetch<'a> {
     sender: &'a mpsc::Sender<Bytes>,
     sent: u64,
@@ -191,10 +166,13 @@ impl Fetch<'_> {
             () = self.sender.closed() => return Err("the client went away".to_owned()),
             () = server.kill.cancelled() => return Err("stopped".to_owned()),
         };
-        if let Err(reason) = allowed {
-            self.complain(&reason).await;
-            return Err(reason);
-        }
+        let claims = match allowed {
+            Ok(claims) => claims,
+            Err(reason) => {
+                self.complain(&reason).await;
+                return Err(reason);
+            }
+        };
         let mut command = git::command(view);
         for setting in CONFIG {
             command.args(["-c", setting]);
@@ -217,11 +195,13 @@ impl Fetch<'_> {
         };
         let feed = async {
             let mut stdin = pipes.stdin;
-            // A git that stops listening has said why.
-            if stdin.write_all(begun).await.is_ok()
-                && let Ok(mut request) = request.read().await
-            {
-                let _ = tokio::io::copy(&mut request, &mut stdin).await;
+            if let Ok(request) = request.read().await {
+                let mut request = AsyncReadExt::chain(begun, request);
+                // A git that stops listening has said why.
+                match &claims {
+                    None => drop(tokio::io::copy(&mut request, &mut stdin).await),
+                    Some(claims) => drop(asked::hand_on(request, version, claims, stdin).await),
+                }
             }
             Ok(String::new())
         };
@@ -266,38 +246,48 @@ impl Fetch<'_> {
         Err(reason.to_owned())
     }
 
-    /// Sees to it that the refs reach all that is asked for. An error is for the git user.
+    /// Sees to it that the refs reach all that is asked for; gives the claims to be weighed where git
+    /// would send more because of them. An error is for the git user.
     async fn check(
         &self,
         server: &Server,
         view: &Path,
         begun: &[u8],
         request: &mut Kept,
-    ) -> Result<(), String> {
-        let ours = |error: std::io::Error| {
+    ) -> Result<Option<Sought>, String> {
+        let unread = |error: std::io::Error| {
             tracing::error!(%error, "a request could not be read again");
             "the server could not read the request".to_owned()
         };
-        let again = request.read().await.map_err(ours)?;
-        let wants = wants(AsyncReadExt::chain(begun, again)).await?;
-        if wants.is_empty() {
-            return Ok(());
-        }
-        let place = view.to_owned();
-        let split = server
-            .repositories
-            .blocking(move |_| Ok(reachable::beyond_tips(&place, wants)));
-        let looked = match split.await.map_err(Refusal::from).flatten() {
-            Ok(rest) if rest.is_empty() => return Ok(()),
-            Ok(rest) => reachable::look_for(view, rest, &server.readers, self.client).await,
-            Err(refusal) => Err(refusal),
-        };
-        looked.map_err(|refusal| {
+        let refused = |refusal: Refusal| {
             if let Refusal::Ours(error) = &refusal {
                 tracing::error!(view = %view.display(), %error, "a fetch could not be checked");
             }
             refusal.to_string()
-        })
+        };
+        let again = request.read().await.map_err(unread)?;
+        let Asked { wants, deepens } = asked::asked(AsyncReadExt::chain(begun, again)).await?;
+        let (place, places) = (view.to_owned(), &server.readers);
+        let split = server
+            .repositories
+            .blocking(move |_| Ok(reachable::beyond_tips(&place, wants)));
+        let rest = split.await.map_err(Refusal::from).flatten();
+        let rest = rest.map_err(refused)?;
+        let looked = reachable::look_for(view, rest, places, self.client).await;
+        looked.map_err(refused)?;
+        if !deepens {
+            return Ok(None);
+        }
+        let again = request.read().await.map_err(unread)?;
+        let claims = asked::claims(AsyncReadExt::chain(begun, again)).await?;
+        let place = view.to_owned();
+        let split = server
+            .repositories
+            .blocking(move |_| Ok(reachable::claims_beyond_tips(&place, claims)));
+        let claims = split.await.map_err(Refusal::from).flatten();
+        let claims = claims.map_err(refused)?;
+        let reached = reachable::reached(view, claims, places, self.client).await;
+        reached.map(Some).map_err(refused)
     }
 
     async fn complain(&mut self, reason: &str) {
