@@ -386,3 +386,51 @@ async fn a_pack_on_its_way_keeps_its_pool_and_no_view() {
         assert_eq!(code(refused), Code::NotFound);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_that_waits_for_its_turn_does_not_run_out() {
+    let (service, repo, path, tip) = begin("busy").await;
+    let whole = pack(&path, &["main"]).await;
+    let lasting = grant("busy", &[tip], HOLDS);
+    // All places for git.
+    let mut others = Vec::new();
+    for _ in 0..64 {
+        let call = Call::begin(&service);
+        call.grant(&service, &lasting).await;
+        call.chunks(&whole[..100]).await;
+        others.push(call);
+    }
+    while quarantines(&service) < others.len() {
+        tokio::task::yield_now().await;
+    }
+    let short = Duration::from_millis(300);
+    let mut waiting = Vec::new();
+    for renewed in [true, false] {
+        let call = Call::begin(&service);
+        let first = grant("busy", &[tip], short);
+        call.grant(&service, &first).await;
+        for chunk in whole.chunks(100) {
+            call.part(Part::Chunk(chunk.to_vec())).await;
+        }
+        // One that has run out before its turn, and what came after it.
+        call.grant(&service, &first).await;
+        if renewed {
+            call.grant(&service, &lasting).await;
+        }
+        waiting.push(call);
+    }
+    while quarantines(&service) < others.len() + 2 {
+        tokio::task::yield_now().await;
+    }
+    tokio::time::sleep(short * 2).await;
+    assert!(waiting.iter().all(|call| !call.answer.is_finished()));
+    for call in others {
+        call.answer.abort();
+    }
+    // What nobody allows any more is not let in for having waited.
+    let late = waiting.pop().unwrap();
+    assert_eq!(code(late.answer().await), Code::DeadlineExceeded);
+    let stored = waiting.pop().unwrap().answer().await.unwrap();
+    assert_eq!(stored.arrived, [tip.as_bytes()]);
+    assert!(!service.missing(&repo, tip, false).await);
+}

@@ -2,7 +2,8 @@
 //!
 //! One call is one future with three parts side by side: the request is read (chunks go to the
 //! intake, one at a time; a later grant takes the place of the one before, also while git works on
-//! a pack that has all come), the intake works, the grant's time runs. The first to fail ends the
+//! a pack that has all come), the intake works, the grant's time runs. It stands while the caller
+//! waits for us: later grants are behind the chunk that we do not take. The first to fail ends the
 //! call; as the future goes, git and its quarantine go too, so a caller that is gone leaves nothing.
 //! A pack says itself where it ends: the answer comes when it is in, whether or not the caller has
 //! closed his side.
@@ -93,8 +94,8 @@ struct Granted {
 }
 
 impl Granted {
-    /// Opens a sealed grant; refused if it is not the relay's, says nothing or has run out at `now`.
-    fn open(key: &GrantKey, sealed: &[u8], now: SystemTime) -> Result<Self, Status> {
+    /// Opens a sealed grant; refused if it is not the relay's or says nothing.
+    fn open(key: &GrantKey, sealed: &[u8]) -> Result<Self, Status> {
         let grant = key
             .open(sealed)
             .map_err(|error| Status::permission_denied(error.to_string()))?;
@@ -110,9 +111,6 @@ impl Granted {
         };
         if granted.oids.is_empty() {
             return Err(Status::invalid_argument("the grant is for no object"));
-        }
-        if granted.left(now).is_zero() {
-            return Err(ran_out());
         }
         Ok(granted)
     }
@@ -135,18 +133,83 @@ fn ran_out() -> Status {
     Status::deadline_exceeded("the grant has run out")
 }
 
-/// Comes back when the latest grant has run out.
-async fn run_out(mut granted: watch::Receiver<Granted>) {
-    loop {
-        let left = granted.borrow_and_update().left(SystemTime::now());
-        if left.is_zero() {
-            return;
-        }
-        tokio::select! {
-            () = sleep(left) => {}
-            Ok(()) = granted.changed() => {}
+/// The latest grant, and how long its transfer may go on.
+///
+/// Whether a pack may be seen, the grant alone says, and it runs out when it says so. The transfer has
+/// as much longer as its caller waited for us, however long: he ends what he waits for too long.
+#[derive(Debug)]
+struct Latest {
+    granted: Granted,
+    until: SystemTime,
+    /// Since when he waits for us.
+    waits: Option<SystemTime>,
+}
+
+impl Latest {
+    fn new(granted: Granted) -> Self {
+        Self {
+            until: granted.expires,
+            granted,
+            waits: None,
         }
     }
+
+    /// A later grant. That it ran out on its way to us is no reason to end what has not.
+    fn renew(&mut self, later: Granted) -> Result<(), Status> {
+        self.granted.allows(&later)?;
+        self.until = self.until.max(later.expires);
+        if later.expires >= self.granted.expires || !later.left(SystemTime::now()).is_zero() {
+            self.granted = later;
+        }
+        Ok(())
+    }
+
+    /// The caller waits for us from now on.
+    fn stand(&mut self, now: SystemTime) {
+        self.waits = Some(now);
+    }
+
+    /// We wait for the caller from now on.
+    fn go_on(&mut self, now: SystemTime) {
+        if let Some(since) = self.waits.take() {
+            let stood = now.duration_since(since).unwrap_or_default();
+            self.until = self.until.checked_add(stood).unwrap_or(self.until);
+        }
+    }
+
+    /// How long the transfer may go on; `None` while it is ours that it does not.
+    fn left(&self, now: SystemTime) -> Option<Duration> {
+        match self.waits {
+            Some(_) => None,
+            None => Some(self.until.duration_since(now).unwrap_or_default()),
+        }
+    }
+}
+
+/// Comes back when the time of the latest grant has run out.
+async fn run_out(mut latest: watch::Receiver<Latest>) {
+    loop {
+        let left = latest.borrow_and_update().left(SystemTime::now());
+        match left {
+            Some(Duration::ZERO) => return,
+            Some(left) => tokio::select! {
+                () = sleep(left) => {}
+                Ok(()) = latest.changed() => {}
+            },
+            None => {
+                if latest.changed().await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Comes back when there is a grant that holds.
+async fn holds(mut latest: watch::Receiver<Latest>) {
+    let holding = |latest: &Latest| !latest.granted.left(SystemTime::now()).is_zero();
+    // It lives as long as the call.
+    let _ = latest.wait_for(holding).await;
 }
 
 /// The next part of a request. Grants are signs of life as well: git may work for long on what has
@@ -162,6 +225,20 @@ async fn next(stream: &mut Streaming<StorePackRequest>) -> Result<Option<Part>, 
             Err(Status::invalid_argument("a message without a part"))
         }
     }
+}
+
+/// Waits until the intake takes a chunk, which is no time of the caller's.
+async fn room<'a, T>(
+    chunks: &'a mpsc::Sender<T>,
+    latest: &watch::Sender<Latest>,
+) -> Result<mpsc::Permit<'a, T>, mpsc::error::SendError<()>> {
+    if let Ok(place) = chunks.try_reserve() {
+        return Ok(place);
+    }
+    latest.send_modify(|latest| latest.stand(SystemTime::now()));
+    let place = chunks.reserve().await;
+    latest.send_modify(|latest| latest.go_on(SystemTime::now()));
+    place
 }
 
 /// What a call is counted as when its future goes, for whatever reason.
@@ -202,10 +279,16 @@ impl Service {
         let Some(Part::Grant(sealed)) = next(stream).await? else {
             return Err(Status::invalid_argument("the first message is a grant"));
         };
-        let first = Granted::open(&self.key, &sealed, SystemTime::now())?;
+        let first = Granted::open(&self.key, &sealed)?;
+        let now = SystemTime::now();
+        if first.left(now).is_zero() {
+            return Err(ran_out());
+        }
         let begin = self.repositories.begin_arrival(first.identifier.clone());
+        let (latest, granted) = watch::channel(Latest::new(first));
+        latest.send_modify(|latest| latest.stand(now));
         let arrival = begin.await?;
-        let (latest, granted) = watch::channel(first);
+        latest.send_modify(|latest| latest.go_on(SystemTime::now()));
         let (chunks, pack) = mpsc::channel::<io::Result<Bytes>>(1);
         let read = self.read(stream, &latest, chunks, tally);
         tokio::pin!(read);
@@ -222,11 +305,19 @@ impl Service {
             broken = &mut read => return Err(broken),
             () = run_out(granted.clone()) => return Err(ran_out()),
         };
+        // What else comes, nobody takes. A grant that holds may be on its way behind the chunks.
+        drop(pack);
+        tokio::select! {
+            biased;
+            () = holds(granted.clone()) => {}
+            broken = &mut read => return Err(broken),
+            () = run_out(granted.clone()) => return Err(NotStored::Late.into()),
+        }
         let repositories = Arc::clone(&self.repositories);
         // On a thread of its own: what has begun to be seen is seen whole.
         let work = tokio::task::spawn_blocking(move || {
-            let oids = granted.borrow().oids.clone();
-            let allowed = || !granted.borrow().left(SystemTime::now()).is_zero();
+            let oids = granted.borrow().granted.oids.clone();
+            let allowed = || !granted.borrow().granted.left(SystemTime::now()).is_zero();
             repositories.store(&arrival, quarantine, &oids, allowed)
         });
         tokio::select! {
@@ -242,7 +333,7 @@ impl Service {
     async fn read(
         &self,
         stream: &mut Streaming<StorePackRequest>,
-        latest: &watch::Sender<Granted>,
+        latest: &watch::Sender<Latest>,
         chunks: mpsc::Sender<io::Result<Bytes>>,
         tally: &AtomicU64,
     ) -> Status {
@@ -253,14 +344,13 @@ impl Service {
                 Err(status) => return status,
                 Ok(None) => break,
                 Ok(Some(Part::Grant(sealed))) => {
-                    let later = Granted::open(&self.key, &sealed, SystemTime::now());
-                    let later = later.and_then(|later| {
-                        latest.borrow().allows(&later)?;
-                        Ok(later)
+                    let mut renewed = Ok(());
+                    let later = Granted::open(&self.key, &sealed);
+                    latest.send_modify(|latest| {
+                        renewed = later.and_then(|later| latest.renew(later));
                     });
-                    match later {
-                        Ok(later) => drop(latest.send_replace(later)),
-                        Err(status) => return status,
+                    if let Err(status) = renewed {
+                        return status;
                     }
                 }
                 // Grants may follow. If git still waits for the rest of a pack that was cut short, it
@@ -275,15 +365,16 @@ impl Service {
                     }
                     came += chunk.len() as u64;
                     tally.store(came, Ordering::Relaxed);
-                    let most = latest.borrow().max_bytes.min(self.max_pack_bytes);
+                    let most = latest.borrow().granted.max_bytes.min(self.max_pack_bytes);
                     if came > most {
                         let reason = format!("the pack is larger than the {most} bytes granted");
                         return Status::resource_exhausted(reason);
                     }
                     // Nobody takes it: the intake is about to say why.
-                    if chunks.send(Ok(chunk.into())).await.is_err() {
+                    let Ok(place) = room(chunks, latest).await else {
                         break;
-                    }
+                    };
+                    place.send(Ok(chunk.into()));
                 }
             }
         }
@@ -344,18 +435,14 @@ mod tests {
             lease: 2,
             fetch: 3,
         };
-        let open = |grant: &Grant, millis| {
-            let now = UNIX_EPOCH + Duration::from_millis(millis);
-            Granted::open(&key, &key.seal(grant), now)
-        };
-        let first = open(&grant, 4999).unwrap();
+        let open = |grant: &Grant| Granted::open(&key, &key.seal(grant));
+        let first = open(&grant).unwrap();
         assert_eq!(first.left(UNIX_EPOCH), Duration::from_secs(5));
-        let late = open(&grant, 5000).unwrap_err();
-        assert_eq!(late.code(), tonic::Code::DeadlineExceeded);
+        assert!(first.left(UNIX_EPOCH + Duration::from_secs(5)).is_zero());
         let changed = |change: fn(&mut Grant)| {
             let mut grant = grant.clone();
             change(&mut grant);
-            open(&grant, 0)
+            open(&grant)
         };
         let later = changed(|g| (g.expires_millis, g.max_bytes) = (9000, 9)).unwrap();
         assert!(first.allows(&later).is_ok());
@@ -380,5 +467,62 @@ mod tests {
         }
         // As far as clocks go.
         let _ = changed(|g| g.expires_millis = u64::MAX);
+    }
+
+    fn granted(expires: SystemTime) -> Granted {
+        Granted {
+            identifier: Identifier::parse("x").unwrap(),
+            oids: vec![Oid::from_bytes([7; 20])],
+            max_bytes: 1,
+            expires,
+            fetch: (2, 3),
+        }
+    }
+
+    #[test]
+    fn a_transfer_does_not_pay_for_time_that_was_ours() {
+        let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        let mut latest = Latest::new(granted(at(22)));
+        assert_eq!(latest.left(at(2)), seconds(20));
+        latest.stand(at(10));
+        assert_eq!(latest.left(at(1000)), None);
+        latest.go_on(at(1000));
+        assert_eq!(latest.left(at(1000)), seconds(12));
+        // The pack may not be seen for that.
+        assert!(latest.granted.left(at(1000)).is_zero());
+        // One that ran out behind our back changes nothing; the next has its time.
+        latest.renew(granted(at(30))).unwrap();
+        assert_eq!(latest.left(at(1000)), seconds(12));
+        latest.renew(granted(at(1020))).unwrap();
+        assert_eq!(latest.left(at(1000)), seconds(20));
+        assert_eq!(latest.granted.expires, at(1020));
+        assert_eq!(latest.left(at(1020)), seconds(0));
+        // Clocks go back.
+        latest.stand(at(50));
+        latest.go_on(at(40));
+        assert_eq!(latest.left(at(1000)), seconds(20));
+    }
+
+    #[tokio::test]
+    async fn the_clock_stands_while_a_chunk_waits_for_the_intake() {
+        let past = SystemTime::now() - Duration::from_secs(1);
+        let (latest, seen) = watch::channel(Latest::new(granted(past)));
+        let (chunks, mut pack) = mpsc::channel(1);
+        room(&chunks, &latest).await.unwrap().send(1);
+        let sent = async { room(&chunks, &latest).await.map(|place| place.send(2)) };
+        tokio::pin!(sent);
+        assert!(futures::poll!(&mut sent).is_pending());
+        let ended = run_out(seen.clone());
+        tokio::pin!(ended);
+        assert!(futures::poll!(&mut ended).is_pending());
+        assert_eq!(pack.recv().await, Some(1));
+        sent.await.unwrap();
+        // And goes on where it stood.
+        ended.await;
+        // Whoever takes nothing any more is not waited for.
+        drop(pack);
+        assert!(room(&chunks, &latest).await.is_err());
+        run_out(seen).await;
     }
 }
