@@ -192,6 +192,21 @@ pub fn last_line(stderr: &str) -> &str {
         .unwrap_or("git ended without saying why")
 }
 
+/// Whether git failed for want of room on our disk. What it fails of stands at the end of a line, and
+/// what a pack holds is not told in such lines.
+pub fn ran_out_of_room(stderr: &str) -> bool {
+    const WANTS: [&str; 2] = ["No space left on device", "Disk quota exceeded"];
+    let mut failures = stderr
+        .split(['\n', '\r'])
+        .filter_map(|line| line.trim_end().strip_prefix("fatal: "));
+    failures.any(|failure| {
+        WANTS.iter().any(|want| {
+            let rest = failure.strip_suffix(want);
+            rest.is_some_and(|rest| rest.ends_with(": "))
+        })
+    })
+}
+
 /// Lets so many git processes of one kind run at once; the others wait in turn. One client has a
 /// quarter of the places at most.
 #[derive(Debug, Clone)]
@@ -403,6 +418,25 @@ mod tests {
         assert_eq!(last_line("warning: x\nerror: y\n"), "y");
         let said = "error: object 12ab: badEmail: bad\nfatal: fsck error in packed object\n";
         assert_eq!(last_line(said), "object 12ab: badEmail: bad");
+    }
+
+    #[test]
+    fn a_full_disk_is_told_from_a_bad_pack() {
+        for said in [
+            "Receiving objects: 5%\rfatal: write error: No space left on device\n",
+            "fatal: sha1 file './tmp_idx_1' write error: No space left on device\nx",
+            "fatal: unable to write to ./tmp_pack_1: Disk quota exceeded",
+        ] {
+            assert!(ran_out_of_room(said), "{said}");
+        }
+        for said in [
+            "error: object 12: gitmodulesUrl: disallowed submodule url: : No space left on device",
+            "fatal: pack is corrupted: No space left on device?",
+            "fatal: No space left on device",
+            "",
+        ] {
+            assert!(!ran_out_of_room(said), "{said}");
+        }
     }
 
     #[tokio::test]

@@ -269,7 +269,11 @@ impl Intake<'_> {
         };
 
         if !running.wait().await? {
-            return Err(Refused::Pack(git::last_line(&said).to_owned()));
+            let reason = git::last_line(&said).to_owned();
+            return Err(match git::ran_out_of_room(&said) {
+                true => Refused::Ours(git::RunError::Failed(reason).into()),
+                false => Refused::Pack(reason),
+            });
         }
         let name = answer
             .split_once('\t')
