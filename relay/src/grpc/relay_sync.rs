@@ -116,6 +116,7 @@ fn target_changes(changes: &[Change]) -> wire::TargetChanges {
                 .into(),
                 relays: relays.iter().map(RelayUrl::to_string).collect(),
                 new_roots: new_roots.iter().map(|id| id.as_bytes().to_vec()).collect(),
+                generation: 1,
             }),
         }
     }

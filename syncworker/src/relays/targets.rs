@@ -228,6 +228,7 @@ mod tests {
             level: level.into(),
             relays: relays.iter().map(|relay| (*relay).to_owned()).collect(),
             new_roots: roots.iter().map(|root| vec![*root; 32]).collect(),
+            generation: 1,
         }
     }
 
