@@ -18,6 +18,7 @@ use std::{
 };
 
 use futures::future::BoxFuture;
+use rustix::io::Errno;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -78,6 +79,10 @@ pub enum NetError {
     /// It speaks no HTTP we understand, or broke off.
     #[error("{0}")]
     Http(String),
+    /// The way there is not open to us, or nobody tells us the way: as far as is known it is no fault
+    /// of theirs.
+    #[error("our own network: {0}")]
+    Ours(String),
     /// No answer came in time.
     #[error("no answer within {} s", .0.as_secs())]
     Silent(Duration),
@@ -175,7 +180,7 @@ impl Net {
         let first = all.first().copied();
         let good = all.into_iter().filter(|ip| self.allowed.permits(*ip));
         let good = in_turn(good.take(MOST_KEPT));
-        let mut failed = None;
+        let mut failed: Option<NetError> = None;
         for ip in good.into_iter().take(MOST_DIALLED) {
             let address = SocketAddr::new(ip, port);
             let why = match timeout(CONNECT, TcpStream::connect(address)).await {
@@ -183,6 +188,12 @@ impl Net {
                     // Small requests are not to wait for the acknowledgement of the one before.
                     let _ = stream.set_nodelay(true);
                     return Ok(stream);
+                }
+                // Where we have one family only, the other's addresses say nothing of the server.
+                Ok(Err(error)) if is_ours(&error) => {
+                    let why = format!("cannot connect to {address}: {error}");
+                    failed.get_or_insert(NetError::Ours(why));
+                    continue;
                 }
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => format!("no answer within {} s", CONNECT.as_secs()),
@@ -208,8 +219,10 @@ impl Net {
             host: host.to_owned(),
             why,
         };
+        let ours = |why: &str| NetError::Ours(format!("{host} cannot be resolved: {why}"));
         let addresses = match timeout(RESOLVE, self.resolver.resolve(host)).await {
-            Err(_) => return Err(resolve_error("the resolver does not answer".into())),
+            Err(_) => return Err(ours("the resolver does not answer")),
+            Ok(Err(error)) if is_resolvers(&error) => return Err(ours(&error.to_string())),
             Ok(Err(error)) => return Err(resolve_error(error.to_string())),
             Ok(Ok(addresses)) => addresses,
         };
@@ -218,6 +231,32 @@ impl Net {
             false => Ok(addresses),
         }
     }
+}
+
+/// Whether a connection failed for want of something on our side of it. A host that cannot be reached
+/// may be gone, or our own router: a server that is asked in vain costs little, all servers set aside
+/// because our line is down cost much.
+fn is_ours(error: &io::Error) -> bool {
+    use io::ErrorKind as Kind;
+    let kind = matches!(
+        error.kind(),
+        Kind::NetworkUnreachable
+            | Kind::HostUnreachable
+            | Kind::NetworkDown
+            | Kind::AddrNotAvailable
+            | Kind::PermissionDenied
+            | Kind::OutOfMemory
+    );
+    let no_more = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS];
+    kind || Errno::from_io_error(error).is_some_and(|errno| no_more.contains(&errno))
+}
+
+/// Whether it was the resolver that failed, and no name that is not there. `EAI_AGAIN` comes as its
+/// text alone, glibc's or musl's; an error with a number is the system's own (`EAI_SYSTEM`).
+fn is_resolvers(error: &io::Error) -> bool {
+    let text = error.to_string();
+    let again = ["Temporary failure in name resolution", "Try again"];
+    error.raw_os_error().is_some() || again.iter().any(|again| text.ends_with(again))
 }
 
 fn forbidden(why: impl Into<String>) -> NetError {

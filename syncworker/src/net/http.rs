@@ -125,7 +125,7 @@ fn request(ask: &Ask) -> Result<Request<Full<Bytes>>, NetError> {
     if !matches!(url.scheme(), "http" | "https") {
         return Err(forbidden(format!("{} is not spoken here", url.scheme())));
     }
-    let no_url = || NetError::Http("no URL to ask for".to_owned());
+    let no_url = || forbidden("no URL to ask for");
     let host = url.host_str().ok_or_else(no_url)?;
     let host = match url.port() {
         None => host.to_owned(),

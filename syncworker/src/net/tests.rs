@@ -111,6 +111,82 @@ async fn ports_of_other_protocols_and_other_schemes_are_refused() {
     assert_eq!(resolver.1.load(Ordering::Relaxed), 0);
 }
 
+/// TCP has no way there, on any machine.
+const NO_WAY: &str = "255.255.255.255";
+
+#[tokio::test]
+async fn our_own_network_is_no_fault_of_the_servers() {
+    let anywhere = Allowed {
+        non_global: true,
+        loopback: true,
+    };
+    let (listener, closed) = listener().await;
+    drop(listener);
+    let of = |addresses: Vec<&'static str>| async move {
+        let (net, _) = net(anywhere, vec![addresses]);
+        net.dial("name.example", closed).await.unwrap_err()
+    };
+    let nowhere = of(vec![NO_WAY]).await;
+    assert!(matches!(nowhere, NetError::Ours(_)), "{nowhere:?}");
+    // Where one of its addresses can be reached, it is the server's.
+    for addresses in [
+        vec![NO_WAY, "127.0.0.1"],
+        vec!["127.0.0.1", NO_WAY],
+        vec!["127.0.0.1", "127.0.0.2"],
+    ] {
+        let refused = of(addresses).await;
+        assert!(matches!(refused, NetError::Connect { .. }), "{refused:?}");
+    }
+}
+
+/// Fails every look-up.
+struct Failing(fn() -> io::Error);
+
+impl Resolve for Failing {
+    fn resolve<'a>(&'a self, _: &'a str) -> BoxFuture<'a, io::Result<Vec<IpAddr>>> {
+        Box::pin(async { Err(self.0()) })
+    }
+}
+
+/// How the system's resolver begins.
+const AT: &str = "failed to lookup address information: ";
+
+/// Never ends one.
+struct Mute;
+
+impl Resolve for Mute {
+    fn resolve<'a>(&'a self, _: &'a str) -> BoxFuture<'a, io::Result<Vec<IpAddr>>> {
+        Box::pin(std::future::pending())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resolver_that_is_away_is_ours_and_a_name_that_is_not_is_theirs() {
+    let of = |resolver: Arc<dyn Resolve>| async {
+        let net = Net::with(LOOPBACK, resolver, Arc::new(tls(RootCertStore::empty())));
+        net.dial("name.example", 443).await.unwrap_err()
+    };
+    let ours: [fn() -> io::Error; 3] = [
+        || io::Error::other(format!("{AT}Temporary failure in name resolution")),
+        || io::Error::other(format!("{AT}Try again")),
+        || io::Error::from(Errno::MFILE),
+    ];
+    for error in ours {
+        let error = of(Arc::new(Failing(error))).await;
+        assert!(matches!(error, NetError::Ours(_)), "{error:?}");
+    }
+    let error = of(Arc::new(Mute)).await;
+    assert!(matches!(error, NetError::Ours(_)), "{error:?}");
+    let theirs: [fn() -> io::Error; 2] = [
+        || io::Error::other(format!("{AT}Name or service not known")),
+        || io::Error::other(format!("{AT}No address associated with hostname")),
+    ];
+    for error in theirs {
+        let error = of(Arc::new(Failing(error))).await;
+        assert!(matches!(error, NetError::Resolve { .. }), "{error:?}");
+    }
+}
+
 #[test]
 fn families_take_turns() {
     let ips = ["2a00::1", "2a00::2", "2a00::1", "2a00::3", "9.9.9.9"];
