@@ -33,15 +33,16 @@ use crate::net::{
     Net, NetError,
     http::{Ask, Conversation, bare, shown},
 };
-use advertisement::{Dialect, Found};
+use advertisement::{Dialect, Found, Sideband};
 use lines::Lines;
-use pack::{Begun, begin};
+use pack::{Begun, Shape, begin};
 
 /// How long the head of an answer may take.
 const HEAD: Duration = Duration::from_secs(30);
-/// How long everything up to the first bytes of the pack may take: a server that counts the objects
-/// of a large repository shows that it is alive, or shows nothing, for minutes.
-const PREPARATION: Duration = Duration::from_secs(300);
+/// How long everything up to the first bytes of the pack may take. A server that counts the objects of
+/// a large repository, or makes the pack whole before it says a word, needs a minute or two; that it is
+/// alive meanwhile is easily said and proves nothing, so signs of life give it no longer.
+const PREPARATION: Duration = Duration::from_secs(120);
 /// Most redirects of the first request.
 const MOST_REDIRECTS: usize = 5;
 /// Most objects asked for at once: a request of half a megabyte. What is left out is still missing
@@ -92,8 +93,9 @@ impl FetchError {
         Self { why, detail }
     }
 
-    fn server(detail: impl Into<String>) -> Self {
-        Self::new(Why::Server, detail)
+    /// It answers, and not as it should: what is to be said of it, wherever it has answered at all.
+    fn unwell(detail: impl Into<String>) -> Self {
+        Self::new(Why::Unwell, detail)
     }
 
     fn not_there(detail: impl Into<String>) -> Self {
@@ -113,9 +115,25 @@ impl From<NetError> for FetchError {
     fn from(error: NetError) -> Self {
         let why = match error {
             NetError::Forbidden(_) => Why::Forbidden,
-            _ => Why::Server,
+            NetError::Ours(_) => Why::Ours,
+            NetError::Resolve { .. }
+            | NetError::Connect { .. }
+            | NetError::Tls { .. }
+            | NetError::Http(_)
+            | NetError::Silent(_) => Why::Server,
         };
         Self::new(why, told(error.to_string().as_bytes()))
+    }
+}
+
+/// What went wrong with a server that has answered before: it is there, and others may be well served
+/// by it.
+fn answered_before(error: NetError) -> FetchError {
+    let silent = matches!(error, NetError::Http(_) | NetError::Silent(_));
+    let error = FetchError::from(error);
+    match silent {
+        true => FetchError::unwell(error.detail),
+        false => error,
     }
 }
 
@@ -218,7 +236,7 @@ fn objects_in(words: &str) -> Vec<Oid> {
 /// A server that has answered once.
 struct Peer<'n> {
     conversation: Conversation<'n>,
-    /// The repository's address, a slash at its end, wherever redirects led.
+    /// The repository's address, a slash at its end, wherever on the server redirects led.
     base: Url,
     dialect: Dialect,
 }
@@ -241,8 +259,11 @@ impl<'n> Peer<'n> {
             body: Bytes::new(),
         };
         let mut conversation = net.converse();
-        for _ in 0..=MOST_REDIRECTS {
-            let response = conversation.send(&ask, HEAD).await?;
+        for hop in 0..=MOST_REDIRECTS {
+            let response = conversation.send(&ask, HEAD).await.map_err(match hop {
+                0 => FetchError::from,
+                _ => answered_before,
+            })?;
             if let Some(next) = redirect(&response, &ask.url, tail)? {
                 ask.url = next;
                 continue;
@@ -277,7 +298,8 @@ impl<'n> Peer<'n> {
             headers,
             body,
         };
-        let response = self.conversation.send(&ask, head).await?;
+        let answer = self.conversation.send(&ask, head).await;
+        let response = answer.map_err(answered_before)?;
         if response.status().is_redirection() {
             let why = "it redirects in the middle of a conversation";
             return Err(FetchError::new(Why::Forbidden, why));
@@ -316,13 +338,18 @@ impl<'n> Peer<'n> {
         };
         // Servers that keep a pack until it is whole begin to answer when it is.
         let lines = self.post(body, PREPARATION).await?;
-        begin(lines, matches!(self.dialect, Dialect::V2(_)), max).await
+        let shape = match &self.dialect {
+            Dialect::V2(_) => Shape::Sections,
+            Dialect::V0(v0) if v0.sideband == Sideband::None => Shape::Plain,
+            Dialect::V0(_) => Shape::Sideband,
+        };
+        begin(lines, shape, max).await
     }
 }
 
 fn parse(url: &str) -> Result<Url, FetchError> {
     url.parse()
-        .map_err(|_| FetchError::server("no URL to ask for"))
+        .map_err(|_| FetchError::unwell("no URL to ask for"))
 }
 
 /// What every request says: who asks, and that the answer is wanted as it is.
@@ -336,7 +363,9 @@ fn usual() -> HeaderMap {
     headers
 }
 
-/// Where an answer says to ask instead: on the same scheme only, and for a repository's refs only.
+/// Where an answer says to ask instead: at the same server and scheme only, and for a repository's refs
+/// only. The relay counts what it has asked for against the server that it named; what is led to
+/// another would be counted against none, and could be aimed at one from everywhere.
 fn redirect(
     response: &Response<Incoming>,
     at: &Url,
@@ -350,12 +379,16 @@ fn redirect(
     let next = location
         .and_then(|location| location.to_str().ok())
         .and_then(|location| at.join(location).ok())
-        .ok_or_else(|| FetchError::server("it redirects to nowhere"))?;
+        .ok_or_else(|| FetchError::unwell("it redirects to nowhere"))?;
     if next.scheme() != at.scheme() {
         let (from, to) = (at.scheme(), next.scheme());
         return Err(forbidden(format!("it redirects from {from} to {to}")));
     }
     let next = bare(&next);
+    if next.origin() != at.origin() {
+        let to = next.origin().ascii_serialization();
+        return Err(forbidden(format!("it redirects to another server, {to}")));
+    }
     match next.as_str().ends_with(tail) {
         true => Ok(Some(next)),
         false => Err(forbidden(format!("it redirects to no repository: {next}"))),
@@ -369,10 +402,10 @@ fn check(response: &Response<Incoming>, kind: &str) -> Result<(), FetchError> {
         let detail = format!("it answers {status}");
         return Err(match status.as_u16() {
             429 => FetchError::new(Why::Busy, detail),
-            408 => FetchError::server(detail),
+            408 => FetchError::unwell(detail),
             // Whatever it is called: there is nothing to be had for us at this address.
             400..=499 => FetchError::not_there(detail),
-            _ => FetchError::server(detail),
+            _ => FetchError::unwell(detail),
         });
     }
     let value = |name| response.headers().get(name).map(HeaderValue::as_bytes);
@@ -383,7 +416,7 @@ fn check(response: &Response<Incoming>, kind: &str) -> Result<(), FetchError> {
                 "the answer is packed as {}, which was not asked for",
                 told(other)
             );
-            return Err(FetchError::server(detail));
+            return Err(FetchError::unwell(detail));
         }
     }
     let found = value(header::CONTENT_TYPE).unwrap_or_default();

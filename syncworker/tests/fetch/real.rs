@@ -4,22 +4,43 @@ use std::path::PathBuf;
 
 use grasp_proto::{contract::relay::failed::Why, words::Oid};
 use grasp_syncworker::hunt::fetch::{self, FetchError, Wanted};
-use http::HeaderValue;
+use http::{HeaderValue, Method, Response, StatusCode, header};
+use http_body_util::BodyExt;
 
 use crate::{
     backend,
-    support::{Repository, Seen, full, git, net, oid, serve, wanted, whole},
+    support::{Body, Repository, Seen, full, git, net, oid, serve, wanted, whole},
 };
 
 /// What the server speaks, whatever it is asked in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Version {
     V0,
+    /// As servers of another make speak it: without a sideband.
+    Plain,
     V1,
     V2,
 }
 
-const VERSIONS: [Version; 3] = [Version::V0, Version::V1, Version::V2];
+const VERSIONS: [Version; 4] = [Version::V0, Version::Plain, Version::V1, Version::V2];
+
+/// An advertisement without the sidebands it offers.
+async fn without_sideband(response: Response<Body>) -> Response<Body> {
+    let (mut head, body) = response.into_parts();
+    head.headers.remove(header::CONTENT_LENGTH);
+    let body = body.collect().await.unwrap().to_bytes();
+    let mut text = String::from_utf8(body.to_vec()).unwrap();
+    if let Some(at) = text.find(" side-band side-band-64k") {
+        let cut = " side-band side-band-64k".len();
+        text.replace_range(at..at + cut, "");
+        let start = text[..at].rfind('\n').map_or(0, |end| end + 1);
+        // Behind the flush that ends the service's name.
+        let start = start + 4 * usize::from(text[start..].starts_with("0000"));
+        let length = usize::from_str_radix(&text[start..start + 4], 16).unwrap();
+        text.replace_range(start..start + 4, &format!("{:04x}", length - cut));
+    }
+    Response::from_parts(head, full(text))
+}
 
 /// Git's server over everything below `root`. What it is asked is written down.
 async fn server(root: PathBuf, version: Version) -> (String, Seen) {
@@ -37,19 +58,24 @@ async fn server(root: PathBuf, version: Version) -> (String, Seen) {
                     .starts_with("graspd/")
             );
             match version {
-                Version::V0 => drop(headers.remove("git-protocol")),
+                Version::V0 | Version::Plain => drop(headers.remove("git-protocol")),
                 Version::V1 => {
                     headers.insert("git-protocol", HeaderValue::from_static("version=1"));
                 }
                 Version::V2 => assert_eq!(headers["git-protocol"], "version=2"),
             }
-            backend::answer(git().into(), &root, request)
+            let advertises = request.method() == Method::GET;
+            let response = backend::answer(git().into(), &root, request)
                 .await
                 .unwrap_or_else(|error| {
-                    let mut response = http::Response::new(full(error.to_string()));
-                    *response.status_mut() = http::StatusCode::INTERNAL_SERVER_ERROR;
+                    let mut response = Response::new(full(error.to_string()));
+                    *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
                     response
-                })
+                });
+            match version {
+                Version::Plain if advertises => without_sideband(response).await,
+                _ => response,
+            }
         }
     })
     .await;

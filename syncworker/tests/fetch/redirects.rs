@@ -6,7 +6,7 @@ use grasp_proto::contract::relay::failed::Why;
 use grasp_syncworker::hunt::fetch;
 use http::{Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpListener;
+use tokio::{io::AsyncWriteExt, net::TcpListener};
 use tokio_rustls::{
     TlsAcceptor,
     rustls::{RootCertStore, ServerConfig, crypto::ring, pki_types::PrivateKeyDer},
@@ -43,7 +43,7 @@ async fn redirecting(location: impl Into<String>) -> (u16, Seen) {
 }
 
 #[tokio::test]
-async fn a_repository_that_has_moved_is_followed() {
+async fn a_repository_that_has_moved_on_its_server_is_followed() {
     let there = Repository::new();
     let tip = there.commit("a", "1");
     let root = there.root().to_owned();
@@ -54,30 +54,72 @@ async fn a_repository_that_has_moved_is_followed() {
         async move {
             log.saw(request.uri().to_string());
             let path = request.uri().path_and_query().unwrap().as_str();
-            match path.strip_prefix("/old") {
-                Some(rest) => to(&format!("/repo/.git{rest}")),
-                None => backend::answer(git().into(), &root, request).await.unwrap(),
+            let host = request.headers()[header::HOST].to_str().unwrap();
+            if let Some(rest) = path.strip_prefix("/first") {
+                to(&format!("http://user:pass@{host}/old{rest}"))
+            } else if let Some(rest) = path.strip_prefix("/old") {
+                to(&format!("/repo/.git{rest}"))
+            } else {
+                backend::answer(git().into(), &root, request).await.unwrap()
             }
         }
     })
     .await;
-    let (first, _) = redirecting(format!("http://user:pass@new.example:{port}{{path}}")).await;
-    let names = Names::default().with("new.example", &[&["127.0.0.1"]]);
-    let (net, _) = net_of(names);
-    let pack = fetch::open(
-        &net,
-        &wanted(&format!("http://127.0.0.1:{first}/old"), &[tip]),
-    )
-    .await
-    .unwrap();
+    let names = Names::default().with("moved.example", &[&["127.0.0.1"]]);
+    let (net, names) = net_of(names);
+    let wanted = wanted(&format!("http://moved.example:{port}/first"), &[tip]);
+    let pack = fetch::open(&net, &wanted).await.unwrap();
     Repository::new().take(&whole(pack).await.unwrap(), &[tip]);
     let query = "info/refs?service=git-upload-pack";
     let expected = [
+        format!("/first/{query}"),
         format!("/old/{query}"),
         format!("/repo/.git/{query}"),
         "/repo/.git/git-upload-pack".to_owned(),
     ];
     assert_eq!(seen.all(), expected);
+    assert_eq!(names.lookups.load(Ordering::Relaxed), 1);
+}
+
+/// Whoever has names without number could aim all workers at one server with it, past its budget.
+#[tokio::test]
+async fn no_other_server_is_gone_to() {
+    let there = Repository::new();
+    let tip = there.commit("a", "1");
+    let root = there.root().to_owned();
+    let seen = Seen::default();
+    let log = seen.clone();
+    let victim = serve(move |request| {
+        let (root, log) = (root.clone(), log.clone());
+        async move {
+            log.saw(request.uri().to_string());
+            backend::answer(git().into(), &root, request).await.unwrap()
+        }
+    })
+    .await;
+    let names = Names::default()
+        .with("here.example", &[&["127.0.0.1"]])
+        .with("www.here.example", &[&["127.0.0.1"]])
+        .with("victim.example", &[&["127.0.0.1"]]);
+    let (net, _) = net_of(names);
+    let query = "info/refs?service=git-upload-pack";
+    for host in [
+        "victim.example",
+        "www.here.example",
+        "here.example",
+        "127.0.0.1",
+    ] {
+        let location = format!("http://u:secret@{host}:{victim}/repo/.git/{query}");
+        let (port, _) = redirecting(location).await;
+        let url = format!("http://here.example:{port}/repo.git");
+        let error = fetch::open(&net, &wanted(&url, &[tip])).await.unwrap_err();
+        let expected = format!("it redirects to another server, http://{host}:{victim}");
+        assert_eq!((error.why, error.detail), (Why::Forbidden, expected));
+    }
+    assert_eq!(seen.all(), Vec::<String>::new());
+    // It is not that nothing could be had there.
+    let url = format!("http://victim.example:{victim}/repo/.git");
+    assert!(fetch::open(&net, &wanted(&url, &[tip])).await.is_ok());
 }
 
 #[tokio::test]
@@ -108,7 +150,7 @@ async fn redirects_lead_to_forbidden_places_in_vain() {
     let (port, _) = redirecting("http://").await;
     assert_eq!(
         why(&net, &format!("http://127.0.0.1:{port}/r.git")).await,
-        Why::Server
+        Why::Unwell
     );
     // The conversation is not led away from its middle.
     let away = format!("http://127.0.0.1:{trap}/x/git-upload-pack");
@@ -224,9 +266,21 @@ async fn a_name_is_looked_up_once_for_a_connection_and_judged_each_time() {
 async fn credentials_are_neither_sent_nor_told() {
     let seen = Seen::default();
     let log = seen.clone();
-    let port = raw(move |head, _stream| {
-        log.saw(head);
-        async {}
+    let port = raw(move |head, mut stream| {
+        log.saw(head.clone());
+        async move {
+            if !head.contains("/first/") {
+                return;
+            }
+            let host = head.lines().find_map(|line| line.strip_prefix("host: "));
+            let to = format!(
+                "http://user:s3cret@{}/r.git/info/refs?service=git-upload-pack",
+                host.unwrap()
+            );
+            let answer =
+                format!("HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
     })
     .await;
     let error = failure(
@@ -235,11 +289,12 @@ async fn credentials_are_neither_sent_nor_told() {
     )
     .await;
     assert_eq!(error.why, Why::Server);
-    let (from, _) = redirecting(format!("http://user:s3cret@127.0.0.1:{port}{{path}}")).await;
-    let redirected = failure(&net(), &format!("http://u:s3cret@127.0.0.1:{from}/r.git")).await;
-    assert!(!redirected.detail.contains("u:s"), "{redirected}");
+    let redirected = failure(&net(), &format!("http://u:s3cret@127.0.0.1:{port}/first")).await;
+    // It is there, as it has answered once.
+    assert_eq!(redirected.why, Why::Unwell, "{redirected}");
+    assert!(!redirected.detail.contains("s3cret"), "{redirected}");
     let heads = seen.all();
-    assert_eq!(heads.len(), 2, "{heads:?}");
+    assert_eq!(heads.len(), 3, "{heads:?}");
     for head in heads {
         let head = head.to_lowercase();
         assert!(

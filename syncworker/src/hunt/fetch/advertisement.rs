@@ -39,12 +39,24 @@ pub struct V2 {
     pub agent: bool,
 }
 
+/// What a pack of v0 can come in, the best last.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Sideband {
+    /// Nothing: it comes as it is, up to the end of the answer.
+    #[default]
+    None,
+    /// `side-band`
+    Small,
+    /// `side-band-64k`
+    Large,
+}
+
 /// What is of interest of an advertisement of v0.
 #[derive(Debug, Default)]
 #[allow(clippy::struct_excessive_bools)] // They are the server's capabilities, word by word.
 pub struct V0 {
-    /// `side-band-64k`, else `side-band`.
-    pub side_band_64k: bool,
+    /// How it can send a pack.
+    pub sideband: Sideband,
     /// Packs may lean on what we have.
     pub thin_pack: bool,
     /// Deltas may name their base by its place.
@@ -98,17 +110,17 @@ impl<'l> Bounded<'l> {
     /// The next line, an `ERR` being an error; `None` at a flush.
     async fn next(&mut self) -> Result<Option<Bytes>, FetchError> {
         match self.lines.next().await? {
-            None => Err(FetchError::server("the list of refs breaks off")),
+            None => Err(FetchError::unwell("the list of refs breaks off")),
             Some(Line::Flush) => Ok(None),
             Some(Line::Delimiter | Line::ResponseEnd) => {
-                Err(FetchError::server("the list of refs is none"))
+                Err(FetchError::unwell("the list of refs is none"))
             }
             Some(Line::Data(line)) => {
                 self.lines.came(line.len());
                 self.bytes += line.len();
                 self.count += 1;
                 if self.bytes > MOST_BYTES || self.count > MOST_LINES {
-                    return Err(FetchError::server("the list of refs is too long"));
+                    return Err(FetchError::unwell("the list of refs is too long"));
                 }
                 if let Some(why) = line.strip_prefix(b"ERR ") {
                     return Err(FetchError::not_there(told(why)));
@@ -129,11 +141,11 @@ fn oid_and(line: &[u8]) -> Result<(Oid, &[u8]), FetchError> {
         .iter()
         .position(|byte| *byte == b' ')
         .map(|at| (&line[..at], &line[at + 1..]))
-        .ok_or_else(|| FetchError::server("the list of refs is none"))?;
+        .ok_or_else(|| FetchError::unwell("the list of refs is none"))?;
     if first.len() == 64 {
         return Err(FetchError::not_there("its objects are named by SHA-256"));
     }
-    let oid = oid(first).ok_or_else(|| FetchError::server("the list of refs is none"))?;
+    let oid = oid(first).ok_or_else(|| FetchError::unwell("the list of refs is none"))?;
     Ok((oid, rest))
 }
 
@@ -146,7 +158,7 @@ pub async fn read(lines: &mut Lines, wants: &HashSet<Oid>) -> Result<Dialect, Fe
         .is_some_and(|line| line.starts_with(b"# service="))
     {
         if lines.next().await?.is_some() {
-            return Err(FetchError::server("the list of refs begins wrongly"));
+            return Err(FetchError::unwell("the list of refs begins wrongly"));
         }
         first = lines.next().await?;
     }
@@ -180,7 +192,7 @@ async fn capabilities(mut lines: Bounded<'_>) -> Result<V2, FetchError> {
     }
     match fetch {
         true => Ok(v2),
-        false => Err(FetchError::server("nothing can be fetched from it")),
+        false => Err(FetchError::unwell("nothing can be fetched from it")),
     }
 }
 
@@ -196,11 +208,10 @@ async fn refs(
     let mut v0 = V0::default();
     let mut parts = text(&first).splitn(2, |byte| *byte == 0);
     let head = parts.next().unwrap_or_default();
-    let mut sideband = false;
     for capability in parts.next().unwrap_or_default().split(|byte| *byte == b' ') {
         match capability {
-            b"side-band-64k" => (v0.side_band_64k, sideband) = (true, true),
-            b"side-band" => sideband = true,
+            b"side-band-64k" => v0.sideband = Sideband::Large,
+            b"side-band" => v0.sideband = v0.sideband.max(Sideband::Small),
             b"thin-pack" => v0.thin_pack = true,
             b"ofs-delta" => v0.ofs_delta = true,
             b"allow-tip-sha1-in-want" | b"allow-reachable-sha1-in-want" => v0.unadvertised = true,
@@ -211,9 +222,6 @@ async fn refs(
         }
     }
     let (mut tip, name) = oid_and(head)?;
-    if !sideband {
-        return Err(FetchError::server("it has no sideband"));
-    }
     if name != b"capabilities^{}" {
         v0.found.see(wants, tip, None);
     }

@@ -18,6 +18,9 @@ const SILENCE: Duration = Duration::from_secs(60);
 /// How long the end of an answer may take whose content has come.
 const END: Duration = Duration::from_secs(1);
 
+/// The largest piece of what is in no packets.
+const PIECE: usize = 64 << 10;
+
 /// One packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Line {
@@ -92,15 +95,31 @@ impl Lines {
                     return Ok(Some(line.unwrap_or_else(|| Line::Data(packet.freeze()))));
                 }
                 Ok(Stream::Incomplete { bytes_needed }) => self.buffer.reserve(bytes_needed),
-                Err(_) => return Err(FetchError::server("the answer is not git's protocol")),
+                Err(_) => return Err(FetchError::unwell("the answer is not git's protocol")),
             }
             if !self.fill().await? {
                 return match self.buffer.is_empty() {
                     true => Ok(None),
-                    false => Err(FetchError::server("the answer ends inside a packet")),
+                    false => Err(FetchError::unwell("the answer ends inside a packet")),
                 };
             }
         }
+    }
+
+    /// Whether these bytes come next.
+    pub async fn begin_with(&mut self, bytes: &[u8]) -> Result<bool, FetchError> {
+        while self.buffer.len() < bytes.len() && self.fill().await? {}
+        Ok(self.buffer.starts_with(bytes))
+    }
+
+    /// The next piece of what comes behind the last packet, not in packets; `None` where the answer
+    /// ends.
+    pub async fn rest(&mut self) -> Result<Option<Bytes>, FetchError> {
+        if self.buffer.is_empty() && !self.fill().await? {
+            return Ok(None);
+        }
+        let piece = self.buffer.len().min(PIECE);
+        Ok(Some(self.buffer.split_to(piece).freeze()))
     }
 
     /// Waits for more; `false` where the answer ends.
@@ -115,13 +134,15 @@ impl Lines {
             }
             match frame {
                 Err(_) if pace < SILENCE => {
-                    return Err(FetchError::slow("it came slower than 4 KiB a second"));
+                    let floor = self.pace.as_ref().map_or(0, Pace::floor) >> 10;
+                    let detail = format!("it came slower than {floor} KiB a second");
+                    return Err(FetchError::slow(detail));
                 }
-                Err(_) => return Err(FetchError::server("nothing came for 60 s")),
+                Err(_) => return Err(FetchError::unwell("nothing came for 60 s")),
                 Ok(None) => return Ok(false),
                 Ok(Some(Err(error))) => {
                     let why = deepest(error.as_ref());
-                    return Err(FetchError::server(format!("the answer broke off: {why}")));
+                    return Err(FetchError::unwell(format!("the answer broke off: {why}")));
                 }
                 Ok(Some(Ok(frame))) => {
                     // Trailers are of no interest, and nothing comes behind them.

@@ -26,19 +26,31 @@ pub enum Begun {
     Refused(String),
 }
 
+/// What an answer is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// v2: sections, the pack's last, in a sideband.
+    Sections,
+    /// v0: `ACK`s and `NAK`s, then a sideband.
+    Sideband,
+    /// v0 of a server that has no sideband: `ACK`s and `NAK`s, then the pack as it is.
+    Plain,
+}
+
 /// Reads up to where the pack has begun.
-pub async fn begin(lines: Lines, v2: bool, max: u64) -> Result<Begun, FetchError> {
-    match opened(lines, v2, max).await {
+pub async fn begin(lines: Lines, shape: Shape, max: u64) -> Result<Begun, FetchError> {
+    match opened(lines, shape, max).await {
         Ok(pack) => Ok(Begun::Pack(Box::new(pack))),
         Err(Trouble::Said(words)) => Ok(Begun::Refused(words)),
         Err(Trouble::Other(error)) => Err(error),
     }
 }
 
-async fn opened(mut lines: Lines, v2: bool, max: u64) -> Result<Pack, Trouble> {
-    let first = front(&mut lines, v2).await?;
+async fn opened(mut lines: Lines, shape: Shape, max: u64) -> Result<Pack, Trouble> {
+    let first = front(&mut lines, shape).await?;
     let mut bands = Bands {
         lines,
+        plain: shape == Shape::Plain,
         first,
         talk: 0,
     };
@@ -46,11 +58,11 @@ async fn opened(mut lines: Lines, v2: bool, max: u64) -> Result<Pack, Trouble> {
     while head.len() < PACK_HEAD {
         match bands.next().await? {
             Some(piece) => head.extend_from_slice(&piece),
-            None => return Err(FetchError::server("the pack ends before it began").into()),
+            None => return Err(FetchError::unwell("the pack ends before it began").into()),
         }
     }
     if !head.starts_with(b"PACK\0\0\0\x02") && !head.starts_with(b"PACK\0\0\0\x03") {
-        return Err(FetchError::server("what it sends is no pack").into());
+        return Err(FetchError::unwell("what it sends is no pack").into());
     }
     if head[8..PACK_HEAD] == [0; 4] {
         return Err(FetchError::not_there("its pack is empty").into());
@@ -70,10 +82,14 @@ async fn opened(mut lines: Lines, v2: bool, max: u64) -> Result<Pack, Trouble> {
 }
 
 /// Reads what precedes the sideband; its first packet, where nothing else tells that it has begun.
-async fn front(lines: &mut Lines, v2: bool) -> Result<Option<Bytes>, Trouble> {
+async fn front(lines: &mut Lines, shape: Shape) -> Result<Option<Bytes>, Trouble> {
     for _ in 0..MOST_LINES {
+        // Its name is no length of a line.
+        if shape == Shape::Plain && lines.begin_with(b"PACK").await? {
+            return Ok(None);
+        }
         let line = match lines.next().await? {
-            None => return Err(FetchError::server("the answer ends before the pack").into()),
+            None => return Err(FetchError::unwell("the answer ends before the pack").into()),
             Some(Line::Data(line)) => line,
             // A section of v2 ends.
             Some(_) => continue,
@@ -84,15 +100,15 @@ async fn front(lines: &mut Lines, v2: bool) -> Result<Option<Bytes>, Trouble> {
         if line.starts_with(b"shallow ") {
             return Err(FetchError::shallow().into());
         }
-        if v2 && text(&line) == b"packfile" {
+        if shape == Shape::Sections && text(&line) == b"packfile" {
             return Ok(None);
         }
         // v0 has `ACK`s and `NAK`s in front, and no word for where they end.
-        if !v2 && matches!(line.first(), Some(1..=3)) {
+        if shape == Shape::Sideband && matches!(line.first(), Some(1..=3)) {
             return Ok(Some(line));
         }
     }
-    Err(FetchError::server("there is no pack in the answer").into())
+    Err(FetchError::unwell("there is no pack in the answer").into())
 }
 
 /// A pack, as it comes. Of it no more than a piece is in memory; nothing of it was looked at.
@@ -138,7 +154,7 @@ impl Pack {
     async fn more(&mut self) -> Result<Option<Bytes>, FetchError> {
         let piece = self.bands.next().await.map_err(|trouble| match trouble {
             Trouble::Other(error) => error,
-            Trouble::Said(words) => FetchError::server(format!("it says: {words}")),
+            Trouble::Said(words) => FetchError::unwell(format!("it says: {words}")),
         })?;
         if let Some(piece) = &piece {
             self.count(piece.len())?;
@@ -182,6 +198,8 @@ impl From<FetchError> for Trouble {
 /// A sideband (gitprotocol-pack), of which only the pack is of interest.
 struct Bands {
     lines: Lines,
+    /// It is none, but the pack itself.
+    plain: bool,
     /// A packet that was read already.
     first: Option<Bytes>,
     /// Bytes that were not the pack's.
@@ -191,17 +209,23 @@ struct Bands {
 impl Bands {
     /// The next piece of the pack; `None` at its proper end.
     async fn next(&mut self) -> Result<Option<Bytes>, Trouble> {
+        if self.plain {
+            // Whether it is whole, only its reader can tell.
+            let piece = self.lines.rest().await?;
+            self.lines.came(piece.as_ref().map_or(0, Bytes::len));
+            return Ok(piece);
+        }
         loop {
             let line = match self.first.take() {
                 Some(first) => Some(Line::Data(first)),
                 None => self.lines.next().await?,
             };
             let mut line = match line {
-                None => return Err(FetchError::server("the pack breaks off").into()),
+                None => return Err(FetchError::unwell("the pack breaks off").into()),
                 Some(Line::Data(line)) => line,
                 Some(Line::Flush | Line::ResponseEnd) => return Ok(None),
                 Some(Line::Delimiter) => {
-                    return Err(FetchError::server("there is no pack in the answer").into());
+                    return Err(FetchError::unwell("there is no pack in the answer").into());
                 }
             };
             let length = line.len();
@@ -216,11 +240,11 @@ impl Bands {
                 Some(b'E') if line.starts_with(b"RR ") => {
                     return Err(Trouble::Said(told(&line[3..])));
                 }
-                _ => return Err(FetchError::server("the answer has no such sideband").into()),
+                _ => return Err(FetchError::unwell("the answer has no such sideband").into()),
             }
             self.talk += 4 + length;
             if self.talk > MOST_TALK {
-                return Err(FetchError::server("it talks instead of sending a pack").into());
+                return Err(FetchError::unwell("it talks instead of sending a pack").into());
             }
         }
     }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use gix_packetline::blocking_io::encode;
 use grasp_proto::words::Oid;
 
-use super::advertisement::{V0, V2};
+use super::advertisement::{Sideband, V0, V2};
 
 /// How we call ourselves.
 pub const AGENT: &str = concat!("graspd/", env!("CARGO_PKG_VERSION"));
@@ -77,9 +77,10 @@ pub fn ls_refs(v2: &V2) -> Bytes {
 
 /// v0 and v1: the same as [`fetch_v2`].
 pub fn fetch_v0(v0: &V0, wants: &[Oid], haves: &[Oid]) -> Bytes {
-    let mut capabilities = match v0.side_band_64k {
-        true => " side-band-64k",
-        false => " side-band",
+    let mut capabilities = match v0.sideband {
+        Sideband::Large => " side-band-64k",
+        Sideband::Small => " side-band",
+        Sideband::None => "",
     }
     .to_owned();
     if v0.thin_pack && !haves.is_empty() {
@@ -126,7 +127,7 @@ mod tests {
         assert_eq!(asked, expected);
 
         let v0 = V0 {
-            side_band_64k: true,
+            sideband: Sideband::Large,
             thin_pack: true,
             ..V0::default()
         };

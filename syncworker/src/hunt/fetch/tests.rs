@@ -52,7 +52,7 @@ fn at_once(pieces: impl IntoIterator<Item = Bytes, IntoIter: Send + 'static>) ->
 }
 
 async fn pack(lines: Lines) -> Result<Pack, FetchError> {
-    match begin(lines, true, 1 << 40).await? {
+    match begin(lines, Shape::Sections, 1 << 40).await? {
         Begun::Pack(pack) => Ok(*pack),
         Begun::Refused(words) => Err(FetchError::not_there(words)),
     }
@@ -111,17 +111,74 @@ async fn talk_is_no_progress() {
         .into_iter()
         .chain((0..).map(|_| band(2, &vec![b'.'; 60_000])));
     let error = drain(at_once(flood)).await.unwrap_err();
-    assert_eq!(error.why, Why::Server, "{error}");
+    assert_eq!(error.why, Why::Unwell, "{error}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn slow_but_moving_is_never_ended() {
-    let slow = (0..3600).map(|_| (2 * SECOND, band(1, &[7; 10_000])));
+    let piece = band(1, &vec![7; 35_000]);
+    let slow = (0..7200).map(move |_| (SECOND / 2, piece.clone()));
     let begun = opened().map(|piece| (Duration::ZERO, piece));
     let pieces = begun.into_iter().chain(slow).chain([(SECOND, FLUSH)]);
     let started = Instant::now();
-    assert_eq!(drain(timed(pieces)).await, Ok(12 + 36_000_000));
-    assert!(started.elapsed() > Duration::from_secs(7200));
+    assert_eq!(drain(timed(pieces)).await, Ok(12 + 252_000_000));
+    assert!(started.elapsed() > Duration::from_secs(3600));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drip_that_is_let_be_at_first_is_ended_later() {
+    let piece = band(1, &[7; 5_000]);
+    let drip = (0..).map(move |_| (SECOND, piece.clone()));
+    let begun = opened().map(|piece| (Duration::ZERO, piece));
+    let started = Instant::now();
+    let error = drain(timed(begun.into_iter().chain(drip)))
+        .await
+        .unwrap_err();
+    assert_eq!(error.why, Why::Slow);
+    assert_eq!(error.detail, "it came slower than 32 KiB a second");
+    let took = started.elapsed().as_secs();
+    assert!((120..240).contains(&took), "{took}");
+}
+
+/// As servers of v0 answer that have no sideband.
+#[tokio::test]
+async fn a_plain_pack_is_taken_as_it_is() {
+    let plain = |pieces: Vec<Bytes>| async {
+        let mut pack = match begin(at_once(pieces), Shape::Plain, 1 << 20).await? {
+            Begun::Pack(pack) => pack,
+            Begun::Refused(words) => return Err(FetchError::not_there(words)),
+        };
+        let mut bytes = Vec::new();
+        while let Some(piece) = pack.next().await? {
+            assert!(piece.len() <= 64 << 10);
+            bytes.extend_from_slice(&piece);
+        }
+        assert_eq!(pack.next().await, Ok(None));
+        Ok(bytes)
+    };
+    let mut whole = HEAD_OF_ONE.to_vec();
+    whole.resize(200_000, 7);
+    let ack = format!("ACK {}", oid(1));
+    for front in [vec![], vec![line("NAK")], vec![line(&ack), line("NAK")]] {
+        let mut all = front.concat();
+        all.extend_from_slice(&whole);
+        for cut in [1_000, 3, 200_100] {
+            let pieces = all.chunks(cut).map(Bytes::copy_from_slice).collect();
+            assert_eq!(plain(pieces).await.as_ref(), Ok(&whole));
+        }
+    }
+    let large = vec![line("NAK"), HEAD_OF_ONE.into(), vec![7; 2 << 20].into()];
+    for (pieces, why) in [
+        (large, Why::Large),
+        (vec![], Why::Unwell),
+        (vec![line("NAK")], Why::Unwell),
+        (vec![line("NAK"), "PACK".into()], Why::Unwell),
+        (vec![line("NAK"), "PAC".into()], Why::Unwell),
+        (vec![line("NAK"), band(1, HEAD_OF_ONE)], Why::Unwell),
+        (vec![line("ERR no")], Why::NotThere),
+    ] {
+        assert_eq!(plain(pieces).await.unwrap_err().why, why);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -149,7 +206,7 @@ async fn a_server_that_counts_is_waited_for() {
 
     let silent = [(Duration::ZERO, line("packfile")), (61 * SECOND, FLUSH)];
     let error = drain(timed(silent.into_iter())).await.unwrap_err();
-    assert_eq!(error.why, Why::Server, "{error}");
+    assert_eq!(error.why, Why::Unwell, "{error}");
 }
 
 #[tokio::test]
@@ -161,7 +218,7 @@ async fn how_packs_end_badly() {
     let said = after(&[band(3, b"fatal: \x1b[31mdisk\x07\r\n")])
         .await
         .unwrap_err();
-    assert_eq!(said.why, Why::Server);
+    assert_eq!(said.why, Why::Unwell);
     assert_eq!(said.detail, "it says: fatal:  [31mdisk");
     let half = Bytes::from_static(b"00ff\x01abc");
     let bad: [&[Bytes]; 5] = [
@@ -173,7 +230,7 @@ async fn how_packs_end_badly() {
     ];
     for bad in bad {
         let error = after(bad).await.unwrap_err();
-        assert_eq!(error.why, Why::Server, "{bad:?} {error}");
+        assert_eq!(error.why, Why::Unwell, "{bad:?} {error}");
     }
     assert_eq!(after(&[FLUSH]).await, Ok(12));
 }
@@ -184,17 +241,17 @@ async fn how_packs_do_not_begin() {
     let why = |result: Result<u64, FetchError>| result.unwrap_err().why;
     let packfile = line("packfile");
     let empty = band(1, b"PACK\0\0\0\x02\0\0\0\0");
-    assert_eq!(why(of(&[]).await), Why::Server);
-    assert_eq!(why(of(std::slice::from_ref(&packfile)).await), Why::Server);
-    assert_eq!(why(of(&[packfile.clone(), FLUSH]).await), Why::Server);
+    assert_eq!(why(of(&[]).await), Why::Unwell);
+    assert_eq!(why(of(std::slice::from_ref(&packfile)).await), Why::Unwell);
+    assert_eq!(why(of(&[packfile.clone(), FLUSH]).await), Why::Unwell);
     assert_eq!(why(of(&[packfile.clone(), empty]).await), Why::NotThere);
     assert_eq!(
         why(of(&[packfile.clone(), band(1, b"KCAP\0\0\0\x02\0\0\0\x01")]).await),
-        Why::Server
+        Why::Unwell
     );
     assert_eq!(
         why(of(&[packfile.clone(), band(1, b"PACK\0\0\0\x09\0\0\0\x01")]).await),
-        Why::Server
+        Why::Unwell
     );
     let shallow = format!("shallow {}", "1".repeat(40));
     assert_eq!(
@@ -206,7 +263,7 @@ async fn how_packs_do_not_begin() {
         Why::NotThere
     );
     let lines = vec![line("acknowledgments"); MOST_LINES + 1];
-    assert_eq!(why(of(&lines).await), Why::Server);
+    assert_eq!(why(of(&lines).await), Why::Unwell);
     // In pieces it is the same.
     let pieces = [
         packfile,
@@ -223,7 +280,10 @@ async fn a_pack_that_is_too_large_is_ended() {
     let endless = opened()
         .into_iter()
         .chain((0..).map(|_| band(1, &vec![0; 60_000])));
-    let Begun::Pack(mut pack) = begin(at_once(endless), true, 1_000_000).await.unwrap() else {
+    let Begun::Pack(mut pack) = begin(at_once(endless), Shape::Sections, 1_000_000)
+        .await
+        .unwrap()
+    else {
         panic!("refused");
     };
     let error = loop {
@@ -272,7 +332,8 @@ async fn refs_of_v0_and_v1_lead_to_what_is_wanted() {
         let Dialect::V0(v0) = dialect(v0_lines(first, all), &wants).await.unwrap() else {
             panic!("v2");
         };
-        assert!(v0.side_band_64k && v0.thin_pack && v0.ofs_delta && v0.agent && !v0.unadvertised);
+        assert_eq!(v0.sideband, Sideband::Large);
+        assert!(v0.thin_pack && v0.ofs_delta && v0.agent && !v0.unadvertised);
         let ask = |want| v0.found.ask_for(&oid(want));
         assert_eq!(
             [1, 3, 4, 9].map(ask),
@@ -298,15 +359,14 @@ async fn what_advertisements_cannot_be() {
             vec![service.clone(), FLUSH, line("ERR not found\x1b")],
             Why::NotThere,
         ),
-        (vec![service.clone(), service.clone()], Why::Server),
-        (vec![], Why::Server),
-        (vec![line("<html>")], Why::Server),
-        (vec![Bytes::from_static(b"<html><body>")], Why::Server),
+        (vec![service.clone(), service.clone()], Why::Unwell),
+        (vec![], Why::Unwell),
+        (vec![line("<html>")], Why::Unwell),
+        (vec![Bytes::from_static(b"<html><body>")], Why::Unwell),
         (vec![line(&long)], Why::NotThere),
-        (vec![line(&first)], Why::Server),
+        (vec![line(&first)], Why::Unwell),
         (vec![line(&first), line(&shallow), FLUSH], Why::NotThere),
-        (vec![line(&format!("{} HEAD", oid(1))), FLUSH], Why::Server),
-        (vec![line("version 2"), line("ls-refs"), FLUSH], Why::Server),
+        (vec![line("version 2"), line("ls-refs"), FLUSH], Why::Unwell),
         (
             vec![
                 line("version 2"),
@@ -321,6 +381,9 @@ async fn what_advertisements_cannot_be() {
         let error = dialect(pieces.clone(), &[]).await.unwrap_err();
         assert_eq!(error.why, why, "{pieces:?} {error}");
     }
+    let bare = vec![line(&format!("{} HEAD", oid(1))), FLUSH];
+    let bare = dialect(bare, &[]).await.unwrap();
+    assert!(matches!(bare, Dialect::V0(v0) if v0.sideband == Sideband::None));
     for empty in [
         vec![service.clone(), FLUSH, FLUSH],
         vec![
@@ -344,7 +407,7 @@ async fn endless_advertisements_end() {
         .unwrap_err();
     assert_eq!(
         (error.why, &*error.detail),
-        (Why::Server, "the list of refs is too long")
+        (Why::Unwell, "the list of refs is too long")
     );
 }
 
@@ -425,8 +488,8 @@ proptest! {
         runtime.block_on(async {
             let _ = advertisement::read(&mut at_once(pieces.clone()), &wants).await;
             let _ = advertisement::read_refs(&mut at_once(pieces.clone()), &wants).await;
-            for v2 in [false, true] {
-                if let Ok(Begun::Pack(mut pack)) = begin(at_once(pieces.clone()), v2, 100).await {
+            for shape in [Shape::Sections, Shape::Sideband, Shape::Plain] {
+                if let Ok(Begun::Pack(mut pack)) = begin(at_once(pieces.clone()), shape, 100).await {
                     while let Ok(Some(piece)) = pack.next().await {
                         assert!(!piece.is_empty());
                     }
