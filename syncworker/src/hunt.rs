@@ -22,6 +22,7 @@ pub mod transfer;
 
 use std::{sync::Arc, time::Duration};
 
+use futures::{StreamExt, stream};
 use grasp_proto::{
     contract::relay::{HeldLease, LeasedIdentifier},
     transport::Trace,
@@ -37,10 +38,13 @@ use backoff::Backoff;
 use context::{CallError, SyncContext};
 use counts::Counts;
 use identifier::{LAST_CALLS, SOON};
-use lease::Leases;
+use lease::{Leases, Renewal};
 
 /// A renewal that is not answered for so long is sent again, whatever the period.
 const SHORTEST_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Calls that renew leases at the same time: their answers can be large.
+const GROUPS_AT_ONCE: usize = 4;
 
 /// The two steps of a stop.
 #[derive(Debug, Default)]
@@ -219,30 +223,26 @@ impl Hunt {
         let mut backoff = Backoff::default();
         let mut away = Away::default();
         loop {
-            let renewal = self.leases.renewal();
             let sent = Instant::now();
             let every = *period.borrow_and_update();
-            let call = self
-                .context
-                .renew(renewal.names(), self.counts.told(self.concurrency));
-            let answer = timeout(every.max(SHORTEST_PATIENCE), call).await;
-            let mut next = sent + every;
-            match answer {
-                Ok(Ok(answer)) => {
+            let groups = self.leases.renewal().groups();
+            let calls = groups.into_iter().map(|group| self.renew_group(group, every));
+            let mut answers = stream::iter(calls).buffer_unordered(GROUPS_AT_ONCE);
+            let mut failed = None;
+            while let Some(answer) = answers.next().await {
+                failed = answer.err().or(failed);
+            }
+            let mut next = match failed {
+                None => {
                     away.answered();
                     backoff.reset();
-                    self.leases.renewed(&renewal, sent, answer);
+                    sent + every
                 }
-                Ok(Err(CallError::Lost)) => renewal.lose(),
-                Ok(Err(error)) => {
+                Some(error) => {
                     away.failed(&error);
-                    next = Instant::now() + backoff.wait().min(every / 2);
+                    Instant::now() + backoff.wait().min(every / 2)
                 }
-                Err(_) => {
-                    away.failed(&CallError::Away("it takes too long".to_owned()));
-                    next = Instant::now() + backoff.wait().min(every / 2);
-                }
-            }
+            };
             // A lease that is shorter than those before is renewed sooner.
             while tokio::select! {
                 biased;
@@ -251,6 +251,26 @@ impl Hunt {
             } {
                 next = next.min(sent + *period.borrow_and_update());
             }
+        }
+    }
+
+    /// Renews some of what is held. The others do not suffer when that fails.
+    async fn renew_group(&self, group: Renewal, every: Duration) -> Result<(), CallError> {
+        let sent = Instant::now();
+        let call = self
+            .context
+            .renew(group.names(), self.counts.told(self.concurrency));
+        match timeout(every.max(SHORTEST_PATIENCE), call).await {
+            Ok(Ok(answer)) => {
+                self.leases.renewed(&group, sent, answer);
+                Ok(())
+            }
+            Ok(Err(CallError::Lost)) => {
+                group.lose();
+                Ok(())
+            }
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(CallError::Away("it takes too long".to_owned())),
         }
     }
 }

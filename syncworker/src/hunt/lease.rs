@@ -31,6 +31,10 @@ const SHORTEST_PERIOD: Duration = Duration::from_millis(200);
 /// nor more seldom.
 const LONGEST_PERIOD: Duration = Duration::from_secs(20);
 
+/// Most leases that are renewed by one call. A grant comes back with each, which names as many as
+/// 10,000 objects: some 14 MB in all, of 64 that an answer may have.
+const LARGEST_GROUP: usize = 64;
+
 /// How long before its end a lease is let go of, at most.
 const MARGIN: Duration = Duration::from_secs(3);
 
@@ -121,7 +125,7 @@ impl Drop for Fetching<'_> {
     }
 }
 
-/// All leases of this worker: as many as it has room for.
+/// All leases of this worker: as many as it has places.
 #[derive(Debug)]
 pub struct Leases {
     held: Mutex<BTreeMap<Identifier, Arc<Held>>>,
@@ -142,6 +146,16 @@ impl Default for Leases {
 pub struct Renewal(Vec<(Arc<Held>, Option<u64>)>);
 
 impl Renewal {
+    /// In groups, one at least, of which none is larger than what one answer can hold.
+    pub fn groups(mut self) -> Vec<Self> {
+        let mut groups = Vec::new();
+        while self.0.len() > LARGEST_GROUP {
+            groups.push(Self(self.0.split_off(self.0.len() - LARGEST_GROUP)));
+        }
+        groups.push(self);
+        groups
+    }
+
     /// As the relay is asked.
     pub fn names(&self) -> Vec<HeldLease> {
         self.0.iter().map(|(held, _)| held.name()).collect()
@@ -365,6 +379,25 @@ mod tests {
         let (_second, grants) = lease.fetching(2, "second".into());
         renew(&during, b"first once more");
         assert_eq!(*grants.borrow(), "second");
+    }
+
+    #[test]
+    fn no_group_is_too_large_and_none_is_left_out() {
+        for count in [0, 1, 63, 64, 65, 128, 300] {
+            let all = Arc::new(Leases::default());
+            let held: Vec<Taken> = (0..count)
+                .map(|n| all.take(&leased(&format!("x{n:03}"), n)).unwrap())
+                .collect();
+            let groups = all.renewal().groups();
+            assert_eq!(groups.len(), held.len().div_ceil(LARGEST_GROUP).max(1));
+            assert!(groups.iter().all(|group| group.0.len() <= LARGEST_GROUP));
+            let mut tokens: Vec<u64> = groups
+                .iter()
+                .flat_map(|group| group.names().into_iter().map(|name| name.token))
+                .collect();
+            tokens.sort_unstable();
+            assert_eq!(tokens, (0..count).collect::<Vec<_>>());
+        }
     }
 
     #[test]
