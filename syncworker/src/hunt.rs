@@ -2,14 +2,15 @@
 //!
 //! - [`identifier`]: one leased identifier, from its first step to its last
 //! - [`lease`]: the leases that are held, and their ends
+//! - `places`: how many hunts there can be, and which gives way when too many take long, by [`speed`]
 //! - [`context`]: what is needed of relay and gitd, as a trait
 //! - [`fetch`]: how another server is asked for a pack
 //! - [`transfer`]: how that pack gets into gitd
 //! - [`backoff`], [`counts`]
 //!
 //! [`Hunt::run`] drives three kinds of tasks: one asks for leases as there is room, one renews those
-//! that are held, and each identifier has its own. No identifier waits for another; the number of them
-//! is the number of places. A worker keeps nothing that matters: whatever ends in the middle is
+//! that are held, and each identifier has its own. No identifier waits for another; there are as many
+//! as there are places. A worker keeps nothing that matters: whatever ends in the middle is
 //! begun again by whoever leases the identifier next.
 
 pub mod backoff;
@@ -18,6 +19,8 @@ pub mod counts;
 pub mod fetch;
 mod identifier;
 pub mod lease;
+mod places;
+pub mod speed;
 pub mod transfer;
 
 use std::{sync::Arc, time::Duration};
@@ -28,7 +31,6 @@ use grasp_proto::{
     transport::Trace,
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinError,
     time::{Instant, sleep, sleep_until, timeout},
 };
@@ -39,6 +41,7 @@ use context::{CallError, SyncContext};
 use counts::Counts;
 use identifier::{LAST_CALLS, SOON};
 use lease::{Leases, Renewal};
+use places::{Place, Places};
 
 /// A renewal that is not answered for so long is sent again, whatever the period.
 const SHORTEST_PATIENCE: Duration = Duration::from_secs(1);
@@ -59,10 +62,9 @@ pub struct Stopping {
 #[derive(Clone)]
 pub struct Hunt {
     context: Arc<dyn SyncContext>,
-    /// Identifiers hunted for at once.
+    /// Identifiers hunted for at once, beside those whose fetch takes long.
     concurrency: usize,
-    /// One for each of them.
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
     leases: Arc<Leases>,
     counts: Arc<Counts>,
     stopping: Arc<Stopping>,
@@ -70,12 +72,12 @@ pub struct Hunt {
 }
 
 impl Hunt {
-    /// A hunt for up to `concurrency` identifiers at once.
+    /// A hunt for up to `concurrency` identifiers at once, and as many more whose fetch takes long.
     pub fn new(context: Arc<dyn SyncContext>, concurrency: usize) -> Self {
         Self {
             context,
             concurrency,
-            places: Arc::new(Semaphore::new(concurrency)),
+            places: Arc::new(Places::new(concurrency)),
             leases: Arc::default(),
             counts: Arc::default(),
             stopping: Arc::default(),
@@ -126,7 +128,7 @@ impl Hunt {
             let mut places = tokio::select! {
                 biased;
                 () = asked_to_stop.cancelled() => return,
-                places = self.free_places() => places,
+                places = self.places.free() => places,
             };
             let asked = Instant::now();
             let answer = tokio::select! {
@@ -159,18 +161,8 @@ impl Hunt {
         }
     }
 
-    /// All places that are free, one at least.
-    async fn free_places(&self) -> Vec<OwnedSemaphorePermit> {
-        let first = self.places.clone().acquire_owned().await;
-        let mut places = vec![first.expect("nobody closes it")];
-        while let Ok(place) = self.places.clone().try_acquire_owned() {
-            places.push(place);
-        }
-        places
-    }
-
     /// Begins with what was leased; says with how many.
-    fn take(&self, leased: Vec<LeasedIdentifier>, places: &mut Vec<OwnedSemaphorePermit>) -> usize {
+    fn take(&self, leased: Vec<LeasedIdentifier>, places: &mut Vec<Place>) -> usize {
         let mut taken = 0;
         let mut too_many = Vec::new();
         for leased in leased {
@@ -193,8 +185,8 @@ impl Hunt {
                             stopping,
                             ..
                         } = &hunt;
-                        identifier::hunt(&**context, counts, stopping, lease, leased.tried).await;
-                        drop(place);
+                        let tried = leased.tried;
+                        identifier::hunt(&**context, counts, stopping, lease, place, tried).await;
                     };
                     self.tasks.spawn(trace.scope(work));
                 }

@@ -1,4 +1,5 @@
-//! What this worker has done since it started: for the operator, nothing is decided by it.
+//! What this worker has done since it started, for the operator. Of it, only the speed of a fetch decides
+//! something, and not here.
 
 use std::sync::{
     Arc,
@@ -6,6 +7,8 @@ use std::sync::{
 };
 
 use grasp_proto::contract::relay::{HuntCounts, failed::Why};
+
+use super::speed::Speed;
 
 /// Counts of all fetches.
 #[derive(Debug, Default)]
@@ -52,11 +55,12 @@ impl Counts {
     }
 }
 
-/// One fetch, counted as running until this is dropped, and the bytes of it that have come.
+/// One fetch, counted as running until this is dropped, the bytes of it that have come, and how fast.
 #[derive(Debug)]
 pub struct Meter {
     all: Arc<Counts>,
     bytes: AtomicU64,
+    speed: Arc<Speed>,
 }
 
 impl Meter {
@@ -66,7 +70,13 @@ impl Meter {
         Self {
             all: all.clone(),
             bytes: AtomicU64::new(0),
+            speed: Arc::default(),
         }
+    }
+
+    /// How fast they come.
+    pub fn speed(&self) -> &Arc<Speed> {
+        &self.speed
     }
 
     /// So many bytes more of the pack.
@@ -74,6 +84,7 @@ impl Meter {
         let bytes = bytes as u64;
         self.bytes.fetch_add(bytes, Relaxed);
         self.all.bytes.fetch_add(bytes, Relaxed);
+        self.speed.came(bytes);
         metrics::counter!("ngit_hunt_bytes_total").increment(bytes);
     }
 

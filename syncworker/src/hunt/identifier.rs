@@ -21,6 +21,7 @@ use super::{
     context::{CallError, Failure, Order, SyncContext},
     counts::{Counts, Meter},
     lease::{Held, Taken},
+    places::Place,
 };
 
 /// How long a worker that stops waits for one last answer.
@@ -47,6 +48,8 @@ enum End {
     Lost,
     /// The worker stops: the lease is to be handed back.
     Stopping,
+    /// So it is when a fetch took so long that its place is others' now.
+    NoPlace,
     /// The relay is not to be understood: the lease is left to run out.
     GivenUp,
 }
@@ -70,12 +73,22 @@ fn told(detail: &str) -> String {
         .collect()
 }
 
+/// A fetch that had to make room for others.
+fn no_place(meter: &Meter) -> Failure {
+    let rate = meter.speed().rate().unwrap_or_default() >> 10;
+    Failure {
+        why: Why::Slow,
+        detail: format!("others that take long as well are faster than its {rate} KiB a second"),
+    }
+}
+
 /// One hunt.
 struct Hunter<'a> {
     context: &'a dyn SyncContext,
     counts: &'a Arc<Counts>,
     stopping: &'a Stopping,
     lease: &'a Held,
+    place: &'a mut Place,
     tried: Vec<String>,
     fetches: u32,
 }
@@ -86,6 +99,7 @@ pub async fn hunt(
     counts: &Arc<Counts>,
     stopping: &Stopping,
     lease: Taken,
+    mut place: Place,
     tried: Vec<String>,
 ) {
     let begun = Instant::now();
@@ -94,6 +108,7 @@ pub async fn hunt(
         counts,
         stopping,
         lease: &lease,
+        place: &mut place,
         tried,
         fetches: 0,
     };
@@ -112,7 +127,7 @@ pub async fn hunt(
             tracing::warn!(%identifier, fetches, millis, "lost the lease: stopped at once");
         }
         End::GivenUp => {}
-        End::Stopping => {
+        End::Stopping | End::NoPlace => {
             tracing::info!(%identifier, fetches, millis, "handed back");
             let name = lease.name();
             // Not renewed any more.
@@ -193,10 +208,14 @@ impl Hunter<'_> {
             bytes,
             millis: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
         };
-        self.report(report).await
+        self.report(report).await?;
+        match self.place.is_short_again() {
+            true => Ok(()),
+            false => Err(End::NoPlace),
+        }
     }
 
-    async fn carry_out(&self, order: Order, meter: &Meter) -> Result<Vec<Oid>, Failure> {
+    async fn carry_out(&mut self, order: Order, meter: &Meter) -> Result<Vec<Oid>, Failure> {
         let Order {
             fetch,
             wanted,
@@ -209,6 +228,7 @@ impl Hunter<'_> {
             biased;
             () = self.stopping.now.cancelled() => Err(Failure::ours("the worker is stopping")),
             outcome = self.context.transfer(&wanted, grants, meter) => outcome,
+            () = self.place.keep(meter.speed()) => Err(no_place(meter)),
         };
         drop(fetching);
         match &mut outcome {

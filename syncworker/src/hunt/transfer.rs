@@ -150,7 +150,9 @@ async fn carry(
     meter: &Meter,
 ) -> Result<Infallible, Failure> {
     way.grant().await?;
-    while let Some(mut chunk) = way.renewing(pack.next()).await?? {
+    let speed = meter.speed();
+    speed.begun();
+    while let Some(mut chunk) = way.renewing(speed.waiting(pack.next())).await?? {
         meter.add(chunk.len());
         while !chunk.is_empty() {
             let piece = chunk.split_to(chunk.len().min(CHUNK));
@@ -158,6 +160,7 @@ async fn carry(
         }
     }
     // The other server is needed no more.
+    speed.ended();
     drop(pack);
     way.put(Part::Chunk(Vec::new())).await?;
     way.renewing(sleep(DIGESTION)).await?;

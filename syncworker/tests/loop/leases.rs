@@ -98,6 +98,34 @@ async fn a_lease_that_the_relay_says_is_lost_ends_its_fetch_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn many_leases_are_renewed_in_groups_and_none_is_lost_with_another() {
+    let world = World::new();
+    for n in 0..200 {
+        let identifier = format!("x{n:03}");
+        world.wanted(&identifier, &[1], &[URL]);
+        let busy = tokio::time::Instant::now() + 100 * VALID;
+        let mut state = world.state();
+        state.entries.get_mut(&identifier).unwrap().busy_until = Some(busy);
+    }
+    let hunt = world.hunt(200);
+    world.until("? renew 64", 6).await;
+    sleep(3 * VALID).await;
+    let held = || {
+        let state = world.state();
+        let now = tokio::time::Instant::now();
+        state.leases.values().filter(|(_, end)| *end > now).count()
+    };
+    assert_eq!(held(), 200);
+    world.state().renewals = Some(Renewals::RefusedWith("x150"));
+    sleep(2 * VALID).await;
+    assert!((136..200).contains(&held()), "{}", held());
+    let largest = (65..=200).map(|n| world.times(&format!("? renew {n}")));
+    assert_eq!(largest.sum::<usize>(), 0);
+    world.state().renewals = None;
+    hunt.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_step_or_report_that_is_aborted_ends_the_hunt_for_its_identifier() {
     let world = World::new();
     world.wanted("x", &[1], &[]);

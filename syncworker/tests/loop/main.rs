@@ -3,6 +3,7 @@
 
 mod contract;
 mod leases;
+mod places;
 mod steps;
 mod stop;
 mod world;

@@ -48,6 +48,8 @@ pub struct Server {
     pub takes: Duration,
     /// Why it does not.
     pub fails: Option<Why>,
+    /// How many bytes of its pack come in a second; nothing is known of that.
+    pub rate: Option<u64>,
 }
 
 /// An identifier that is hunted for.
@@ -68,6 +70,8 @@ pub struct Entry {
 pub enum Renewals {
     Granted,
     Refused(fn() -> CallError),
+    /// Whatever comes together with this one.
+    RefusedWith(&'static str),
     LeftOut,
     Unanswered,
 }
@@ -79,6 +83,8 @@ pub struct State {
     pub due: VecDeque<String>,
     /// Hands out leases beyond the room there is.
     pub generous: bool,
+    /// What is handed back is due again, with what was tried.
+    pub again: bool,
     /// Nobody answers but to transfers.
     pub away: bool,
     pub renewals: Option<Renewals>,
@@ -136,8 +142,15 @@ impl World {
             has: has.iter().copied().collect(),
             takes: Duration::from_secs(seconds),
             fails: None,
+            rate: None,
         };
         self.state().servers.insert(url.into(), server);
+    }
+
+    /// A server whose pack comes like that for so many seconds.
+    pub fn sending(&self, url: &str, has: &[u8], seconds: u64, rate: u64) {
+        self.server(url, has, seconds);
+        self.state().servers.get_mut(url).unwrap().rate = Some(rate);
     }
 
     /// An identifier is due.
@@ -179,6 +192,11 @@ impl World {
         let state = self.state();
         let lines = state.log.iter().filter(quiet);
         lines.map(|(_, line)| line.clone()).collect()
+    }
+
+    /// Whether nothing is missing under an identifier any more.
+    pub fn is_done(&self, identifier: &str) -> bool {
+        self.state().entries[identifier].missing.is_empty()
     }
 
     /// How often something was done.
@@ -250,6 +268,7 @@ impl World {
             (true, _) => ended::Why::NothingPending,
             (false, None) => ended::Why::NothingLeftToTry,
             (false, Some(url)) => {
+                entry.tried.push(url.clone());
                 state.fetch += 1;
                 return Some(Ok(Step::Fetch(Fetch {
                     fetch: state.fetch,
@@ -320,6 +339,11 @@ impl SyncContext for World {
             match state.renewals.unwrap_or(Renewals::Granted) {
                 Renewals::Granted | Renewals::Unanswered => {}
                 Renewals::Refused(error) => return Err(error()),
+                Renewals::RefusedWith(bad) => {
+                    if leases.iter().any(|lease| lease.identifier == bad) {
+                        return Err(CallError::Refused("no".into()));
+                    }
+                }
                 Renewals::LeftOut => return Ok(vec![]),
             }
             let now = Instant::now();
@@ -386,8 +410,13 @@ impl SyncContext for World {
         Box::pin(async move {
             for lease in leases {
                 self.log(format!("release {}", lease.identifier));
-                self.state().leases.remove(&lease.identifier);
+                let mut state = self.state();
+                state.leases.remove(&lease.identifier);
+                if state.again {
+                    state.due.push_back(lease.identifier);
+                }
             }
+            self.changed.notify_waiters();
             Ok(())
         })
     }
@@ -412,9 +441,26 @@ impl SyncContext for World {
             };
             let mut under_way = UnderWay(self, Some(url));
             let end = Instant::now() + server.takes;
-            while tokio::time::timeout_at(end, grants.changed()).await.is_ok() {
-                let grant = grants.borrow_and_update().clone();
-                self.state().grants.push(grant);
+            let renewed = async {
+                while tokio::time::timeout_at(end, grants.changed()).await.is_ok() {
+                    let grant = grants.borrow_and_update().clone();
+                    self.state().grants.push(grant);
+                }
+            };
+            let sending = async {
+                let Some(rate) = server.rate else {
+                    return std::future::pending().await;
+                };
+                meter.speed().begun();
+                loop {
+                    meter.speed().waiting(sleep(Duration::from_secs(1))).await;
+                    meter.add(usize::try_from(rate).unwrap());
+                }
+            };
+            tokio::select! {
+                biased;
+                () = renewed => {}
+                () = sending => {}
             }
             under_way.1 = None;
             meter.add(10);
