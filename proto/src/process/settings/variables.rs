@@ -81,7 +81,7 @@ pub static VARIABLES: &[Variable] = &[
     variable("NGIT_GIT_MAX_PACK_BYTES", Some("17179869184"), "Largest pack taken in that a signed event wants, in bytes."),
     variable("NGIT_GIT_MAX_STAGED_PACK_BYTES", Some("1073741824"), "Most bytes of packs that nobody has signed for yet, in one repository."),
     variable("NGIT_WORKERS", Some("1"), "How many syncworkers are started with the service. 0: none; others may be started apart."),
-    variable("NGIT_SYNC_WORKER_CONCURRENCY", Some("8"), "Identifiers that one worker hunts for at once."),
+    variable("NGIT_SYNC_WORKER_CONCURRENCY", Some("8"), "Identifiers that one worker hunts for at once; as many more may be those whose fetch takes longer than a minute."),
     variable("NGIT_SYNC_LOOP_INTERVAL_MS", Some("1000"), "How often the hunt queue is looked at besides when something changes, in milliseconds."),
     variable("NGIT_SYNC_DEFAULT_DELAY_SECS", Some("180"), "How long after a user's event its git data is hunted for: a push is expected first. Seconds."),
     variable("NGIT_SYNC_IMMEDIATE_DELAY_MS", Some("500"), "How long after an event that was found elsewhere its git data is hunted for: bursts become one. Milliseconds."),
