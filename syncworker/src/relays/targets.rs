@@ -52,10 +52,12 @@ impl Index {
         let repository = target.repository.ok_or("it is missing")?;
         let repo = RepoId::try_from(repository).map_err(|error| error.to_string())?;
         let new = target.new_roots.iter();
-        let new: Result<BTreeSet<EventId>, _> = new.map(|id| EventId::from_slice(id)).collect();
-        let mut roots = new.map_err(|error| error.to_string())?;
+        let new: Result<Vec<EventId>, _> = new.map(|id| EventId::from_slice(id)).collect();
+        let new = new.map_err(|error| error.to_string())?;
         let old = self.remove(&repo, touched);
-        roots.extend(old.map(|old| old.roots).unwrap_or_default());
+        // There may be far more old ones than new ones.
+        let mut roots = old.map(|old| old.roots).unwrap_or_default();
+        roots.extend(new);
         let repo = Arc::new(repo);
         let relays: BTreeSet<String> = target.relays.into_iter().collect();
         for relay in &relays {
