@@ -71,8 +71,9 @@ const SPARE: Duration = Duration::from_secs(10);
 /// How long a renewal may take.
 const RENEWAL: Duration = Duration::from_secs(5);
 
-/// How long a batch of events may take: each is judged, and some release others.
-const SUBMIT: Duration = Duration::from_secs(60);
+/// How long a batch of events may take: each is judged, and some release others, which waits for
+/// gitd. Longer than any call that the relay makes for it.
+const SUBMIT: Duration = Duration::from_secs(150);
 
 /// How long the next part of an inventory may take.
 const PROGRESS: Duration = Duration::from_secs(30);
