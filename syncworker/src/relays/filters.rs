@@ -42,6 +42,16 @@ pub enum Item {
     Root(EventId),
 }
 
+impl Item {
+    /// How many filters ask for it.
+    pub fn filters(&self) -> usize {
+        match self {
+            Self::Announcements | Self::States(_) => 1,
+            Self::Mentions(_) | Self::Root(_) => 3,
+        }
+    }
+}
+
 /// One filter, and the items that it asks for, wholly or in part.
 #[derive(Debug, Clone)]
 pub struct Part {

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use nostr::Filter;
+use nostr::{Filter, filter::SingleLetterTag};
 
 use super::{
     filters::{self, Item, Part},
@@ -117,15 +117,18 @@ impl Live {
 
     fn cover(&mut self) {
         let parts = self.subscriptions.values().flat_map(|one| &one.parts);
-        // An item is covered if all of its filters are; they are lost together or not at all only
-        // within a subscription, so what any closed one shared counts as uncovered.
-        let mut count: BTreeMap<&Item, usize> = BTreeMap::new();
-        for item in parts.flat_map(|part| &part.items) {
-            *count.entry(item).or_default() += 1;
+        // An item is covered if all of its filters are; they may be in several subscriptions, and one
+        // of them in two.
+        let mut asked: BTreeMap<&Item, BTreeSet<Option<SingleLetterTag>>> = BTreeMap::new();
+        for part in parts {
+            let tag = part.filter.generic_tags.keys().next().copied();
+            for item in &part.items {
+                asked.entry(item).or_default().insert(tag);
+            }
         }
-        let covered = count
+        let covered = asked
             .into_iter()
-            .filter(|(item, count)| *count >= needed(item));
+            .filter(|(item, tags)| tags.len() >= item.filters());
         self.covered = covered.map(|(item, _)| item.clone()).collect();
     }
 
@@ -250,14 +253,6 @@ impl Live {
             true => opening.into_iter().chain(closing).collect(),
             false => closing.chain(opening).collect(),
         }
-    }
-}
-
-/// How many filters ask for an item.
-fn needed(item: &Item) -> usize {
-    match item {
-        Item::Announcements | Item::States(_) => 1,
-        Item::Mentions(_) | Item::Root(_) => 3,
     }
 }
 
@@ -389,6 +384,30 @@ mod tests {
         assert!(remote.0.len() <= 5);
         let most = remote.0.values().map(Vec::len).max().unwrap();
         assert!(most <= live.limits.filters && !live.left_over().is_empty());
+    }
+
+    #[test]
+    fn a_filter_that_is_subscribed_to_twice_does_not_stand_for_another() {
+        let limits = Limits {
+            filters: 1,
+            ..Limits::default()
+        };
+        let wanted = BTreeSet::from([root(1)]);
+        let (mut live, mut remote) = (Live::new(limits), Remote::default());
+        remote.take(live.change(&wanted));
+        for _ in 0..2 {
+            // The subscription that asks by `e`: the latest of them.
+            let by_e = remote.0.iter().rev().find(|(_, filters)| {
+                let mut tags = filters[0].generic_tags.keys();
+                tags.any(|tag| *tag == SingleLetterTag::lowercase(nostr::filter::Alphabet::E))
+            });
+            let number = *by_e.unwrap().0;
+            remote.0.remove(&number);
+            live.closed(number);
+            assert!(live.covered.is_empty());
+            remote.take(live.change(&wanted));
+            assert_eq!(remote.asked(), all_of(&wanted));
+        }
     }
 
     proptest! {
