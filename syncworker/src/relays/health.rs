@@ -20,21 +20,23 @@ pub const SILENCE: Duration = Duration::from_secs(65);
 /// A relay that forges, or floods with what nobody asked for, begins with so many failures.
 const MISBEHAVIOUR: u32 = 5;
 
-/// Whether a relay asks, in a NOTICE or CLOSED, to be left alone.
-pub fn asks_for_silence(text: &str) -> bool {
+fn says(text: &str, any: &[&str]) -> bool {
     let text = text.to_lowercase();
-    let words = [
-        "rate-limit",
-        "rate limit",
-        "ratelimit",
-        "too many",
-        "slow down",
-    ];
-    words.iter().any(|words| {
+    any.iter().any(|words| {
         let mut found = text.match_indices(words);
         // Not in "separate limits".
         found.any(|(at, _)| !text[..at].ends_with(char::is_alphabetic))
     })
+}
+
+/// Whether a relay says that it was asked too much in too short a time.
+pub fn is_rate_limited(text: &str) -> bool {
+    says(text, &["rate-limit", "rate limit", "ratelimit"])
+}
+
+/// Whether a relay asks, in a NOTICE or CLOSED, to be left alone.
+pub fn asks_for_silence(text: &str) -> bool {
+    is_rate_limited(text) || says(text, &["too many", "slow down"])
 }
 
 /// What was too much, where a relay that asks for silence says so.
@@ -50,8 +52,10 @@ impl TooMany {
     /// What a NOTICE or CLOSED complains of.
     pub fn of(text: &str) -> Option<Self> {
         let text = text.to_lowercase();
-        let names = |word| text.contains("too many") && text.contains(word);
-        match (names("filter"), names("sub") || names("req")) {
+        let names = |words: &[&str]| text.contains("too many") && says(&text, words);
+        // Requests are also what is sent in a minute.
+        let subscriptions = ["subscription", "subs", "concurrent req", "open req", "reqs"];
+        match (names(&["filter"]), names(&subscriptions)) {
             (true, _) => Some(Self::Filters),
             (_, true) => Some(Self::Subscriptions),
             _ => None,
@@ -220,7 +224,12 @@ mod tests {
             Some(TooMany::Subscriptions)
         );
         assert_eq!(of("bad req: too many filters"), Some(TooMany::Filters));
+        assert_eq!(of("too many subscriptions"), Some(TooMany::Subscriptions));
+        assert_eq!(of("too many REQs"), Some(TooMany::Subscriptions));
         assert_eq!(of("rate-limited: too many messages"), None);
+        assert_eq!(of("too many requests"), None);
+        assert!(is_rate_limited("rate-limited: too many messages"));
+        assert!(!is_rate_limited("blocked: too many sessions"));
     }
 
     #[test]
