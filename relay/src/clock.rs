@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize};
@@ -48,39 +48,59 @@ impl std::ops::Add<Duration> for Moment {
 }
 
 /// Where the relay's sense of time comes from. Cheap to clone; clones tell the same time.
-#[derive(Debug, Clone, Default)]
-pub struct Clock {
-    /// `None`: the system's.
-    set: Option<Arc<AtomicU64>>,
+///
+/// The system's clock is read once, when this one is made, and goes on from there as time passes: a
+/// wall clock that is set anew, forward or back, neither ends a lease nor holds a deadline up. So
+/// its moments mean the same after a restart, as near as the wall clock was right at both starts,
+/// and may differ from the wall clock's by what that was corrected since: for what another process
+/// compares with its own wall clock there is [`Clock::wall`].
+#[derive(Debug, Clone)]
+pub struct Clock(Source);
+
+#[derive(Debug, Clone)]
+enum Source {
+    /// It was this moment then.
+    Passing(Moment, Instant),
+    /// Moved by hand.
+    Set(Arc<AtomicU64>),
+}
+
+fn wall() -> Moment {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    Moment(0) + since.unwrap_or_default()
 }
 
 impl Clock {
-    /// The system's clock.
+    /// A clock that begins at the system's time.
     pub fn system() -> Self {
-        Self::default()
+        Self(Source::Passing(wall(), Instant::now()))
     }
 
     /// A clock that stands still until it is moved.
     pub fn standing_at(moment: Moment) -> Self {
-        Self {
-            set: Some(Arc::new(AtomicU64::new(moment.0))),
+        Self(Source::Set(Arc::new(AtomicU64::new(moment.0))))
+    }
+
+    /// What time it is: never earlier than it was, and later by what has passed.
+    pub fn now(&self) -> Moment {
+        match &self.0 {
+            Source::Passing(began, since) => *began + since.elapsed(),
+            Source::Set(set) => Moment(set.load(Ordering::SeqCst)),
         }
     }
 
-    /// What time it is.
-    pub fn now(&self) -> Moment {
-        match &self.set {
-            Some(set) => Moment(set.load(Ordering::SeqCst)),
-            None => {
-                let since = SystemTime::now().duration_since(UNIX_EPOCH);
-                Moment(0) + since.unwrap_or_default()
-            }
+    /// What the wall clock of this machine says, for those who look at theirs. Of a clock that
+    /// stands still: where that stands.
+    pub fn wall(&self) -> Moment {
+        match &self.0 {
+            Source::Passing(..) => wall(),
+            Source::Set(_) => self.now(),
         }
     }
 
     /// Moves a clock that stands still; the system's clock takes no notice.
     pub fn advance(&self, by: Duration) {
-        if let Some(set) = &self.set {
+        if let Source::Set(set) = &self.0 {
             let millis = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
             set.fetch_add(millis, Ordering::SeqCst);
         }
@@ -98,6 +118,25 @@ mod tests {
         clock.advance(Duration::from_secs(2));
         assert_eq!(same.now(), Moment::from_millis(7_000));
         assert_eq!(same.now().as_secs(), 7);
-        assert!(Clock::system().now() > Moment::from_millis(1_700_000_000_000));
+        assert_eq!(same.wall(), same.now());
+    }
+
+    #[test]
+    fn the_systems_clock_begins_at_the_wall_clocks_time_and_goes_on_by_itself() {
+        let clock = Clock::system();
+        let apart = clock
+            .wall()
+            .since(clock.now())
+            .max(clock.now().since(clock.wall()));
+        assert!(apart < Duration::from_secs(60), "{apart:?}");
+        // As if the wall clock had been set back by a day since: not looked at again.
+        let Source::Passing(began, since) = clock.0 else {
+            panic!("it stands still");
+        };
+        let day = Duration::from_secs(24 * 60 * 60);
+        let ahead = Clock(Source::Passing(began + day, since));
+        assert!(ahead.now() >= began + day);
+        assert!(ahead.clone().now() >= ahead.now().min(began + day));
+        assert!(ahead.wall() < began + day);
     }
 }
