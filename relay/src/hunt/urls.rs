@@ -8,6 +8,8 @@ use crate::domain::Domain;
 
 /// The longest URL that is asked; longer ones are nobody's repository.
 const LONGEST: usize = 1_024;
+/// The longest name of a host: more has no place in the DNS.
+const LONGEST_HOST: usize = 253;
 
 /// A URL that may be asked.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,7 +40,7 @@ impl CloneUrl {
         url.set_password(None).ok()?;
         url.set_fragment(None);
         let name = url.host_str()?.trim_end_matches('.').to_owned();
-        if name.is_empty() {
+        if name.is_empty() || name.len() > LONGEST_HOST {
             return None;
         }
         if url.host_str() != Some(&name) {
@@ -111,6 +113,7 @@ mod tests {
     #[test]
     fn what_cannot_be_asked_is_left_out() {
         let long = format!("https://a.example/{}", "x".repeat(LONGEST));
+        let endless = format!("https://{}example/x", "a.".repeat(200));
         for bad in [
             "ssh://git.example/x",
             "git@git.example:x",
@@ -120,6 +123,7 @@ mod tests {
             "https://git.example/x?private_token=y",
             "",
             &long,
+            &endless,
         ] {
             assert_eq!(read(bad), None, "{bad}");
         }
