@@ -10,13 +10,16 @@
 //! Tasks: [`Hunt::run`] moves time on, [`heal::run`] finds what is served and lacks objects.
 
 pub mod budget;
+pub mod costly;
 pub mod entry;
 pub mod heal;
 mod meters;
 pub mod pending;
 pub mod queue;
 pub mod records;
+pub mod sight;
 mod steps;
+mod take_in;
 pub mod urls;
 pub mod workers;
 
@@ -25,6 +28,7 @@ use std::{
     time::Duration,
 };
 
+use dashmap::DashMap;
 use futures::future::{BoxFuture, FutureExt, join_all};
 use grasp_proto::{transport::Trace, words::Identifier};
 use tokio_util::sync::CancellationToken;
@@ -37,6 +41,7 @@ use self::{
 use crate::{
     clock::{Clock, Moment},
     journal::{Journal, JournalError, Key, Record},
+    serial::Serial,
     verdict::Origin,
 };
 
@@ -58,6 +63,10 @@ pub struct Hunt {
     rules: Rules,
     journal: Journal,
     clock: Clock,
+    /// Under each identifier one after another takes in what has come.
+    taking: Serial,
+    /// Identifiers that are seen to in the background, each once.
+    background: Arc<DashMap<Identifier, ()>>,
 }
 
 /// Ends when what was decided is on disk.
@@ -85,6 +94,8 @@ impl Hunt {
             rules,
             journal,
             clock,
+            taking: Serial::default(),
+            background: Arc::default(),
         };
         if let Write::Keep(key, record) = Write::run(run) {
             hunt.journal.keep(key, &record).await?;
@@ -102,7 +113,8 @@ impl Hunt {
     fn act_durably<T>(&self, act: impl FnOnce(&mut Queue, Moment) -> T) -> (T, Kept) {
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
         let Inside { queue, meters } = &mut *inside;
-        let result = act(queue, self.clock.now());
+        let now = self.clock.now();
+        let result = act(queue, now);
         let mut kept = Vec::new();
         // Within the lock: what was decided first is written first.
         for write in queue.writes() {
@@ -111,7 +123,7 @@ impl Hunt {
                 Write::Forget(key) => self.journal.forget(key),
             }
         }
-        meters.show(queue);
+        meters.show(queue, now);
         let kept = join_all(kept).map(|all| all.into_iter().collect());
         (result, kept.boxed())
     }
@@ -136,9 +148,26 @@ impl Hunt {
         self.rules.lease
     }
 
+    /// Does something for an identifier that nobody waits for, unless that is being done.
+    fn in_background(
+        &self,
+        identifier: &Identifier,
+        work: impl Future<Output = ()> + Send + 'static,
+    ) {
+        if self.background.insert(identifier.clone(), ()).is_some() {
+            return;
+        }
+        let (background, identifier) = (self.background.clone(), identifier.clone());
+        tokio::spawn(async move {
+            work.await;
+            background.remove(&identifier);
+        });
+    }
+
     fn asked(&self, domain: &str) {
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
-        inside.meters.asked(domain);
+        let now = self.clock.now();
+        inside.meters.asked(domain, now);
     }
 
     /// Moves time on until `stop`; looks at the queue `every` so often at least.

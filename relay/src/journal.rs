@@ -24,6 +24,9 @@ pub enum JournalError {
     /// The change did not reach the disk.
     #[error("the purgatory journal could not be written")]
     NotWritten,
+    /// What the record was to be filed under.
+    #[error("a key of {0} bytes is none for the purgatory journal")]
+    Key(usize),
     /// The writer ended.
     #[error("the purgatory journal is not being written any more")]
     Ended,
@@ -112,6 +115,19 @@ pub enum Record {
         until: Moment,
         /// The fetch that is running.
         fetch: Option<Fetch>,
+        /// The fetches that were given under it.
+        #[serde(default)]
+        given: Vec<u64>,
+    },
+    /// What the fetch that runs under a lease is for. A lease is written anew with every renewal,
+    /// this once.
+    Wants {
+        /// Of which identifier.
+        identifier: String,
+        /// The number of the fetch.
+        fetch: u64,
+        /// The objects asked for, in hex.
+        oids: Vec<String>,
     },
     /// How often the relay has started, for the tokens of relay-to-relay sync.
     SyncRun {
@@ -149,12 +165,21 @@ pub struct Fetch {
     pub domain: String,
     /// Which server answers.
     pub server: String,
-    /// The objects asked for, in hex.
-    pub wants: Vec<String>,
 }
 
-/// What a record is filed under: at most 400 bytes.
+/// What a record is filed under: 1 to 511 bytes.
 pub type Key = Vec<u8>;
+
+/// The longest key that the database takes. One that it does not would fail the batch of all who
+/// write at the same time.
+const LONGEST_KEY: usize = 511;
+
+fn check(key: &Key) -> Result<(), JournalError> {
+    match (1..=LONGEST_KEY).contains(&key.len()) {
+        true => Ok(()),
+        false => Err(JournalError::Key(key.len())),
+    }
+}
 
 enum Change {
     Put(Key, Vec<u8>, Option<oneshot::Sender<()>>),
@@ -208,14 +233,15 @@ impl Journal {
         record: &Record,
     ) -> impl Future<Output = Result<(), JournalError>> + Send + use<> {
         let asked = self.changes.as_ref().map(|changes| {
+            check(&key)?;
             let (done, kept) = oneshot::channel();
             let change = Change::Put(key, encode(record), Some(done));
-            changes.send(change).map(|()| kept)
+            let sent = changes.send(change).map_err(|_| JournalError::Ended);
+            sent.map(|()| kept)
         });
         async move {
-            match asked {
-                Some(Ok(kept)) => kept.await.map_err(|_| JournalError::NotWritten),
-                Some(Err(_)) => Err(JournalError::Ended),
+            match asked.transpose()? {
+                Some(kept) => kept.await.map_err(|_| JournalError::NotWritten),
                 None => Ok(()),
             }
         }
@@ -223,7 +249,10 @@ impl Journal {
 
     /// Keeps a record, soon.
     pub fn keep_soon(&self, key: Key, record: &Record) {
-        self.send(|| Change::Put(key, encode(record), None));
+        match check(&key) {
+            Ok(()) => self.send(|| Change::Put(key, encode(record), None)),
+            Err(error) => tracing::error!(%error, "a record is not kept"),
+        }
     }
 
     /// Returns when everything asked for so far is on disk.
@@ -241,7 +270,10 @@ impl Journal {
     /// Forgets a record, soon. For what was released, losing this is harmless, since it is found in
     /// the store; whoever takes something back waits for [`Journal::flush`].
     pub fn forget(&self, key: Key) {
-        self.send(|| Change::Remove(key));
+        // What cannot be there need not go.
+        if check(&key).is_ok() {
+            self.send(|| Change::Remove(key));
+        }
     }
 
     fn send(&self, change: impl FnOnce() -> Change) {
@@ -344,6 +376,28 @@ mod tests {
         assert_eq!(after.len(), 10);
         let after: Vec<Record> = after.into_iter().map(|(_, record)| record).collect();
         assert!(!after.contains(&record(3)) && after.contains(&record(99)));
+    }
+
+    #[tokio::test]
+    async fn a_key_that_is_none_fails_nobody_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let (journal, _) = Journal::open(directory.path()).unwrap();
+        let before = journal.keep(b"before".to_vec(), &record(1));
+        for bad in [vec![], vec![b'x'; LONGEST_KEY + 1]] {
+            let length = bad.len();
+            let kept = journal.keep(bad.clone(), &record(2)).await;
+            assert!(matches!(kept, Err(JournalError::Key(n)) if n == length));
+            journal.keep_soon(bad.clone(), &record(2));
+            journal.forget(bad);
+        }
+        let longest = journal.keep(vec![b'y'; LONGEST_KEY], &record(3));
+        before.await.unwrap();
+        longest.await.unwrap();
+        let copy = tempfile::tempdir().unwrap();
+        let from = directory.path().join("data.mdb");
+        std::fs::copy(from, copy.path().join("data.mdb")).unwrap();
+        let (_, after) = Journal::open(copy.path()).unwrap();
+        assert_eq!(after.len(), 2);
     }
 
     #[tokio::test]

@@ -39,6 +39,19 @@ pub const SOFT_EXPIRED_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 /// What an upload is given at least from its last byte on.
 pub const AFTER_LAST_BYTE: Duration = Duration::from_secs(15 * 60);
 
+/// `most` of `count` things, from the one at `start` on and round again, each once.
+fn from_and_round<T>(
+    all: impl Iterator<Item = T> + Clone,
+    count: usize,
+    start: u64,
+    most: usize,
+) -> impl Iterator<Item = T> {
+    let start = start.checked_rem(count as u64).unwrap_or_default();
+    let start = usize::try_from(start).unwrap_or_default();
+    let before = all.clone().take(start);
+    all.skip(start).chain(before).take(most)
+}
+
 /// The three stores, the ids that once expired, and the journal of it all.
 #[derive(Debug)]
 pub struct Purgatory {

@@ -1,8 +1,12 @@
 //! Hunt: what workers are to look for, and where (see `hunt.proto`). Everything a worker says is
 //! bounded, and nothing of it believed.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
 
+use futures::future::join_all;
 use grasp_proto::{
     contract::relay::{self as wire, ended, failed, hunt_server, next_response, report_request},
     words::{Identifier, Oid},
@@ -12,7 +16,8 @@ use tonic::{Request, Response, Status};
 use super::{at_most, millis, worker_name};
 use crate::hunt::{
     Hunter, HunterError, Next, Outcome, budget,
-    queue::{Leased, Why},
+    costly::OfUrl,
+    queue::{Leased, Said, Why},
     workers::Counts,
 };
 
@@ -57,18 +62,21 @@ impl From<Why> for ended::Why {
     }
 }
 
-/// What a failure says of the server that was asked.
-fn of_server(why: failed::Why) -> budget::Outcome {
-    match why {
-        failed::Why::Server => budget::Outcome::Broken,
-        failed::Why::Busy => budget::Outcome::Busy,
-        failed::Why::NotThere | failed::Why::Large | failed::Why::BadPack => budget::Outcome::Fine,
-        failed::Why::Unspecified
-        | failed::Why::Forbidden
-        | failed::Why::Slow
-        | failed::Why::Unwell
-        | failed::Why::Ours => budget::Outcome::Unknown,
-    }
+/// What a failure says of the one that was asked.
+fn said(why: failed::Why) -> Said {
+    let (server, url) = match why {
+        failed::Why::Server => (budget::Outcome::Broken, OfUrl::Nothing),
+        failed::Why::Busy => (budget::Outcome::Busy, OfUrl::Nothing),
+        failed::Why::NotThere => (budget::Outcome::Fine, OfUrl::Nothing),
+        failed::Why::Large | failed::Why::BadPack => (budget::Outcome::Fine, OfUrl::Costly),
+        // It does answer.
+        failed::Why::Unwell => (budget::Outcome::Fine, OfUrl::Unwell),
+        failed::Why::Slow => (budget::Outcome::Unknown, OfUrl::Costly),
+        failed::Why::Unspecified | failed::Why::Forbidden | failed::Why::Ours => {
+            (budget::Outcome::Unknown, OfUrl::Nothing)
+        }
+    };
+    Said { server, url }
 }
 
 #[tonic::async_trait]
@@ -118,21 +126,32 @@ impl hunt_server::Hunt for HuntService {
             }
         });
         let valid_millis = millis(self.0.hunt.lease_time());
-        let mut leases = Vec::new();
-        for held in request.leases {
-            let Ok(identifier) = Identifier::parse(&held.identifier) else {
-                continue;
-            };
-            // One that is lost is left out.
-            if let Ok(grant) = self.0.renew(&identifier, held.token) {
-                leases.push(wire::RenewedLease {
-                    identifier: held.identifier,
-                    token: held.token,
-                    valid_millis,
-                    grant,
-                });
-            }
-        }
+        // Each once, however often it is named: a grant is large.
+        let held: BTreeMap<(String, u64), Identifier> = request
+            .leases
+            .into_iter()
+            .filter_map(|held| {
+                let identifier = Identifier::parse(&held.identifier).ok()?;
+                Some(((held.identifier, held.token), identifier))
+            })
+            .collect();
+        let renewals = held
+            .into_iter()
+            .map(|((name, token), identifier)| async move {
+                match self.0.renew(&identifier, token).await {
+                    Ok(grant) => Ok(Some(wire::RenewedLease {
+                        identifier: name,
+                        token,
+                        valid_millis,
+                        grant,
+                    })),
+                    // One that is lost is left out.
+                    Err(HunterError::Lost(_)) => Ok(None),
+                    Err(error) => Err(error),
+                }
+            });
+        let renewed: Result<Vec<_>, HunterError> = join_all(renewals).await.into_iter().collect();
+        let leases = renewed?.into_iter().flatten().collect();
         Ok(Response::new(wire::RenewResponse { leases }))
     }
 
@@ -178,7 +197,7 @@ impl hunt_server::Hunt for HuntService {
                 let why = failed.why();
                 let detail: String = failed.detail.chars().take(DETAIL).collect();
                 let text = format!("{}: {detail}", why.as_str_name());
-                Outcome::Failed(of_server(why), text)
+                Outcome::Failed(said(why), text)
             }
             None => return Err(Status::invalid_argument("outcome is missing")),
         };

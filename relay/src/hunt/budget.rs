@@ -84,6 +84,8 @@ struct Domain {
     cursor: String,
     /// Where it stands among the moments.
     moment: Option<Moment>,
+    /// Where it stands among those that are remembered for their failures alone.
+    idle: Option<Moment>,
 }
 
 impl Domain {
@@ -151,6 +153,9 @@ pub struct Budget {
     domains: HashMap<String, Domain>,
     /// Domains by the moment at which time changes something for them.
     moments: BTreeSet<(Moment, String)>,
+    /// Those that are remembered for their failures alone, by when they will be forgotten; at most
+    /// `DOMAINS`.
+    idle: BTreeSet<(Moment, String)>,
     /// Requests that are running: in which domain, at which server.
     running: HashMap<u64, (String, String)>,
     /// Where whom waits, under which number.
@@ -171,6 +176,7 @@ impl Budget {
             limits,
             domains: HashMap::new(),
             moments: BTreeSet::new(),
+            idle: BTreeSet::new(),
             running: HashMap::new(),
             waits: HashMap::new(),
             last_number: 0,
@@ -182,9 +188,6 @@ impl Budget {
 
     /// Changes a domain; everything that follows from it follows.
     fn change(&mut self, name: &str, now: Moment, change: impl FnOnce(&mut Domain)) {
-        if !self.domains.contains_key(name) {
-            self.make_room();
-        }
         let domain = self.domains.entry(name.to_owned()).or_default();
         let was_quiet = domain.recent.is_empty();
         change(domain);
@@ -206,20 +209,24 @@ impl Budget {
                 self.moments.insert((moment, name.to_owned()));
             }
         }
+        let idle = moment.filter(|_| domain.is_idle());
+        if let Some(old) = mem::replace(&mut domain.idle, idle) {
+            self.idle.remove(&(old, name.to_owned()));
+        }
+        if let Some(idle) = idle {
+            self.idle.insert((idle, name.to_owned()));
+        }
         if is_done_with {
             self.domains.remove(name);
         }
+        if self.idle.len() > DOMAINS {
+            self.forget_first();
+        }
     }
 
-    /// Forgets a domain that is remembered for its failures alone, if there are too many.
-    fn make_room(&mut self) {
-        const LOOKED_AT: usize = 100;
-        if self.domains.len() < DOMAINS {
-            return;
-        }
-        let mut candidates = self.moments.iter().take(LOOKED_AT);
-        let idle = candidates.find(|(_, name)| self.domains[name].is_idle());
-        if let Some(gone) = idle.cloned() {
+    /// Forgets the domain that would be forgotten first, of those remembered for their failures alone.
+    fn forget_first(&mut self) {
+        if let Some(gone) = self.idle.pop_first() {
             self.moments.remove(&gone);
             self.domains.remove(&gone.1);
         }
@@ -360,6 +367,11 @@ impl Budget {
         });
         self.changed.insert(name);
         true
+    }
+
+    /// Whether a request is running.
+    pub fn is_running(&self, fetch: u64) -> bool {
+        self.running.contains_key(&fetch)
     }
 
     /// Whether the server of a URL is set aside.

@@ -37,6 +37,59 @@ pub fn backoff(attempts: u32) -> Duration {
     FIRST_BACKOFF.saturating_mul(factor).min(LONGEST_BACKOFF)
 }
 
+/// In this time half of what an identifier has used is forgotten …
+const FORGIVEN: Duration = Duration::from_secs(30 * 60);
+/// … and no more than this is held against it.
+const MOST_USED: Duration = Duration::from_secs(60 * 60);
+/// Those who have used less of the workers' time than this go before those who have used more: bad
+/// servers hold up those who name them, not those who come new.
+const RANKS: [Duration; 4] = [
+    Duration::from_secs(10),
+    Duration::from_secs(60),
+    Duration::from_secs(5 * 60),
+    Duration::from_secs(20 * 60),
+];
+
+/// How much of the workers' time an identifier has used, of late.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Used {
+    time: Duration,
+    /// Up to when it is forgiven.
+    forgiven: Moment,
+}
+
+impl Used {
+    /// None.
+    pub fn none(now: Moment) -> Self {
+        Self {
+            time: Duration::ZERO,
+            forgiven: now,
+        }
+    }
+
+    /// Time has passed.
+    pub fn age(&mut self, now: Moment) {
+        while now.since(self.forgiven) >= FORGIVEN && !self.time.is_zero() {
+            self.time /= 2;
+            self.forgiven = self.forgiven + FORGIVEN;
+        }
+        if self.time.is_zero() {
+            self.forgiven = now;
+        }
+    }
+
+    /// It has used more.
+    pub fn more(&mut self, time: Duration, now: Moment) {
+        self.age(now);
+        self.time = self.time.saturating_add(time).min(MOST_USED);
+    }
+
+    /// Who goes first: the smaller.
+    pub fn rank(&self) -> usize {
+        RANKS.iter().filter(|most| self.time >= **most).count()
+    }
+}
+
 /// When an identifier is hunted for next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timing {
@@ -154,6 +207,27 @@ mod tests {
         assert_eq!((timing.due(), timing.attempts()), (at(9_500), 0));
         timing.begin();
         assert_eq!(timing.ended(NOW), Some(FIRST_BACKOFF));
+    }
+
+    #[test]
+    fn who_has_used_much_goes_behind_and_is_forgiven() {
+        let mut used = Used::none(NOW);
+        assert_eq!(used.rank(), 0);
+        let mut ranks = Vec::new();
+        for seconds in [9, 1, 50, 240, 900, 1_000_000] {
+            used.more(Duration::from_secs(seconds), NOW);
+            ranks.push(used.rank());
+        }
+        assert_eq!(ranks, [0, 1, 2, 3, 4, 4]);
+        // An hour at most, halved each half hour.
+        let mut now = NOW;
+        let mut ranks = Vec::new();
+        for _ in 0..10 {
+            now = now + FORGIVEN;
+            used.age(now);
+            ranks.push(used.rank());
+        }
+        assert_eq!(ranks, [4, 3, 3, 2, 2, 1, 1, 1, 0, 0]);
     }
 
     proptest! {

@@ -1,20 +1,30 @@
 //! The hunt as metrics show it. Whatever the rest of the world names, the number of series is
 //! bounded.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use super::{queue::Queue, workers::Worker};
+use crate::clock::Moment;
 
-/// Domains that have a series of their own, the first ones of the process's life; the others share
-/// one.
+/// Domains that have a series of their own; the others share one.
 const DOMAINS: usize = 64;
+/// Domains that ever have: a series, once made, stays in the process.
+const NAMES: usize = 1_024;
+/// A domain that was not asked for so long leaves its series to another.
+const IDLE: Duration = Duration::from_secs(10 * 60);
 /// The label of what shares one series.
 const OTHER: &str = "other";
 
 /// What is shown of which domain.
 #[derive(Debug, Default)]
 pub struct Meters {
-    named: BTreeSet<String>,
+    /// Those with a series, and when they were asked last.
+    named: BTreeMap<String, Moment>,
+    /// Those that ever had one.
+    names: BTreeSet<String>,
     /// Requests that run in the domains without a series of their own.
     others: BTreeMap<String, usize>,
 }
@@ -32,43 +42,72 @@ impl Meters {
         Self::default()
     }
 
-    fn label(&mut self, domain: &str) -> String {
-        if self.named.contains(domain) {
+    /// The label of a domain that is asked.
+    fn label(&mut self, domain: &str, now: Moment) -> String {
+        if let Some(asked) = self.named.get_mut(domain) {
+            *asked = now;
             return domain.to_owned();
         }
-        if self.named.len() >= DOMAINS {
+        // While a request runs it is counted where it began.
+        if self.others.contains_key(domain) {
             return OTHER.to_owned();
         }
-        self.named.insert(domain.to_owned());
+        if self.names.len() >= NAMES && !self.names.contains(domain) {
+            return OTHER.to_owned();
+        }
+        if self.named.len() >= DOMAINS {
+            let longest = self.named.iter().min_by_key(|(_, asked)| **asked);
+            match longest.map(|(name, asked)| (name.clone(), *asked)) {
+                Some((idle, asked)) if now.since(asked) >= IDLE => {
+                    self.named.remove(&idle);
+                    in_flight(&idle, 0);
+                }
+                _ => return OTHER.to_owned(),
+            }
+        }
+        self.named.insert(domain.to_owned(), now);
+        self.names.insert(domain.to_owned());
         domain.to_owned()
     }
 
     /// A domain is asked.
-    pub fn asked(&mut self, domain: &str) {
-        let label = self.label(domain);
+    pub fn asked(&mut self, domain: &str, now: Moment) {
+        let label = self.label(domain, now);
         metrics::counter!("purgatory_domain_requests_total", "domain" => label).increment(1);
+    }
+
+    /// So many requests run in a domain.
+    fn runs(&mut self, domain: String, running: usize, now: Moment) {
+        let label = self.label(&domain, now);
+        if label != OTHER {
+            in_flight(&label, running);
+            return;
+        }
+        match running {
+            0 => self.others.remove(&domain),
+            _ => self.others.insert(domain, running),
+        };
+        in_flight(OTHER, self.others.values().sum());
     }
 
     /// Shows what has changed.
     #[allow(clippy::cast_precision_loss)]
-    pub fn show(&mut self, queue: &mut Queue) {
+    pub fn show(&mut self, queue: &mut Queue, now: Moment) {
         metrics::gauge!("purgatory_sync_queue_size").set(queue.len() as f64);
         for domain in queue.budget.changed() {
-            let mut running = queue.budget.running(&domain);
-            let label = self.label(&domain);
-            if label == OTHER {
-                match running {
-                    0 => self.others.remove(&domain),
-                    _ => self.others.insert(domain, running),
-                };
-                running = self.others.values().sum();
-            }
-            metrics::gauge!("purgatory_domain_in_flight", "domain" => label).set(running as f64);
+            let running = queue.budget.running(&domain);
+            self.runs(domain, running, now);
         }
         for (slot, worker) in queue.workers.changed() {
             show_worker(slot, worker.as_ref());
         }
     }
+}
+
+#[allow(clippy::cast_precision_loss)]
+fn in_flight(label: &str, running: usize) {
+    let label = label.to_owned();
+    metrics::gauge!("purgatory_domain_in_flight", "domain" => label).set(running as f64);
 }
 
 #[allow(clippy::cast_precision_loss)]
@@ -88,4 +127,38 @@ fn show_worker(slot: usize, worker: Option<&Worker>) {
     };
     fetches("succeeded", counts.succeeded);
     fetches("failed", counts.failed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn series_go_to_those_in_use_and_are_bounded() {
+        let mut meters = Meters::default();
+        let at = |seconds: u64| Moment::from_millis(1_000 * seconds);
+        for n in 0..DOMAINS {
+            assert_eq!(meters.label(&format!("d{n}"), at(0)), format!("d{n}"));
+        }
+        assert_eq!(meters.label("new", at(1)), OTHER);
+        assert_eq!(meters.label("d0", at(500)), "d0");
+        // All the others are idle: theirs are the new ones' now, of each as long as it is asked.
+        assert_eq!(meters.label("new", at(600)), "new");
+        assert_eq!(meters.named.len(), DOMAINS);
+        assert_eq!(meters.label("d0", at(700)), "d0");
+        // What began in the shared series ends there.
+        for n in 0..DOMAINS {
+            meters.label(&format!("e{n}"), at(700));
+        }
+        meters.runs("late".to_owned(), 2, at(700));
+        assert_eq!(meters.others.len(), 1);
+        assert_eq!(meters.label("late", at(9_000)), OTHER);
+        meters.runs("late".to_owned(), 0, at(9_000));
+        assert!(meters.others.is_empty());
+        assert_eq!(meters.label("late", at(9_000)), "late");
+        for n in 0..2 * NAMES as u64 {
+            meters.label(&format!("f{n}"), at(10_000 + 600 * n));
+        }
+        assert_eq!((meters.names.len(), meters.named.len()), (NAMES, DOMAINS));
+    }
 }

@@ -1,339 +1,318 @@
-//! What an identifier lacks, and where that may be asked for: gathered afresh for every step.
+//! What waits for git data under an identifier, seen so that nobody's events hide another's: so
+//! many authors, each with an equal share, others the next time.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
-    sync::Arc,
-};
+use std::collections::{HashMap, HashSet};
 
 use grasp_proto::words::{Identifier, Npub, Oid, RepoId};
-use nostr::Event;
 
-use super::urls::CloneUrl;
 use crate::{
-    domain::Domain,
-    nip34::{
-        self, all_values, announcement::Announcement, author_of, later, pull_request::PullRequest,
-        state::State,
-    },
-    policy::satisfiable::{Wanted, latest},
-    release::{Release, ReleaseError},
+    nip34::{later, pull_request::PullRequest, state::State},
+    release::Release,
     repository::Standing,
 };
 
-/// Clone URLs of one event that count.
-const URLS_OF_AN_EVENT: usize = 20;
-/// URLs for one identifier; of each event the first ones go first.
-const URLS: usize = 1_000;
-/// Owners of one identifier whose announcements are looked at, those whom what waits concerns first.
-const OWNERS: usize = 512;
-/// Authors whose stored states are looked at.
-const AUTHORS: usize = 1_024;
-/// Objects that a server is told we have.
-const HAVES: usize = 256;
-/// Objects that one server is asked for at once; the others are the next step's.
+/// Objects that one server is asked for at once; the others are another fetch's.
 pub const WANTS: usize = 10_000;
+/// Objects that one look asks the git storage for.
+pub const OBJECTS: usize = 2 * WANTS;
+/// Refs that one look reads for them: many name the same.
+const REFS: usize = 10 * WANTS;
+/// Authors of states that one look sees; of each as many versions as may wait.
+const AUTHORS: usize = 512;
+/// Pull requests that one look sees.
+const REQUESTS: usize = 1_024;
+/// Repositories of one pull request that count.
+const OFFERED: usize = 8;
 
-/// What is known of an identifier when its next step is to be found.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Sight {
-    /// Something waits that may still arrive.
-    pub pending: bool,
-    /// The objects that are named and not here.
-    pub missing: BTreeSet<Oid>,
-    /// Objects that are here with all they lead to.
-    pub haves: Vec<Oid>,
-    /// Where the missing ones may be asked for, the best first.
-    pub urls: Vec<CloneUrl>,
+/// What has had its turn under an identifier, so that others have theirs: nothing that comes first
+/// by its id, key or date comes first for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rotation {
+    /// Attempts that ended.
+    pub attempts: u64,
+    /// URLs that were asked in them.
+    pub urls: u64,
+    /// Fetches that were given.
+    pub fetches: u64,
+}
+
+impl Rotation {
+    /// An attempt has ended in which so many URLs were asked: the next goes on behind them. If they
+    /// were all there are, that is at the first.
+    pub fn attempt_ends(&mut self, asked: usize) {
+        self.attempts = self.attempts.wrapping_add(1);
+        self.urls = self.urls.wrapping_add(asked as u64);
+    }
+}
+
+/// What waits of one author.
+#[derive(Debug)]
+pub struct Party {
+    /// Who.
+    pub author: Npub,
+    /// The latest first.
+    pub states: Vec<State>,
+    /// In the order of their ids.
+    pub requests: Vec<PullRequest>,
+    /// The repositories it is about and how they stand: those of the author and of those it is
+    /// offered to, then those that trust them.
+    pub concerned: Vec<(Npub, Standing)>,
+}
+
+impl Party {
+    fn count(&self) -> usize {
+        let of_states: usize = self.states.iter().map(|state| state.refs.len()).sum();
+        of_states + self.requests.len()
+    }
+
+    /// What it names, from the object at `start` on and round again.
+    fn objects_from(&self, start: usize) -> impl Iterator<Item = Oid> {
+        self.objects(start).chain(self.objects(0).take(start))
+    }
+
+    fn objects(&self, mut skipped: usize) -> impl Iterator<Item = Oid> {
+        let commits = self.requests.iter().filter_map(|request| request.commit);
+        let states = self.states.iter().flat_map(move |state| {
+            let of_this = skipped.min(state.refs.len());
+            skipped -= of_this;
+            state.objects().skip(of_this).map(|(_, oid)| oid)
+        });
+        // The commits stand last: skipped when all states are.
+        let beyond = skipped.saturating_sub(self.count() - self.requests.len());
+        states.chain(commits.skip(beyond))
+    }
 }
 
 /// What waits for git data under an identifier and can be helped by a hunt: what never arrives is not
 /// hunted for, nor is what nobody trusts.
 #[derive(Debug, Default)]
-struct Pending {
-    states: Vec<State>,
-    requests: Vec<PullRequest>,
+pub struct Pending {
+    /// By author.
+    pub parties: Vec<Party>,
+    /// Nobody was left out.
+    is_whole: bool,
 }
 
 impl Pending {
-    fn of(release: &Release, identifier: &Identifier) -> Self {
-        let states = release.purgatory.states.by_identifier(identifier);
-        let states = states.into_iter().map(|entry| entry.state);
-        let is_trusted = |state: &State| {
-            let trusting = release.repositories.trusting(identifier, &state.author);
-            !trusting.is_empty()
-        };
-        let requests = release.purgatory.pull_requests.by_identifier(identifier);
+    /// What waits, as far as one look goes. Blocks.
+    pub fn of(release: &Release, identifier: &Identifier, rotation: Rotation) -> Self {
+        let purgatory = &release.purgatory;
+        let start = rotation.attempts.wrapping_mul(AUTHORS as u64);
+        let (authors, count) = purgatory.states.authors_from(identifier, start, AUTHORS);
+        let mut is_whole = authors.len() == count;
+        let mut parties: Vec<Party> = Vec::new();
+        let mut by_author = HashMap::new();
+        for versions in authors {
+            let states = versions.into_iter().map(|entry| entry.state);
+            let mut states: Vec<State> = states.filter(|state| !state.never_arrives()).collect();
+            states.sort_by(|a, b| later(&b.event, &a.event));
+            let Some(author) = states.first().map(|state| state.author) else {
+                continue;
+            };
+            let concerned = concerned(release, identifier, &[author]);
+            if concerned.is_empty() {
+                continue;
+            }
+            by_author.insert(author, parties.len());
+            parties.push(Party {
+                author,
+                states,
+                requests: Vec::new(),
+                concerned,
+            });
+        }
+        let start = rotation.attempts.wrapping_mul(REQUESTS as u64);
+        let (requests, count) = purgatory.pull_requests.from(identifier, start, REQUESTS);
+        is_whole &= requests.len() == count;
         let requests = requests.into_iter().filter_map(|(_, entry)| entry.request);
-        Self {
-            states: states
-                .filter(|state| !state.never_arrives() && is_trusted(state))
-                .collect(),
-            requests: requests
-                .filter(|request| request.commit.is_some())
-                .collect(),
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.states.is_empty() && self.requests.is_empty()
-    }
-
-    fn objects(&self) -> BTreeSet<Oid> {
-        let of_states = self.states.iter().flat_map(State::objects);
-        let of_requests = self.requests.iter().filter_map(|request| request.commit);
-        of_states.map(|(_, oid)| oid).chain(of_requests).collect()
-    }
-}
-
-/// Owners of the identifier, each once: those whom what waits concerns, and how many these are; then
-/// the others.
-fn owners(
-    release: &Release,
-    identifier: &Identifier,
-    pending: &Pending,
-) -> (Vec<(Npub, Standing)>, usize) {
-    let repositories = &release.repositories;
-    let mut concerned: Vec<Npub> = pending.states.iter().map(|state| state.author).collect();
-    let offered = pending.requests.iter().flat_map(|one| &one.repositories);
-    concerned.extend(
-        offered
-            .filter(|repo| repo.identifier == *identifier)
-            .map(|repo| repo.owner),
-    );
-    let mut seen = HashSet::new();
-    let mut all = Vec::new();
-    let mut add = |owner: Npub, standing: Standing, all: &mut Vec<(Npub, Standing)>| {
-        if all.len() < OWNERS && seen.insert(owner) {
-            all.push((owner, standing));
-        }
-    };
-    for author in &concerned {
-        let repo = RepoId {
-            owner: *author,
-            identifier: identifier.clone(),
-        };
-        if let Some(standing) = repositories.standing(&repo) {
-            add(*author, standing, &mut all);
-        }
-    }
-    for author in &concerned {
-        for (repo, standing) in repositories.trusting(identifier, author) {
-            add(repo.owner, standing, &mut all);
-        }
-    }
-    let first = all.len();
-    for standing in [Standing::Active, Standing::Elsewhere, Standing::Waiting] {
-        for owner in repositories.owners(identifier, standing) {
-            add(owner, standing, &mut all);
-        }
-    }
-    (all, first)
-}
-
-/// The URLs of some events, of each event the first ones first.
-fn interleave(of_events: &[Vec<CloneUrl>], seen: &mut HashSet<String>, into: &mut Vec<CloneUrl>) {
-    for nth in 0..URLS_OF_AN_EVENT {
-        for url in of_events.iter().filter_map(|urls| urls.get(nth)) {
-            if into.len() < URLS && seen.insert(url.url.clone()) {
-                into.push(url.clone());
+        for request in requests.filter(|request| request.commit.is_some()) {
+            let offered = request.repositories.iter();
+            let offered = offered.filter(|repo| repo.identifier == *identifier);
+            let owners: Vec<Npub> = offered.map(|repo| repo.owner).take(OFFERED).collect();
+            let author = request.author;
+            let place = *by_author.entry(author).or_insert_with(|| {
+                parties.push(Party {
+                    author,
+                    states: Vec::new(),
+                    requests: Vec::new(),
+                    concerned: Vec::new(),
+                });
+                parties.len() - 1
+            });
+            let party = &mut parties[place];
+            // One author's requests are offered to the same, as a rule.
+            if party.requests.len() < OFFERED {
+                party
+                    .concerned
+                    .extend(concerned(release, identifier, &owners));
             }
+            party.requests.push(request);
         }
+        Self { parties, is_whole }
     }
-}
 
-fn urls_of<'a>(values: impl Iterator<Item = &'a str>, ours: &Domain) -> Vec<CloneUrl> {
-    let urls = values.take(URLS_OF_AN_EVENT);
-    urls.filter_map(|text| CloneUrl::read(text, ours)).collect()
-}
+    /// Whether nothing waits.
+    pub fn is_nothing(&self) -> bool {
+        self.parties.is_empty() && self.is_whole
+    }
 
-/// What is stored of an identifier: announcements by owner, states by author.
-#[derive(Debug, Default)]
-struct Stored {
-    announcements: BTreeMap<Npub, Arc<Event>>,
-    states: BTreeMap<Npub, State>,
-}
+    /// Whether nobody was left out.
+    pub fn is_whole(&self) -> bool {
+        self.is_whole
+    }
 
-impl Stored {
-    async fn of(
-        release: &Release,
-        identifier: &Identifier,
-        owners: &[(Npub, Standing)],
-    ) -> Result<Self, ReleaseError> {
-        let mut authors: BTreeSet<Npub> = owners.iter().map(|(owner, _)| *owner).collect();
-        for (owner, _) in owners.iter().filter(|(_, standing)| standing.is_served()) {
-            if authors.len() >= AUTHORS {
-                break;
-            }
-            let repo = RepoId {
-                owner: *owner,
-                identifier: identifier.clone(),
+    /// The objects that are named, by party: of each party in turn the next, until there are enough.
+    /// A party that names more than its share begins elsewhere the next `turn`.
+    pub fn named(&self, turn: u64) -> Vec<Vec<Oid>> {
+        let mut named: Vec<(Vec<Oid>, HashSet<Oid>)> = Vec::new();
+        named.resize_with(self.parties.len(), Default::default);
+        let share = (OBJECTS / self.parties.len().max(1)).max(1);
+        let from = |party: &Party| {
+            let count = party.count();
+            let start = match count > share {
+                true => turn.wrapping_mul(share as u64) % count as u64,
+                false => 0,
             };
-            authors.extend(release.repositories.maintainers(&repo));
-        }
-        let authors = authors.into_iter().take(AUTHORS);
-        let mut stored = Self::default();
-        for event in release.store.of_repositories(authors, identifier).await? {
-            let (author, event) = (author_of(&event), Arc::new(event));
-            if event.kind == nip34::ANNOUNCEMENT {
-                stored.announcements.insert(author, event);
-            } else if let Ok(state) = State::read(event) {
-                stored.states.insert(author, state);
-            }
-        }
-        Ok(stored)
-    }
-
-    /// The latest state of each owner who is served from here, by the set of their maintainers.
-    fn latest(
-        &self,
-        release: &Release,
-        identifier: &Identifier,
-        owners: &[(Npub, Standing)],
-    ) -> Vec<&State> {
-        let active = owners
+            usize::try_from(start).unwrap_or_default()
+        };
+        let objects = self
+            .parties
             .iter()
-            .filter(|(_, standing)| *standing == Standing::Active);
-        let latest_of = |(owner, _): &(Npub, Standing)| {
-            let repo = RepoId {
-                owner: *owner,
-                identifier: identifier.clone(),
-            };
-            let authors = release.repositories.maintainers(&repo);
-            let states = authors.iter().filter_map(|author| self.states.get(author));
-            let author = latest(states.cloned())?.author;
-            self.states.get(&author)
-        };
-        let mut states: Vec<&State> = active.filter_map(latest_of).collect();
-        states.sort_by(|a, b| later(&b.event, &a.event));
-        states.dedup_by_key(|state| state.id());
-        states
-    }
-}
-
-/// Looks at an identifier. `healing`: what its served repositories show may be missing, too.
-///
-/// # Errors
-/// The event store or the git storage did not answer: nothing is known.
-pub async fn look(
-    release: &Release,
-    ours: &Domain,
-    identifier: &Identifier,
-    healing: bool,
-) -> Result<Sight, ReleaseError> {
-    let pending = Pending::of(release, identifier);
-    if pending.is_empty() && !healing {
-        return Ok(Sight::default());
-    }
-    let (owners, first) = owners(release, identifier, &pending);
-    let stored = Stored::of(release, identifier, &owners).await?;
-    let shown = stored.latest(release, identifier, &owners);
-    let shown = shown.into_iter().flat_map(State::objects).map(|(_, o)| o);
-    // In their order, so that the latest state's are among those that a server is told.
-    let mut haves = Vec::new();
-    let mut seen = HashSet::new();
-    for oid in shown.take(WANTS) {
-        if (healing || haves.len() < HAVES) && seen.insert(oid) {
-            haves.push(oid);
+            .map(|party| party.objects_from(from(party)));
+        let mut left: Vec<(usize, _)> = objects.enumerate().collect();
+        let mut distinct = HashSet::new();
+        let mut read = 0;
+        while !left.is_empty() {
+            left.retain_mut(|(place, objects)| {
+                if distinct.len() >= OBJECTS || read >= REFS {
+                    return false;
+                }
+                let Some(oid) = objects.next() else {
+                    return false;
+                };
+                read += 1;
+                let (in_order, seen) = &mut named[*place];
+                if seen.insert(oid) {
+                    in_order.push(oid);
+                    distinct.insert(oid);
+                }
+                true
+            });
         }
+        named.into_iter().map(|(in_order, _)| in_order).collect()
     }
-    let named = pending.objects();
-    // Of whatever kind: an object that is here and not what it must be is not to be found elsewhere.
-    let wanted = Wanted {
-        oids: named.iter().chain(&haves).copied().collect(),
-        commits: BTreeSet::new(),
-    };
-    let absent = match wanted.is_empty() {
-        true => BTreeSet::new(),
-        false => release.absent(identifier, &wanted).await?,
-    };
-    let missing: BTreeSet<Oid> = match healing {
-        true => absent.clone(),
-        false => named.intersection(&absent).copied().collect(),
-    };
-    let is_healed = !haves.iter().any(|oid| absent.contains(oid));
-    haves.extend(named.iter().copied().filter(|oid| !seen.contains(oid)));
-    haves.retain(|oid| !absent.contains(oid));
-    haves.truncate(HAVES);
-    Ok(Sight {
-        pending: !pending.is_empty() || (healing && !is_healed),
-        urls: match missing.is_empty() {
-            true => Vec::new(),
-            false => urls(release, ours, identifier, &pending, &stored, &owners, first),
-        },
-        missing,
-        haves,
-    })
 }
 
-fn urls(
+/// Whose repositories of an identifier something by, or for, `authors` is about: their own, then those
+/// that trust them; each with how it stands.
+fn concerned(
     release: &Release,
-    ours: &Domain,
     identifier: &Identifier,
-    pending: &Pending,
-    stored: &Stored,
-    owners: &[(Npub, Standing)],
-    first: usize,
-) -> Vec<CloneUrl> {
-    let of_owner = |(owner, standing): &(Npub, Standing)| {
+    authors: &[Npub],
+) -> Vec<(Npub, Standing)> {
+    let repositories = &release.repositories;
+    let own = authors.iter().filter_map(|owner| {
         let repo = RepoId {
             owner: *owner,
             identifier: identifier.clone(),
         };
-        let waiting = || {
-            let entry = release.purgatory.announcements.get(&repo)?;
-            Some(entry.announcement)
-        };
-        let served = || {
-            let event = stored.announcements.get(owner)?.clone();
-            Announcement::read(event).ok()
-        };
-        let announcement = match standing {
-            Standing::Waiting => waiting(),
-            Standing::Active | Standing::Elsewhere => served(),
-        };
-        announcement.map_or_else(Vec::new, |known| urls_of(known.clone_urls(), ours))
-    };
-    let mut best: Vec<Vec<CloneUrl>> = owners[..first].iter().map(of_owner).collect();
-    let of_request = |request: &PullRequest| urls_of(all_values(&request.event, "clone"), ours);
-    best.extend(pending.requests.iter().map(of_request));
-    let others: Vec<Vec<CloneUrl>> = owners[first..].iter().map(of_owner).collect();
-    let (mut seen, mut urls) = (HashSet::new(), Vec::new());
-    interleave(&best, &mut seen, &mut urls);
-    interleave(&others, &mut seen, &mut urls);
-    urls
+        Some((*owner, repositories.standing(&repo)?))
+    });
+    let trusting = authors
+        .iter()
+        .flat_map(|author| repositories.trusting(identifier, author));
+    own.chain(trusting.map(|(repo, standing)| (repo.owner, standing)))
+        .collect()
+}
+
+/// The objects that are missing, by party, and which parties' may be where.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Missing {
+    /// In the order in which they are to be asked for.
+    by_party: Vec<Vec<Oid>>,
+    /// Parties that a URL's event is of, or is trusted by.
+    near: HashMap<String, Vec<usize>>,
+}
+
+impl Missing {
+    /// Of what is named, by party, only what is absent.
+    pub fn new(mut named: Vec<Vec<Oid>>, is_absent: impl Fn(&Oid) -> bool) -> Self {
+        for of_party in &mut named {
+            of_party.retain(&is_absent);
+        }
+        Self {
+            by_party: named,
+            near: HashMap::new(),
+        }
+    }
+
+    /// What these parties miss is likely to be at a URL.
+    pub fn may_be_at(&mut self, url: &str, parties: &[usize]) {
+        /// Of a URL that very many name.
+        const PARTIES: usize = 64;
+        let near = self.near.entry(url.to_owned()).or_default();
+        for party in parties {
+            if near.len() < PARTIES && !near.contains(party) {
+                near.push(*party);
+            }
+        }
+    }
+
+    /// Whether nothing is.
+    pub fn is_empty(&self) -> bool {
+        self.by_party.iter().all(Vec::is_empty)
+    }
+
+    /// How many are, as far as was looked.
+    pub fn count(&self) -> usize {
+        let all: HashSet<&Oid> = self.by_party.iter().flatten().collect();
+        all.len()
+    }
+
+    /// What a URL is to be asked for. In one attempt of everybody's an equal share, in the next what
+    /// one party alone is missing, those in turn whose URL it is: what one party names and nobody has
+    /// makes a server refuse the others' only every other time.
+    pub fn wants(&self, url: &str, rotation: Rotation) -> Vec<Oid> {
+        let lacks = |party: &usize| self.by_party.get(*party).is_some_and(|of| !of.is_empty());
+        let all: Vec<usize> = (0..self.by_party.len()).filter(lacks).collect();
+        if all.len() > 1 && rotation.attempts % 2 == 1 {
+            let near = self.near.get(url).into_iter().flatten().copied();
+            let near: Vec<usize> = near.filter(lacks).collect();
+            let round = rotation.attempts / 2;
+            let (of, turn) = match near.is_empty() {
+                true => (&all, round.wrapping_add(rotation.fetches)),
+                false => (&near, round),
+            };
+            let of_party = &self.by_party[of[place(turn, of.len())]];
+            return of_party.iter().copied().take(WANTS).collect();
+        }
+        let start = place(rotation.fetches, all.len());
+        let mut left: Vec<_> = all[start..]
+            .iter()
+            .chain(&all[..start])
+            .map(|party| self.by_party[*party].iter())
+            .collect();
+        let (mut wants, mut seen) = (Vec::new(), HashSet::new());
+        while !left.is_empty() {
+            left.retain_mut(|objects| {
+                // What another has named already costs no share.
+                let next = objects.find(|oid| !seen.contains(*oid));
+                if let Some(oid) = next.filter(|_| wants.len() < WANTS) {
+                    seen.insert(*oid);
+                    wants.push(*oid);
+                    return true;
+                }
+                false
+            });
+        }
+        wants
+    }
+}
+
+fn place(turn: u64, count: usize) -> usize {
+    let place = turn.checked_rem(count as u64).unwrap_or_default();
+    usize::try_from(place).unwrap_or_default()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn url(host: &str, path: usize) -> CloneUrl {
-        let text = format!("https://{host}/{path}");
-        CloneUrl::read(&text, &Domain::parse("grasp.example").unwrap()).unwrap()
-    }
-
-    #[test]
-    fn of_each_event_the_first_go_first_and_none_twice() {
-        let of_events = [
-            vec![url("a.example", 1), url("a.example", 2)],
-            vec![url("b.example", 1), url("a.example", 1)],
-            vec![],
-        ];
-        let (mut seen, mut urls) = (HashSet::new(), Vec::new());
-        interleave(&of_events, &mut seen, &mut urls);
-        let expected = [
-            url("a.example", 1),
-            url("b.example", 1),
-            url("a.example", 2),
-        ];
-        assert_eq!(urls, expected);
-    }
-
-    #[test]
-    fn of_one_event_twenty_urls_count() {
-        let texts: Vec<String> = (0..30).map(|n| format!("https://a.example/{n}")).collect();
-        let ours = Domain::parse("grasp.example").unwrap();
-        let urls = urls_of(texts.iter().map(String::as_str), &ours);
-        assert_eq!(urls.len(), URLS_OF_AN_EVENT);
-    }
-}
+mod tests;

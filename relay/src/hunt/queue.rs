@@ -5,6 +5,7 @@
 //! (every domain it could ask is without room) or leased. It is looked for by time or by name only.
 
 mod leases;
+mod restore;
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -18,16 +19,20 @@ use tokio::sync::Notify;
 
 use super::{
     budget::{Budget, Limits},
-    entry::{Delays, Timing},
+    costly::Costly,
+    entry::{Delays, Timing, Used},
+    pending::Rotation,
     records::Write,
     workers::Workers,
 };
-use crate::clock::Moment;
+use crate::{clock::Moment, journal::Key};
 
+pub(super) use leases::Lease;
+use leases::leased;
 pub use leases::{
-    Answer, Leased, Lost, Reported, Running, Step, TURN, URLS_A_TURN, Why, YIELDS_AFTER,
+    Answer, Leased, Lost, Reported, Running, Said, Step, TURN, TURNS_AN_ATTEMPT, URLS_A_TURN, Why,
+    YIELDS_AFTER,
 };
-use leases::{Lease, leased};
 
 /// What the queue goes by.
 #[derive(Debug, Clone, Copy)]
@@ -40,17 +45,15 @@ pub struct Rules {
     pub limits: Limits,
 }
 
-/// How much later one counts as due for every attempt or turn it has had, so that those who come new
-/// go first …
-const BEHIND: Duration = Duration::from_secs(10);
-/// … and how many of them count, so that the others are not put off for ever.
-const MOST_BEHIND: u32 = 12;
+/// Of so many leases one goes to whoever has been due for longest, whatever it has used: nobody is
+/// put off for ever.
+const ONE_IN: u64 = 4;
 
 #[derive(Debug)]
 enum Place {
     Later,
-    /// Ordered by this moment.
-    Ready(Moment),
+    /// Of this rank, due then.
+    Ready(usize, Moment),
     Parked,
     Leased(Box<Lease>),
 }
@@ -65,9 +68,13 @@ struct Entry {
     asked: usize,
     /// URLs asked in this attempt; no more than there are URLs for an identifier.
     tried: BTreeSet<String>,
-    /// URLs that were being asked when a lease ran out: asked once more, in case it was not their
-    /// fault.
+    /// URLs of fetches that nobody reported: asked once more, in case it was not their fault. Of these
+    /// no more than there are, either.
     interrupted: BTreeSet<String>,
+    /// No more than there are URLs for an identifier.
+    costly: Costly,
+    used: Used,
+    rotation: Rotation,
     /// What is stored lacks objects.
     healing: bool,
     trace: Option<Trace>,
@@ -108,7 +115,12 @@ pub struct Queue {
     rules: Rules,
     entries: HashMap<Identifier, Entry>,
     later: BTreeSet<(Moment, Identifier)>,
-    ready: BTreeSet<(Moment, Identifier)>,
+    /// By rank, then by when they were due.
+    ready: BTreeSet<(usize, Moment, Identifier)>,
+    /// The same by when they were due.
+    overdue: BTreeSet<(Moment, Identifier)>,
+    /// Leases that were given.
+    given: u64,
     /// Leases by their end.
     leases: BTreeSet<(Moment, Identifier)>,
     /// Leases whose next step waits for room.
@@ -135,6 +147,8 @@ impl Queue {
             entries: HashMap::new(),
             later: BTreeSet::new(),
             ready: BTreeSet::new(),
+            overdue: BTreeSet::new(),
+            given: 0,
             leases: BTreeSet::new(),
             waiting: HashSet::new(),
             parked: BTreeSet::new(),
@@ -162,6 +176,11 @@ impl Queue {
         mem::take(&mut self.writes)
     }
 
+    /// A record is of no use any more.
+    pub(super) fn forget(&mut self, key: Key) {
+        self.writes.push(Write::Forget(key));
+    }
+
     /// When time alone changes something.
     pub fn next_moment(&self) -> Option<Moment> {
         let first = |set: &BTreeSet<(Moment, Identifier)>| set.first().map(|(moment, _)| *moment);
@@ -186,8 +205,9 @@ impl Queue {
                 let key = (entry.timing.due(), identifier.clone());
                 self.later.remove(&key);
             }
-            Place::Ready(rank) => {
-                self.ready.remove(&(rank, identifier.clone()));
+            Place::Ready(rank, due) => {
+                self.ready.remove(&(rank, due, identifier.clone()));
+                self.overdue.remove(&(due, identifier.clone()));
             }
             Place::Parked => {
                 self.parked.remove(identifier);
@@ -215,10 +235,10 @@ impl Queue {
         let Some(entry) = self.unplace(identifier) else {
             return;
         };
-        let laps = entry.timing.attempts().saturating_add(entry.turns);
-        let rank = entry.timing.due() + BEHIND * laps.min(MOST_BEHIND);
-        entry.place = Place::Ready(rank);
-        self.ready.insert((rank, identifier.clone()));
+        let (rank, due) = (entry.used.rank(), entry.timing.due());
+        entry.place = Place::Ready(rank, due);
+        self.ready.insert((rank, due, identifier.clone()));
+        self.overdue.insert((due, identifier.clone()));
         self.ready_wake.notify_waiters();
         // Whoever only waits for room makes room for those who can do something.
         for waiting in &self.waiting {
@@ -244,6 +264,9 @@ impl Queue {
         while let Some((due, identifier)) = self.later.first().cloned() {
             if due > now {
                 break;
+            }
+            if let Some(entry) = self.entries.get_mut(&identifier) {
+                entry.used.age(now);
             }
             self.place_ready(&identifier);
         }
@@ -277,6 +300,9 @@ impl Queue {
                 asked: 0,
                 tried: BTreeSet::new(),
                 interrupted: BTreeSet::new(),
+                costly: Costly::default(),
+                used: Used::none(wanted),
+                rotation: Rotation::default(),
                 healing,
                 trace,
             };
@@ -293,7 +319,7 @@ impl Queue {
                 self.later.remove(&before);
                 self.place_later(identifier);
             }
-            Place::Ready(_) | Place::Parked | Place::Leased(_) => entry.timing.event(wanted),
+            Place::Ready(..) | Place::Parked | Place::Leased(_) => entry.timing.event(wanted),
         }
     }
 
@@ -314,7 +340,8 @@ impl Queue {
 
     /// What an operator wants to know; `most` entries one by one.
     pub fn figures(&self, most: usize) -> QueueFigures {
-        let in_line = self.leases.iter().chain(&self.ready).map(|(_, name)| name);
+        let in_line = self.leases.iter().map(|(_, name)| name);
+        let in_line = in_line.chain(self.ready.iter().map(|(_, _, name)| name));
         let in_line = in_line.chain(&self.parked);
         let in_line = in_line.chain(self.later.iter().map(|(_, name)| name));
         let entries = in_line.take(most).filter_map(|identifier| {

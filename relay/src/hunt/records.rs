@@ -2,10 +2,12 @@
 //! fetches under them, and when each domain was asked in the last minute. The queue itself is made
 //! anew from what waits.
 
+use std::{collections::HashMap, sync::Arc};
+
 use grasp_proto::words::{Identifier, Oid};
 
 use super::{
-    queue::{Queue, Running},
+    queue::{Lease, Queue, Running},
     urls::CloneUrl,
 };
 use crate::{
@@ -15,6 +17,7 @@ use crate::{
 
 const RUN: u8 = b'n';
 const LEASE: u8 = b'l';
+const WANTS: u8 = b'o';
 const REQUESTS: u8 = b'r';
 
 fn key(kind: u8, name: &str) -> Key {
@@ -39,28 +42,37 @@ impl Write {
     }
 
     /// An identifier is leased.
-    pub fn leased(
-        identifier: &Identifier,
-        token: u64,
-        worker: &str,
-        until: Moment,
-        fetch: Option<&Running>,
-    ) -> Self {
-        let fetch = fetch.map(|running| Fetch {
+    pub(super) fn leased(identifier: &Identifier, lease: &Lease) -> Self {
+        let fetch = lease.fetch.as_ref().map(|running| Fetch {
             number: running.number,
             url: running.url.url.clone(),
             domain: running.url.domain.clone(),
             server: running.url.server.clone(),
-            wants: running.wants.iter().map(Oid::to_hex).collect(),
         });
         let record = Record::Lease {
             identifier: identifier.to_string(),
-            token,
-            worker: worker.to_owned(),
-            until,
+            token: lease.token,
+            worker: lease.worker.clone(),
+            until: lease.until,
             fetch,
+            given: lease.given.iter().copied().collect(),
         };
         Self::Keep(key(LEASE, identifier.as_str()), record)
+    }
+
+    /// What the fetch that runs under a lease is for.
+    pub fn wants(identifier: &Identifier, fetch: u64, oids: &[Oid]) -> Self {
+        let record = Record::Wants {
+            identifier: identifier.to_string(),
+            fetch,
+            oids: oids.iter().map(Oid::to_hex).collect(),
+        };
+        Self::Keep(key(WANTS, identifier.as_str()), record)
+    }
+
+    /// No fetch runs under a lease.
+    pub fn no_wants(identifier: &Identifier) -> Self {
+        Self::Forget(key(WANTS, identifier.as_str()))
     }
 
     /// An identifier is leased no more.
@@ -93,8 +105,7 @@ pub fn runs(records: &[(Key, Record)]) -> u64 {
     runs.max().unwrap_or_default()
 }
 
-fn running(fetch: &Fetch, now: Moment) -> Option<Running> {
-    let wants = fetch.wants.iter().map(|hex| Oid::from_hex(hex).ok());
+fn running(fetch: &Fetch, wants: &HashMap<u64, Arc<[Oid]>>, now: Moment) -> Option<Running> {
     Some(Running {
         number: fetch.number,
         url: CloneUrl {
@@ -102,7 +113,8 @@ fn running(fetch: &Fetch, now: Moment) -> Option<Running> {
             domain: fetch.domain.clone(),
             server: fetch.server.clone(),
         },
-        wants: wants.collect::<Option<_>>()?,
+        // Without them it was never given to anybody.
+        wants: wants.get(&fetch.number)?.clone(),
         since: now,
     })
 }
@@ -110,6 +122,15 @@ fn running(fetch: &Fetch, now: Moment) -> Option<Running> {
 impl Queue {
     /// Puts back what the journal had of the hunt, as far as it still matters.
     pub fn restore(&mut self, records: &[(Key, Record)], now: Moment) {
+        let wants = |record: &Record| match record {
+            Record::Wants { fetch, oids, .. } => {
+                let oids = oids.iter().map(|hex| Oid::from_hex(hex).ok());
+                Some((*fetch, oids.collect::<Option<_>>()?))
+            }
+            _ => None,
+        };
+        let all = records.iter().map(|(_, record)| record);
+        let wants: HashMap<u64, Arc<[Oid]>> = all.filter_map(wants).collect();
         for (_, record) in records {
             match record {
                 Record::Requests { domain, at } => {
@@ -121,15 +142,25 @@ impl Queue {
                     worker,
                     until,
                     fetch,
+                    given,
                 } => {
                     let Ok(identifier) = Identifier::parse(identifier) else {
                         tracing::error!("a lease in the journal was left out");
                         continue;
                     };
-                    let fetch = fetch.as_ref().and_then(|fetch| running(fetch, now));
-                    self.restore_lease(&identifier, *token, worker, *until, fetch, now);
+                    let fetch = fetch.as_ref();
+                    let fetch = fetch.and_then(|fetch| running(fetch, &wants, now));
+                    let fetches = (fetch, given.clone());
+                    self.restore_lease(&identifier, *token, worker, *until, fetches, now);
                 }
                 _ => {}
+            }
+        }
+        for (key, record) in records {
+            if let Record::Wants { fetch, .. } = record
+                && !self.budget.is_running(*fetch)
+            {
+                self.forget(key.clone());
             }
         }
     }

@@ -8,16 +8,17 @@ use std::{
 
 use grasp_proto::{
     contract::git::Grant,
-    transport::{GrantKey, Trace},
-    words::{EventId, Identifier, Oid, RepoId},
+    transport::GrantKey,
+    words::{Identifier, Oid, RepoId},
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Hunt, budget, heal,
-    pending::{Sight, WANTS, look},
-    queue::{Answer, Leased, Lost, Reported, Running, Step, Why},
+    Hunt, budget,
+    costly::OfUrl,
+    queue::{Answer, Leased, Lost, Reported, Running, Said, Step, Why},
+    sight::{Sight, blocking, look},
     urls::CloneUrl,
 };
 use crate::{
@@ -27,7 +28,6 @@ use crate::{
     release::{Release, ReleaseError, make_repository},
     repository::Standing,
     serial::{Serial, Turn},
-    sweep,
 };
 
 /// The longest a call waits.
@@ -84,8 +84,8 @@ pub enum Next {
 pub enum Outcome {
     /// gitd has taken something in.
     Arrived,
-    /// Nothing came; what that says of the server; for people, why.
-    Failed(budget::Outcome, String),
+    /// Nothing came; what that says of the one that was asked; for people, why.
+    Failed(Said, String),
 }
 
 /// What workers ask, answered. Cheap to clone.
@@ -139,17 +139,21 @@ impl Hunter {
         }
     }
 
-    /// Keeps a lease; while a fetch is running, gives a grant for it anew.
-    pub fn renew(&self, identifier: &Identifier, token: u64) -> Result<Vec<u8>, Lost> {
-        let renew = |queue: &mut super::Queue, now| queue.renew(identifier, token, now);
-        let fetch = self.hunt.act(renew)?;
+    /// Keeps a lease; while a fetch is running, gives a grant for it anew. That it is kept is on disk
+    /// when this returns.
+    pub async fn renew(&self, identifier: &Identifier, token: u64) -> Result<Vec<u8>, HunterError> {
+        let (renewed, kept) = self
+            .hunt
+            .act_durably(|queue, now| queue.renew(identifier, token, now));
+        let fetch = renewed?;
+        kept.await?;
         Ok(fetch.map_or_else(Vec::new, |fetch| {
             self.grant(identifier, token, fetch.number, &fetch.wants)
         }))
     }
 
     fn grant(&self, identifier: &Identifier, lease: u64, fetch: u64, wants: &[Oid]) -> Vec<u8> {
-        let expires = self.release.purgatory.now() + self.hunt.lease_time() + GRANT_MARGIN;
+        let expires = self.hunt.clock.wall() + self.hunt.lease_time() + GRANT_MARGIN;
         self.key.seal(&Grant {
             identifier: identifier.to_string(),
             oids: wants.iter().map(|oid| oid.as_bytes().to_vec()).collect(),
@@ -194,8 +198,17 @@ impl Hunter {
     }
 
     async fn look(&self, identifier: &Identifier) -> Result<Sight, ReleaseError> {
-        let healing = self.hunt.act(|queue, _| queue.is_healing(identifier));
-        look(&self.release, &self.ours, identifier, healing).await
+        let (healing, rotation) = self
+            .hunt
+            .act(|queue, _| (queue.is_healing(identifier), queue.rotation(identifier)));
+        look(&self.release, &self.ours, identifier, healing, rotation).await
+    }
+
+    /// As [`Hunter::take_in`], when nobody else takes something in under the identifier.
+    async fn take_in_turn(&self, identifier: &Identifier) {
+        let (hunter, name) = (self.clone(), identifier.clone());
+        let work = async move { hunter.take_in(&name).await };
+        self.hunt.taking.run(identifier, Turn::Normal, work).await;
     }
 
     async fn step(
@@ -206,7 +219,7 @@ impl Hunter {
     ) -> Result<Next, StepError> {
         let mut sight = self.look(identifier).await?;
         if sight.pending && sight.missing.is_empty() {
-            self.take_in(identifier).await;
+            self.take_in_turn(identifier).await;
             sight = self.look(identifier).await?;
         }
         let ended = if !sight.pending {
@@ -226,33 +239,45 @@ impl Hunter {
             self.hunt.act(end)?;
             return Ok(Next::Ended(why));
         }
-        let wants: Arc<[Oid]> = sight.missing.iter().copied().take(WANTS).collect();
-        let (step, kept) = self.hunt.act_durably(|queue, now| {
-            queue.step(identifier, token, &sight.urls, tried, &wants, now)
-        });
-        match step? {
-            Step::Wait => Ok(Next::Wait),
+        let Sight {
+            missing,
+            haves,
+            urls,
+            ..
+        } = sight;
+        let (step, kept) = self
+            .hunt
+            .act_durably(|queue, now| queue.step(identifier, token, &urls, tried, now));
+        let (number, url) = match step? {
+            Step::Wait => return Ok(Next::Wait),
             Step::Ended(why) => {
-                tracing::debug!(%identifier, ?why, missing = sight.missing.len(), "a turn ended");
-                Ok(Next::Ended(why))
+                tracing::debug!(%identifier, ?why, missing = missing.count(), "a turn ended");
+                return Ok(Next::Ended(why));
             }
-            Step::Ask(number, url) => {
-                if let Err(error) = kept.await {
-                    self.hunt
-                        .act(|queue, now| queue.take_back(identifier, token, number, now));
-                    return Err(HunterError::from(error).into());
-                }
-                tracing::debug!(%identifier, url = url.url, wants = wants.len(), "to be asked");
-                self.hunt.asked(&url.domain);
-                Ok(Next::Fetch(Fetch {
-                    number,
-                    url,
-                    grant: self.grant(identifier, token, number, &wants),
-                    wants,
-                    haves: sight.haves,
-                }))
-            }
+            Step::Ask(number, url) => (number, url),
+        };
+        let rotation = self.hunt.act(|queue, _| queue.rotation(identifier));
+        let asked = url.url.clone();
+        let wants = blocking(move || missing.wants(&asked, rotation)).await;
+        let wants: Arc<[Oid]> = wants.into();
+        let (given, wants_kept) = self
+            .hunt
+            .act_durably(|queue, _| queue.wants(identifier, token, number, &wants));
+        given?;
+        if let Err(error) = kept.await.and(wants_kept.await) {
+            self.hunt
+                .act(|queue, now| queue.take_back(identifier, token, number, now));
+            return Err(HunterError::from(error).into());
         }
+        tracing::debug!(%identifier, url = url.url, wants = wants.len(), "to be asked");
+        self.hunt.asked(&url.domain);
+        Ok(Next::Fetch(Fetch {
+            number,
+            url,
+            grant: self.grant(identifier, token, number, &wants),
+            wants,
+            haves,
+        }))
     }
 
     /// Whether there is a repository here that can take something in; makes one that should be.
@@ -288,55 +313,6 @@ impl Hunter {
         false
     }
 
-    /// The events that wait under an identifier.
-    fn waiting(&self, identifier: &Identifier) -> BTreeSet<EventId> {
-        let Release {
-            purgatory,
-            repositories,
-            ..
-        } = &self.release;
-        let states = purgatory.states.by_identifier(identifier);
-        let mut waiting: BTreeSet<EventId> = states.iter().map(|entry| entry.state.id()).collect();
-        let requests = purgatory.pull_requests.by_identifier(identifier);
-        waiting.extend(
-            requests
-                .into_iter()
-                .filter(|(_, entry)| entry.request.is_some())
-                .map(|(id, _)| id),
-        );
-        for owner in repositories.owners(identifier, Standing::Waiting) {
-            let repo = RepoId {
-                owner,
-                identifier: identifier.clone(),
-            };
-            let entry = purgatory.announcements.get(&repo);
-            waiting.extend(entry.map(|entry| entry.announcement.id()));
-        }
-        waiting
-    }
-
-    /// Something came, or may have: whatever became servable is served. Gives how many events are.
-    async fn take_in(&self, identifier: &Identifier) -> u32 {
-        let before = self.waiting(identifier);
-        sweep::try_again(&self.release, &self.serial, identifier).await;
-        if self.hunt.act(|queue, _| queue.is_healing(identifier)) {
-            match heal::identifier(&self.release, &self.serial, identifier).await {
-                Ok(_) => {}
-                Err(error) => {
-                    self.release.note(identifier, &error, "nothing was healed");
-                }
-            }
-        }
-        let after = self.waiting(identifier);
-        let mut released = 0;
-        for id in before.difference(&after) {
-            if matches!(self.release.store.has(id).await, Ok(true)) {
-                released += 1;
-            }
-        }
-        released
-    }
-
     /// How a fetch went: frees its place, and serves what can be. Goes on when the caller goes away.
     pub async fn report(
         &self,
@@ -345,38 +321,40 @@ impl Hunter {
         number: u64,
         outcome: Outcome,
     ) -> Result<Answer, HunterError> {
-        let of_server = match &outcome {
-            Outcome::Arrived => budget::Outcome::Fine,
-            Outcome::Failed(of_server, _) => *of_server,
+        let said = match &outcome {
+            Outcome::Arrived => Said {
+                server: budget::Outcome::Fine,
+                url: OfUrl::Good,
+            },
+            Outcome::Failed(said, _) => *said,
         };
         let reported = self
             .hunt
-            .act(|queue, now| queue.report(identifier, token, number, of_server, now))?;
+            .act(|queue, now| queue.report(identifier, token, number, said, now))?;
         let fetch = match reported {
             Reported::Before(answer) => return Ok(answer),
             Reported::Unknown => return Err(HunterError::UnknownFetch),
             Reported::First(fetch) => Some(fetch),
             Reported::Late => None,
         };
-        if let (Some(fetch), Outcome::Failed(of_server, why)) = (&fetch, &outcome) {
-            tell_failure(identifier, fetch, *of_server, why);
+        if let (Some(fetch), Outcome::Failed(said, why)) = (&fetch, &outcome) {
+            tell_failure(identifier, fetch, said.server, why);
         }
-        let (hunter, identifier) = (self.clone(), identifier.clone());
+        let (hunter, name) = (self.clone(), identifier.clone());
         let work = async move {
-            let answer = hunter.follow_up(&identifier, fetch, &outcome).await;
+            // Reported again while the first time was seen to.
+            let before = |queue: &mut super::Queue, _| queue.answer(&name, token, number);
+            if let Some(answer) = hunter.hunt.act(before) {
+                return answer;
+            }
+            let answer = hunter.follow_up(&name, fetch, &outcome).await;
             hunter
                 .hunt
-                .act(|queue, _| queue.answered(&identifier, token, number, answer));
+                .act(|queue, _| queue.answered(&name, token, number, answer));
             answer
         };
-        let task = match Trace::current() {
-            Some(trace) => tokio::spawn(trace.scope(work)),
-            None => tokio::spawn(work),
-        };
-        match task.await {
-            Ok(answer) => Ok(answer),
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
-        }
+        // In a task of its own; one after another.
+        Ok(self.hunt.taking.run(identifier, Turn::Normal, work).await)
     }
 
     async fn follow_up(
@@ -397,7 +375,7 @@ impl Hunter {
             return Answer { released, missing };
         }
         let missing = match self.look(identifier).await {
-            Ok(sight) => u32::try_from(sight.missing.len()).unwrap_or(u32::MAX),
+            Ok(sight) => u32::try_from(sight.missing.count()).unwrap_or(u32::MAX),
             Err(error) => {
                 tracing::warn!(%identifier, %error, "nobody knows what is missing");
                 0

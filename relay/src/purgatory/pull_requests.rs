@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use dashmap::{DashMap, Entry as Slot};
 use grasp_proto::words::{EventId, Identifier, Oid, RepoId};
 
-use super::{WAITS_FOR, deadlines::Deadlines, states::without};
+use super::{WAITS_FOR, deadlines::Deadlines};
 use crate::{clock::Moment, nip34::pull_request::PullRequest};
 
 /// What waits under one event id.
@@ -114,6 +114,30 @@ impl PullRequests {
             .collect()
     }
 
+    /// Of what waits under one identifier `most`, from the one at `start` on and round again. Gives
+    /// how many there are, too.
+    pub fn from(
+        &self,
+        identifier: &Identifier,
+        start: u64,
+        most: usize,
+    ) -> (Vec<(EventId, Waiting)>, usize) {
+        let (ids, count) = {
+            let Some(ids) = self.by_identifier.get(identifier) else {
+                return (Vec::new(), 0);
+            };
+            let chosen = super::from_and_round(ids.iter(), ids.len(), start, most);
+            (chosen.copied().collect::<Vec<_>>(), ids.len())
+        };
+        let found = ids.into_iter().filter_map(|id| Some((id, self.get(&id)?)));
+        (found.collect(), count)
+    }
+
+    /// Whether something waits under an identifier: an event or a commit.
+    pub fn waits_under(&self, identifier: &Identifier) -> bool {
+        self.by_identifier.contains_key(identifier)
+    }
+
     /// Gives it until `until` at least.
     pub fn extend(&self, id: &EventId, until: Moment) -> Option<Waiting> {
         let mut entry = self.entries.get_mut(id)?;
@@ -161,6 +185,16 @@ impl PullRequests {
     /// Whether none waits.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+}
+
+/// Takes `id` out of the set at `key`, and the set with its last member.
+fn without(index: &DashMap<Identifier, BTreeSet<EventId>>, key: Identifier, id: &EventId) {
+    if let Slot::Occupied(mut slot) = index.entry(key) {
+        slot.get_mut().remove(id);
+        if slot.get().is_empty() {
+            slot.remove();
+        }
     }
 }
 

@@ -187,6 +187,7 @@ impl Purgatory {
             // The hunt's and the sync's, not purgatory's.
             Record::Run { .. }
             | Record::Lease { .. }
+            | Record::Wants { .. }
             | Record::Requests { .. }
             | Record::SyncRun { .. }
             | Record::RelayLease { .. } => {}

@@ -3,7 +3,7 @@
 //! Several may wait under one identifier, of different authors and in different versions: which of
 //! them a push or a fetch fulfils shows when it comes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dashmap::{DashMap, Entry as Slot};
 use grasp_proto::words::{EventId, Identifier, Npub};
@@ -32,8 +32,7 @@ const VERSIONS: usize = 32;
 #[derive(Debug, Default)]
 pub struct States {
     entries: DashMap<EventId, Waiting>,
-    by_author: DashMap<(Identifier, Npub), BTreeSet<EventId>>,
-    by_identifier: DashMap<Identifier, BTreeSet<EventId>>,
+    by_identifier: DashMap<Identifier, BTreeMap<Npub, BTreeSet<EventId>>>,
     deadlines: Deadlines<EventId>,
 }
 
@@ -46,12 +45,9 @@ impl States {
         let old = self.entries.insert(id, entry);
         self.deadlines
             .change(&id, old.map(|old| old.expires), Some(expires));
-        self.by_identifier
-            .entry(identifier.clone())
-            .or_default()
-            .insert(id);
         let versions = {
-            let mut versions = self.by_author.entry((identifier, author)).or_default();
+            let mut authors = self.by_identifier.entry(identifier).or_default();
+            let versions = authors.entry(author).or_default();
             versions.insert(id);
             match versions.len() > VERSIONS {
                 true => versions.clone(),
@@ -72,24 +68,50 @@ impl States {
         self.entries.get(id).map(|entry| entry.value().clone())
     }
 
-    fn all_of(&self, ids: Option<BTreeSet<EventId>>) -> Vec<Waiting> {
-        let ids = ids.unwrap_or_default();
-        ids.iter().filter_map(|id| self.get(id)).collect()
+    fn all_of(&self, ids: impl IntoIterator<Item = EventId>) -> Vec<Waiting> {
+        let ids = ids.into_iter();
+        ids.filter_map(|id| self.get(&id)).collect()
     }
 
     /// Those of one author under one identifier.
     pub fn by_author(&self, identifier: &Identifier, author: &Npub) -> Vec<Waiting> {
-        let key = (identifier.clone(), *author);
-        self.all_of(self.by_author.get(&key).map(|ids| ids.value().clone()))
+        let authors = self.by_identifier.get(identifier);
+        let ids = authors.and_then(|authors| authors.get(author).cloned());
+        self.all_of(ids.unwrap_or_default())
     }
 
     /// All that wait under one identifier.
     pub fn by_identifier(&self, identifier: &Identifier) -> Vec<Waiting> {
-        self.all_of(
-            self.by_identifier
-                .get(identifier)
-                .map(|ids| ids.value().clone()),
-        )
+        let authors = self.by_identifier.get(identifier);
+        let ids: Vec<EventId> = authors.map_or_else(Vec::new, |authors| {
+            authors.values().flatten().copied().collect()
+        });
+        self.all_of(ids)
+    }
+
+    /// Of the authors under one identifier, whoever they are, `most`, from the one at `start` on and
+    /// round again: what waits of each. Gives how many there are, too.
+    pub fn authors_from(
+        &self,
+        identifier: &Identifier,
+        start: u64,
+        most: usize,
+    ) -> (Vec<Vec<Waiting>>, usize) {
+        let (ids, count) = {
+            let Some(authors) = self.by_identifier.get(identifier) else {
+                return (Vec::new(), 0);
+            };
+            let count = authors.len();
+            let chosen = super::from_and_round(authors.values(), count, start, most);
+            (chosen.cloned().collect::<Vec<_>>(), count)
+        };
+        let of_authors = ids.into_iter().map(|ids| self.all_of(ids));
+        (of_authors.collect(), count)
+    }
+
+    /// Whether something waits under an identifier.
+    pub fn waits_under(&self, identifier: &Identifier) -> bool {
+        self.by_identifier.contains_key(identifier)
     }
 
     /// Gives it until `until` at least.
@@ -111,8 +133,17 @@ impl States {
             slot.remove()
         };
         let (identifier, author) = (removed.state.identifier.clone(), removed.state.author);
-        without(&self.by_author, (identifier.clone(), author), id);
-        without(&self.by_identifier, identifier, id);
+        if let Slot::Occupied(mut authors) = self.by_identifier.entry(identifier) {
+            if let Some(versions) = authors.get_mut().get_mut(&author) {
+                versions.remove(id);
+                if versions.is_empty() {
+                    authors.get_mut().remove(&author);
+                }
+            }
+            if authors.get().is_empty() {
+                authors.remove();
+            }
+        }
         Some(removed)
     }
 
@@ -142,20 +173,6 @@ impl States {
     /// Whether none waits.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
-    }
-}
-
-/// Takes `id` out of the set at `key`, and the set with its last member.
-pub(super) fn without<K: Eq + std::hash::Hash>(
-    index: &DashMap<K, BTreeSet<EventId>>,
-    key: K,
-    id: &EventId,
-) {
-    if let Slot::Occupied(mut slot) = index.entry(key) {
-        slot.get_mut().remove(id);
-        if slot.get().is_empty() {
-            slot.remove();
-        }
     }
 }
 
@@ -200,7 +217,30 @@ mod tests {
         }
         assert!(store.by_identifier(&x).is_empty());
         assert_eq!(store.len(), 1);
-        assert!(!store.by_identifier.contains_key(&x) && store.by_author.len() == 1);
+        assert!(!store.waits_under(&x) && store.by_identifier.len() == 1);
+    }
+
+    #[test]
+    fn authors_have_their_turn_wherever_one_begins() {
+        let store = States::default();
+        for seed in 1..=5 {
+            store.insert(waiting(seed, 1, "x"));
+            store.insert(waiting(seed, 2, "x"));
+        }
+        let x = Identifier::parse("x").unwrap();
+        let mut seen = BTreeSet::new();
+        for turn in 0..3 {
+            let (authors, count) = store.authors_from(&x, turn * 2, 2);
+            assert_eq!((authors.len(), count), (2, 5));
+            for versions in authors {
+                assert_eq!(versions.len(), 2);
+                seen.insert(versions[0].state.author);
+            }
+        }
+        assert_eq!(seen.len(), 5);
+        assert_eq!(store.authors_from(&x, u64::MAX, 9).0.len(), 5);
+        let other = Identifier::parse("y").unwrap();
+        assert_eq!(store.authors_from(&other, 3, 9).1, 0);
     }
 
     #[test]

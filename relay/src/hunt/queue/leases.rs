@@ -1,7 +1,7 @@
 //! Leases: who hunts for what, the steps of it, and how it ends.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     mem,
     sync::Arc,
     time::Duration,
@@ -13,10 +13,10 @@ use grasp_proto::{
 };
 use tokio::sync::Notify;
 
-use super::{Entry, Place, Queue};
+use super::{Entry, ONE_IN, Place, Queue};
 use crate::{
     clock::Moment,
-    hunt::{budget::Outcome, records::Write, urls::CloneUrl},
+    hunt::{budget::Outcome, costly::OfUrl, pending::Rotation, records::Write, urls::CloneUrl},
 };
 
 /// URLs of one turn.
@@ -25,6 +25,9 @@ pub const URLS_A_TURN: usize = 16;
 pub const TURN: Duration = Duration::from_secs(5 * 60);
 /// When others are due, a turn is over after this: slow servers hold a worker up no longer.
 pub const YIELDS_AFTER: Duration = Duration::from_secs(60);
+/// Turns of one attempt: one that finds ever new URLs ends, too, and the next asks again what was
+/// asked first.
+pub const TURNS_AN_ATTEMPT: u32 = 16;
 /// Identifiers leased by one call.
 const MOST_LEASED: usize = 64;
 
@@ -64,10 +67,28 @@ pub struct Running {
     pub number: u64,
     /// What is asked.
     pub url: CloneUrl,
-    /// The objects it is asked for.
+    /// The objects it is asked for; none: it has not been given yet.
     pub wants: Arc<[Oid]>,
     /// Since when.
     pub since: Moment,
+}
+
+/// What a report says of the one that was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Said {
+    /// Of its server, for all identifiers.
+    pub server: Outcome,
+    /// Of the URL, for this one.
+    pub url: OfUrl,
+}
+
+impl From<Outcome> for Said {
+    fn from(server: Outcome) -> Self {
+        Self {
+            server,
+            url: OfUrl::Nothing,
+        }
+    }
 }
 
 /// What was answered to a report.
@@ -93,16 +114,18 @@ pub struct Leased {
 }
 
 #[derive(Debug)]
-pub(super) struct Lease {
-    pub(super) token: u64,
-    pub(super) worker: String,
-    pub(super) until: Moment,
+pub(in crate::hunt) struct Lease {
+    pub(in crate::hunt) token: u64,
+    pub(in crate::hunt) worker: String,
+    pub(in crate::hunt) until: Moment,
     /// Since when this turn lasts.
-    pub(super) since: Moment,
-    pub(super) fetch: Option<Running>,
-    /// The reports that were answered; as many as URLs in a turn.
-    pub(super) answers: BTreeMap<u64, Answer>,
-    pub(super) wake: Arc<Notify>,
+    pub(in crate::hunt) since: Moment,
+    pub(in crate::hunt) fetch: Option<Running>,
+    /// The fetches that were given; as many as URLs in a turn.
+    pub(in crate::hunt) given: BTreeSet<u64>,
+    /// The reports that were answered, of those.
+    pub(in crate::hunt) answers: BTreeMap<u64, Answer>,
+    pub(in crate::hunt) wake: Arc<Notify>,
 }
 
 /// What a report is.
@@ -112,7 +135,7 @@ pub enum Reported {
     First(Running),
     /// Made before, and answered so.
     Before(Answer),
-    /// Of a fetch that has ended already, or that an earlier run of the relay was told of.
+    /// Of a fetch of this lease that has ended already, and was not answered.
     Late,
     /// Of no fetch of this lease.
     Unknown,
@@ -134,30 +157,39 @@ pub(super) fn leased_mut(entry: &mut Entry) -> Option<&mut Lease> {
 
 impl Queue {
     pub(super) fn runs_out(&mut self, identifier: &Identifier, now: Moment) {
-        if let Some(entry) = self.entries.get_mut(identifier)
-            && let Place::Leased(lease) = &entry.place
-        {
+        if let Some(lease) = self.entries.get(identifier).and_then(leased) {
             tracing::warn!(%identifier, worker = lease.worker, "a lease ran out");
-            if let Some(fetch) = &lease.fetch
-                && entry.interrupted.insert(fetch.url.url.clone())
-            {
-                entry.tried.remove(&fetch.url.url);
-            }
         }
-        self.abandon(identifier, now);
+        if let Some(fetch) = self.abandon(identifier, now) {
+            self.once_more(identifier, &fetch);
+        }
         self.turn_ends(identifier, now);
     }
 
     /// A fetch that nobody reports any more has ended.
-    fn abandon(&mut self, identifier: &Identifier, now: Moment) {
+    fn abandon(&mut self, identifier: &Identifier, now: Moment) -> Option<Running> {
         let lease = self.entries.get_mut(identifier).and_then(leased_mut);
-        if let Some(fetch) = lease.and_then(|lease| lease.fetch.take()) {
-            tracing::debug!(%identifier, url = fetch.url.url, "a fetch was never reported");
-            self.free(&fetch, Outcome::Unknown, now);
+        let fetch = lease.and_then(|lease| lease.fetch.take())?;
+        tracing::debug!(%identifier, url = fetch.url.url, "a fetch was never reported");
+        self.free(identifier, &fetch, Outcome::Unknown, now);
+        Some(fetch)
+    }
+
+    /// What an abandoned fetch asked is asked once more in this attempt.
+    fn once_more(&mut self, identifier: &Identifier, fetch: &Running) {
+        let url = &fetch.url.url;
+        if let Some(entry) = self.entries.get_mut(identifier)
+            && entry.interrupted.insert(url.clone())
+        {
+            entry.tried.remove(url);
         }
     }
 
-    fn free(&mut self, fetch: &Running, outcome: Outcome, now: Moment) {
+    fn free(&mut self, identifier: &Identifier, fetch: &Running, outcome: Outcome, now: Moment) {
+        if let Some(entry) = self.entries.get_mut(identifier) {
+            entry.used.more(now.since(fetch.since), now);
+        }
+        self.writes.push(Write::no_wants(identifier));
         self.budget.free(fetch.number, outcome, now);
         self.wake();
     }
@@ -180,9 +212,10 @@ impl Queue {
         self.workers.seen(worker, now);
         let mut leased = Vec::new();
         while leased.len() < room.min(MOST_LEASED) {
-            let Some((_, identifier)) = self.ready.first().cloned() else {
+            let Some(identifier) = self.first() else {
                 break;
             };
+            self.given += 1;
             let token = self.number();
             let lease = Lease {
                 token,
@@ -190,6 +223,7 @@ impl Queue {
                 until: now + self.rules.lease,
                 since: now,
                 fetch: None,
+                given: BTreeSet::new(),
                 answers: BTreeMap::new(),
                 wake: Arc::default(),
             };
@@ -198,7 +232,17 @@ impl Queue {
         leased
     }
 
-    fn place_leased(&mut self, identifier: &Identifier, lease: Lease) -> Option<Leased> {
+    /// Whose turn it is of those that are ready.
+    fn first(&self) -> Option<Identifier> {
+        if self.given % ONE_IN == ONE_IN - 1 {
+            let longest = self.overdue.first();
+            return longest.map(|(_, identifier)| identifier.clone());
+        }
+        let first = self.ready.first();
+        first.map(|(_, _, identifier)| identifier.clone())
+    }
+
+    pub(super) fn place_leased(&mut self, identifier: &Identifier, lease: Lease) -> Option<Leased> {
         let (until, token, worker) = (lease.until, lease.token, lease.worker.clone());
         let entry = self.unplace(identifier)?;
         if entry.timing.begin() {
@@ -221,9 +265,7 @@ impl Queue {
     /// The lease of an identifier, as it is, is to be on disk.
     fn record(&mut self, identifier: &Identifier) {
         if let Some(lease) = self.entries.get(identifier).and_then(leased) {
-            let fetch = lease.fetch.as_ref();
-            let write = Write::leased(identifier, lease.token, &lease.worker, lease.until, fetch);
-            self.writes.push(write);
+            self.writes.push(Write::leased(identifier, lease));
         }
     }
 
@@ -259,6 +301,12 @@ impl Queue {
         entry.is_some_and(|entry| entry.healing)
     }
 
+    /// What has had its turn under an identifier, so that the others have theirs.
+    pub fn rotation(&self, identifier: &Identifier) -> Rotation {
+        let entry = self.entries.get(identifier);
+        entry.map(|entry| entry.rotation).unwrap_or_default()
+    }
+
     /// Keeps a lease. Gives the fetch that is running.
     pub fn renew(
         &mut self,
@@ -276,7 +324,7 @@ impl Queue {
         self.leases.insert((until, identifier.clone()));
         self.record(identifier);
         self.workers.seen(&worker, now);
-        Ok(fetch)
+        Ok(fetch.filter(|fetch| !fetch.wants.is_empty()))
     }
 
     /// Hands a lease back: the identifier is due again at once, and what was being asked when it was
@@ -303,29 +351,41 @@ impl Queue {
     }
 
     /// The next step for an identifier under which something is missing that may be asked for at
-    /// `urls`, in this order, but not at those `tried`.
+    /// `urls`, in this order, but not at those `tried`. What is to be asked for there is said next, by
+    /// [`Queue::wants`].
     pub fn step(
         &mut self,
         identifier: &Identifier,
         token: u64,
         urls: &[CloneUrl],
         tried: &HashSet<String>,
-        wants: &Arc<[Oid]>,
         now: Moment,
     ) -> Result<Step, Lost> {
         self.tick(now);
         self.held(identifier, token)?;
-        self.abandon(identifier, now);
+        if let Some(fetch) = self.abandon(identifier, now)
+            && !tried.contains(&fetch.url.url)
+        {
+            // It never reached the worker.
+            self.once_more(identifier, &fetch);
+        }
         let entry = self.held(identifier, token)?;
-        // Only what may be asked counts: a worker cannot make this grow.
-        let known = urls.iter().filter(|one| tried.contains(&one.url));
-        entry.tried.extend(known.map(|one| one.url.clone()));
-        let asked = entry.asked;
+        // Only what may be asked counts: neither a worker nor events that come and go make it grow.
+        let known: HashSet<&str> = urls.iter().map(|one| one.url.as_str()).collect();
+        let is_known = |url: &str| known.contains(url);
+        entry.tried.retain(|url| is_known(url));
+        entry.interrupted.retain(|url| is_known(url));
+        entry.costly.keep_only(is_known);
+        entry
+            .tried
+            .extend(tried.iter().filter(|url| is_known(url)).cloned());
+        let (asked, turns) = (entry.asked, entry.turns);
         let since = leased(entry).map_or(now, |lease| lease.since);
         let entry = &self.entries[identifier];
         let left: Vec<&CloneUrl> = urls
             .iter()
             .filter(|one| !entry.tried.contains(&one.url) && !self.budget.is_aside(one, now))
+            .filter(|one| !entry.costly.is_left_alone(&one.url, now))
             .collect();
         if left.is_empty() {
             return Ok(self.end(identifier, Why::NothingLeft, now));
@@ -333,7 +393,11 @@ impl Queue {
         let lasted = now.since(since);
         let yields = lasted >= YIELDS_AFTER && !self.ready.is_empty();
         if asked >= URLS_A_TURN || lasted >= TURN || yields {
-            return Ok(self.end(identifier, Why::TurnOver, now));
+            let why = match turns + 1 >= TURNS_AN_ATTEMPT {
+                true => Why::NothingLeft,
+                false => Why::TurnOver,
+            };
+            return Ok(self.end(identifier, why, now));
         }
         let free = |one: &&&CloneUrl| self.budget.has_room_for(&one.domain, identifier, now);
         let Some(first) = left.iter().find(free) else {
@@ -343,16 +407,10 @@ impl Queue {
         let of_domain: Vec<&CloneUrl> = of_domain.copied().collect();
         let url = self.budget.next_url(&first.domain, &of_domain);
         let url = url.unwrap_or(first).clone();
-        Ok(self.ask(identifier, url, wants, now))
+        Ok(self.ask(identifier, url, now))
     }
 
-    fn ask(
-        &mut self,
-        identifier: &Identifier,
-        url: CloneUrl,
-        wants: &Arc<[Oid]>,
-        now: Moment,
-    ) -> Step {
+    fn ask(&mut self, identifier: &Identifier, url: CloneUrl, now: Moment) -> Step {
         let number = self.number();
         // In this order: else its place would seem free for the next in line.
         self.budget.take(number, &url, now);
@@ -363,11 +421,13 @@ impl Queue {
         if let Some(entry) = self.entries.get_mut(identifier) {
             entry.asked += 1;
             entry.tried.insert(url.url.clone());
+            entry.rotation.fetches = entry.rotation.fetches.wrapping_add(1);
             if let Some(lease) = leased_mut(entry) {
+                lease.given.insert(number);
                 lease.fetch = Some(Running {
                     number,
                     url: url.clone(),
-                    wants: wants.clone(),
+                    wants: Arc::default(),
                     since: now,
                 });
             }
@@ -375,6 +435,22 @@ impl Queue {
         self.record(identifier);
         self.wake();
         Step::Ask(number, url)
+    }
+
+    /// What a fetch that was just decided on is asked for.
+    pub fn wants(
+        &mut self,
+        identifier: &Identifier,
+        token: u64,
+        number: u64,
+        wants: &Arc<[Oid]>,
+    ) -> Result<(), Lost> {
+        let entry = self.held(identifier, token)?;
+        let fetch = leased_mut(entry).and_then(|lease| lease.fetch.as_mut());
+        let fetch = fetch.filter(|fetch| fetch.number == number).ok_or(Lost)?;
+        fetch.wants = wants.clone();
+        self.writes.push(Write::wants(identifier, number, wants));
+        Ok(())
     }
 
     /// Every domain that is left is without room: it waits there, and its worker does so only if
@@ -398,8 +474,10 @@ impl Queue {
             return;
         };
         let running = leased(entry).and_then(|lease| lease.fetch.as_ref());
-        if running.is_some_and(|fetch| fetch.number == number) {
-            self.abandon(identifier, now);
+        if running.is_some_and(|fetch| fetch.number == number)
+            && let Some(fetch) = self.abandon(identifier, now)
+        {
+            self.once_more(identifier, &fetch);
         }
     }
 
@@ -454,6 +532,7 @@ impl Queue {
             let backoff = entry.timing.ended(now);
             entry.turns = 0;
             entry.asked = 0;
+            entry.rotation.attempt_ends(entry.tried.len());
             entry.tried.clear();
             entry.interrupted.clear();
             if let Some(backoff) = backoff {
@@ -471,9 +550,10 @@ impl Queue {
         identifier: &Identifier,
         token: u64,
         number: u64,
-        outcome: Outcome,
+        said: impl Into<Said>,
         now: Moment,
     ) -> Result<Reported, Lost> {
+        let said = said.into();
         self.tick(now);
         let entry = self.held(identifier, token)?;
         let lease = leased_mut(entry).ok_or(Lost)?;
@@ -482,72 +562,31 @@ impl Queue {
         }
         let is_this = |fetch: &mut Running| fetch.number == number;
         let Some(fetch) = lease.fetch.take_if(is_this) else {
-            let was_given = token < number && number <= self.last_number;
-            return Ok(match was_given {
+            return Ok(match lease.given.contains(&number) {
                 true => Reported::Late,
                 false => Reported::Unknown,
             });
         };
-        self.free(&fetch, outcome, now);
+        entry.costly.ended(&fetch.url.url, said.url, now);
+        self.free(identifier, &fetch, said.server, now);
         self.record(identifier);
         Ok(Reported::First(fetch))
+    }
+
+    /// What was answered to a report before.
+    pub fn answer(&self, identifier: &Identifier, token: u64, number: u64) -> Option<Answer> {
+        let lease = self.entries.get(identifier).and_then(leased)?;
+        let answer = lease.answers.get(&number).copied();
+        answer.filter(|_| lease.token == token)
     }
 
     /// What was answered to a report, for those who ask again.
     pub fn answered(&mut self, identifier: &Identifier, token: u64, number: u64, answer: Answer) {
         if let Ok(entry) = self.held(identifier, token)
             && let Some(lease) = leased_mut(entry)
+            && lease.given.contains(&number)
         {
             lease.answers.insert(number, answer);
-        }
-    }
-
-    /// Puts back what the journal had: a lease that still holds, with the fetch that runs under it.
-    pub fn restore_lease(
-        &mut self,
-        identifier: &Identifier,
-        token: u64,
-        worker: &str,
-        until: Moment,
-        fetch: Option<Running>,
-        now: Moment,
-    ) {
-        if until <= now {
-            self.writes.push(Write::unleased(identifier));
-            return;
-        }
-        // Not further ahead than any lease: the clock may have been set back.
-        let until = until.min(now + self.rules.lease);
-        self.enqueue(identifier, now, false, None);
-        self.last_number = self.last_number.max(token);
-        if let Some(fetch) = &fetch {
-            let url = &fetch.url;
-            self.last_number = self.last_number.max(fetch.number);
-            self.budget
-                .restore(fetch.number, &url.domain, &url.server, now);
-        }
-        self.workers.seen(worker, now);
-        let tried = fetch.as_ref().map(|fetch| fetch.url.url.clone());
-        let lease = Lease {
-            token,
-            worker: worker.to_owned(),
-            until,
-            since: now,
-            fetch,
-            answers: BTreeMap::new(),
-            wake: Arc::default(),
-        };
-        self.place_leased(identifier, lease);
-        if let Some(entry) = self.entries.get_mut(identifier) {
-            entry.tried.extend(tried);
-        }
-    }
-
-    /// Puts back when a domain was asked.
-    pub fn restore_requests(&mut self, domain: &str, at: Vec<Moment>, now: Moment) {
-        self.budget.restore_recent(domain, at, now);
-        if self.budget.recent(domain).is_empty() {
-            self.writes.push(Write::no_requests(domain));
         }
     }
 }

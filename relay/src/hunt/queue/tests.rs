@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     domain::Domain,
-    hunt::{budget::Outcome, urls::CloneUrl},
+    hunt::{budget::Outcome, costly::OfUrl, urls::CloneUrl},
     journal::Record,
 };
 
@@ -83,8 +83,22 @@ impl At {
     fn step(&mut self, lease: &Leased, urls: &[CloneUrl]) -> Result<Step, Lost> {
         let tried = HashSet::new();
         let (name, token) = (&lease.identifier, lease.token);
-        self.queue
-            .step(name, token, urls, &tried, &wants(), self.now)
+        self.step_of(name, token, urls, &tried)
+    }
+
+    /// A step of a worker that has tried these.
+    fn step_of(
+        &mut self,
+        name: &Identifier,
+        token: u64,
+        urls: &[CloneUrl],
+        tried: &HashSet<String>,
+    ) -> Result<Step, Lost> {
+        let step = self.queue.step(name, token, urls, tried, self.now)?;
+        if let Step::Ask(number, _) = step {
+            self.queue.wants(name, token, number, &wants()).unwrap();
+        }
+        Ok(step)
     }
 
     fn ask(&mut self, lease: &Leased, urls: &[CloneUrl]) -> (u64, String) {
@@ -236,6 +250,7 @@ fn a_report_counts_once() {
     };
     assert!(matches!(report(number), Reported::Late));
     assert!(matches!(report(number + 1), Reported::Unknown));
+    assert!(matches!(report(lease.token + 1_000), Reported::Unknown));
     assert!(matches!(report(lease.token), Reported::Unknown));
     let answer = Answer {
         released: 2,
@@ -253,15 +268,131 @@ fn a_report_counts_once() {
 fn a_fetch_that_is_never_reported_gives_its_place_back() {
     let mut at = At::new();
     let lease = at.leased("x");
-    let (first, a) = at.ask(&lease, &urls("a.example", 9));
-    let (_, b) = at.ask(&lease, &urls("a.example", 9));
-    assert_ne!(a, b);
+    let all = urls("a.example", 9);
+    let (first, a) = at.ask(&lease, &all);
+    let tried = HashSet::from([a.clone()]);
+    let step = at.step_of(&name("x"), lease.token, &all, &tried);
+    assert!(matches!(step, Ok(Step::Ask(_, url)) if url.url != a));
     assert_eq!(at.queue.budget.running("a.example"), 1);
     let late = at
         .queue
         .report(&name("x"), lease.token, first, Outcome::Fine, at.now);
     assert!(matches!(late, Ok(Reported::Late)));
     assert_eq!(at.queue.budget.running("a.example"), 1);
+}
+
+#[test]
+fn a_fetch_that_never_reached_its_worker_is_given_once_more() {
+    let mut at = At::new();
+    let lease = at.leased("x");
+    let one = urls("a.example", 1);
+    let (first, url) = at.ask(&lease, &one);
+    let (second, again) = at.ask(&lease, &one);
+    assert!(second > first && url == again);
+    assert_eq!(at.queue.budget.running("a.example"), 1);
+    // And no third time.
+    assert_eq!(at.step(&lease, &one), Ok(Step::Ended(Why::NothingLeft)));
+    assert_eq!(at.queue.budget.running("a.example"), 0);
+}
+
+#[test]
+fn an_attempt_that_finds_ever_new_urls_ends_and_forgets_the_old_ones() {
+    let mut at = At::new();
+    at.synced("x");
+    at.pass(500);
+    let (good, mut asked_good, mut turns, mut newest) = (url("https://good.example/x"), 0, 0, 0);
+    let mut seen = 0;
+    while turns < 2 * TURNS_AN_ATTEMPT {
+        let lease = at.lease("w").unwrap();
+        assert!(lease.tried.len() <= 21, "{}", lease.tried.len());
+        loop {
+            // Somebody's URLs are others with every step.
+            newest += 1;
+            let mut all = vec![good.clone()];
+            let new = (0..20).map(|n| url(&format!("https://d{newest}.example/{n}")));
+            all.extend(new);
+            match at.step(&lease, &all).unwrap() {
+                Step::Ask(number, url) => {
+                    asked_good += usize::from(url == good);
+                    at.fails(&lease, number);
+                }
+                Step::Ended(Why::TurnOver) => break,
+                Step::Ended(Why::NothingLeft) => {
+                    at.pass(20_000);
+                    break;
+                }
+                other => panic!("{other:?}"),
+            }
+            seen = seen.max(at.queue.entries[&name("x")].tried.len());
+        }
+        turns += 1;
+    }
+    assert_eq!(asked_good, 2);
+    assert!(seen <= 21, "{seen}");
+    let rotation = at.queue.rotation(&name("x"));
+    assert_eq!(rotation.attempts, 2);
+}
+
+#[test]
+fn who_has_used_much_goes_behind_the_others_and_is_not_put_off_for_ever() {
+    let mut at = At::new();
+    // A server drips for five minutes.
+    let lease = at.leased("bad");
+    let (number, _) = at.ask(&lease, &urls("bad.example", 20));
+    for _ in 0..30 {
+        at.pass(10_000);
+        at.queue.renew(&name("bad"), lease.token, at.now).unwrap();
+    }
+    at.fails(&lease, number);
+    let all = urls("bad.example", 20);
+    assert_eq!(at.step(&lease, &all), Ok(Step::Ended(Why::TurnOver)));
+    // Long after, there are ever new ones, each due later than it: it waits, and for no more than
+    // every fourth lease.
+    let mut before = 0;
+    loop {
+        at.synced(&format!("new{before}"));
+        at.synced(&format!("also{before}"));
+        at.pass(2_000);
+        let lease = at.lease("w").unwrap();
+        if lease.identifier == name("bad") {
+            break;
+        }
+        before += 1;
+    }
+    assert!((1..ONE_IN).contains(&before), "{before}");
+    assert_eq!(at.queue.ready.len(), at.queue.overdue.len());
+}
+
+#[test]
+fn a_url_that_cost_much_is_left_alone_by_this_identifier_only() {
+    let mut at = At::new();
+    let (x, y) = (at.leased("x"), at.leased("y"));
+    let both = [url("https://a.example/big"), url("https://b.example/x")];
+    let said = Said {
+        server: Outcome::Fine,
+        url: OfUrl::Costly,
+    };
+    let (number, big) = at.ask(&x, &both);
+    assert_eq!(big, both[0].url);
+    at.queue
+        .report(&name("x"), x.token, number, said, at.now)
+        .unwrap();
+    let (number, _) = at.ask(&x, &both);
+    at.fails(&x, number);
+    assert_eq!(at.step(&x, &both), Ok(Step::Ended(Why::NothingLeft)));
+    at.queue.renew(&name("y"), y.token, at.now).unwrap();
+    assert_eq!(at.ask(&y, &both).1, big);
+    // Ten minutes.
+    at.pass(20_000);
+    let x = at.lease("w").unwrap();
+    let (number, other) = at.ask(&x, &both);
+    assert_eq!(other, both[1].url);
+    at.fails(&x, number);
+    assert_eq!(at.step(&x, &both), Ok(Step::Ended(Why::NothingLeft)));
+    at.pass(600_000);
+    let leases = at.queue.lease("w", 9, at.now);
+    let x = leases.iter().find(|lease| lease.identifier == name("x"));
+    assert_eq!(at.ask(x.unwrap(), &both).1, big);
 }
 
 #[test]
@@ -446,9 +577,7 @@ fn a_worker_says_what_it_tried_and_cannot_make_it_grow() {
     let all = urls("a.example", 2);
     let mut tried: HashSet<String> = (0..1_000).map(|n| format!("junk{n}")).collect();
     tried.insert(all[0].url.clone());
-    let step = at
-        .queue
-        .step(&name("x"), lease.token, &all, &tried, &wants(), at.now);
+    let step = at.step_of(&name("x"), lease.token, &all, &tried);
     assert!(matches!(step, Ok(Step::Ask(_, url)) if url == all[1]));
     assert_eq!(at.queue.entries[&name("x")].tried.len(), 2);
 }
@@ -613,6 +742,7 @@ proptest! {
             let places = at.queue.later.len() + at.queue.ready.len() + at.queue.parked.len()
                 + at.queue.leases.len();
             prop_assert_eq!(places, at.queue.entries.len());
+            prop_assert_eq!(at.queue.ready.len(), at.queue.overdue.len());
             // Nobody is parked for nothing.
             for parked in &at.queue.parked {
                 prop_assert!(at.queue.budget.is_waiting(parked));
