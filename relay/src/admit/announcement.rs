@@ -48,9 +48,13 @@ impl Admit {
                 repositories.set(&announcement, Standing::Active);
                 self.release.maintainers_changed(before).await;
                 self.settle_after(repo).await;
+                self.hunt_on(repo, origin);
                 return Ok(verdict);
             }
-            return self.wait_for_data(announcement).await;
+            let repo = repo.clone();
+            let verdict = self.wait_for_data(announcement).await?;
+            self.hunt_on(&repo, origin);
+            return Ok(verdict);
         }
         let trusting = repositories.trusting(&repo.identifier, &repo.owner);
         let others: Vec<_> = trusting
@@ -60,6 +64,7 @@ impl Admit {
         if !others.is_empty() {
             self.release.move_elsewhere(&announcement).await?;
             self.release.maintainers_changed(others).await;
+            self.hunt_on(repo, origin);
             return Ok(Verdict::served());
         }
         match (standing, stored) {
@@ -107,6 +112,15 @@ impl Admit {
             Some(Standing::Active) => Verdict::served(),
             _ => Verdict::accepted(WAITS),
         })
+    }
+
+    /// Who is trusted may have changed, and where what is missing may be asked for: what waits is hunted
+    /// for by that.
+    fn hunt_on(&self, repo: &RepoId, origin: Origin) {
+        let (purgatory, name) = (&self.release.purgatory, &repo.identifier);
+        if purgatory.states.waits_under(name) || purgatory.pull_requests.waits_under(name) {
+            self.hunt.enqueue(name, origin);
+        }
     }
 
     /// A change of who maintains what may let something out.

@@ -795,3 +795,210 @@ async fn an_operator_is_told_what_there_is() {
     inside.git.goes_away(true);
     assert!(!operator.status().await.git_reachable);
 }
+
+/// A state that names the lowest ids there are, from this one on.
+fn flood(seed: u8, at: u64, from: u32, count: u32) -> Event {
+    let mut tags = vec![tag(&["d", "x"])];
+    tags.extend((from..from + count).map(|n| {
+        let name = format!("refs/heads/{n}");
+        tag(&[&name, &format!("{n:040x}")])
+    }));
+    sign(seed, nip34::STATE, at, &tags)
+}
+
+#[tokio::test]
+async fn a_stranger_who_names_ten_thousand_lower_ids_hides_nobodys() {
+    let inside = Inside::new().await;
+    let open = Open::new(&inside).await;
+    let mut worker = open.as_role(Role::Worker);
+    inside
+        .synced(&announcement_at(9, "x", &["https://mallory.example/x"]))
+        .await;
+    for n in 0..6 {
+        let event = flood(9, 20 + u64::from(n), 1 + n * 2_000, 2_000);
+        inside.synced(&event).await;
+    }
+    let event = inside
+        .hunted(1, "x", &["https://alice.example/x"], &[200, 201])
+        .await;
+    let mut lease = worker.one_lease().await;
+    let alices: Vec<Vec<u8>> = [oid(200), oid(201)]
+        .iter()
+        .map(|oid| oid.as_bytes().to_vec())
+        .collect();
+    // Of everybody's a share, wherever it is asked.
+    for _ in 0..2 {
+        let fetch = worker.fetch(&lease).await;
+        assert_eq!(fetch.wants.len(), 10_000);
+        assert!(alices.iter().all(|oid| fetch.wants.contains(oid)));
+        let report = worker.report(&lease, fetch.fetch, failed(failed::Why::NotThere));
+        assert!(report.await.unwrap().missing > 0);
+    }
+    assert_eq!(worker.ended(&lease).await, ended::Why::NothingLeftToTry);
+    // In the next attempt of each only its own.
+    inside.moves(Duration::from_secs(20));
+    lease = worker.one_lease().await;
+    for _ in 0..2 {
+        let fetch = worker.fetch(&lease).await;
+        let is_alices = fetch.url == "https://alice.example/x";
+        assert_eq!(fetch.wants.len(), if is_alices { 2 } else { 10_000 });
+        let outcome = match is_alices {
+            true => {
+                inside.git.bring(&identifier("x"), &[oid(200), oid(201)]);
+                arrived(&[oid(200), oid(201)])
+            }
+            false => failed(failed::Why::NotThere),
+        };
+        let answer = worker.report(&lease, fetch.fetch, outcome).await.unwrap();
+        assert_eq!(answer.released, if is_alices { 2 } else { 0 });
+    }
+    assert!(inside.serves(&event).await);
+}
+
+#[tokio::test]
+async fn what_comes_is_served_without_a_look_at_everybody_else() {
+    let inside = Inside::new().await;
+    let open = Open::new(&inside).await;
+    let mut worker = open.as_role(Role::Worker);
+    for seed in 10..60 {
+        inside.synced(&announcement_at(seed, "x", &[])).await;
+        inside
+            .synced(&state(seed, "x", 10, &[("main", 1), ("other", seed)]))
+            .await;
+    }
+    let event = inside
+        .hunted(1, "x", &["https://alice.example/x"], &[1])
+        .await;
+    let lease = worker.one_lease().await;
+    let fetch = worker.fetch(&lease).await;
+    inside.git.bring(&identifier("x"), &[oid(1)]);
+    let calls = inside.git.calls();
+    let answer = worker.report(&lease, fetch.fetch, arrived(&[oid(1)])).await;
+    assert_eq!(answer.unwrap().released, 2);
+    assert!(inside.serves(&event).await);
+    // What came, what is satisfied by it, one repository aligned, what is missing still.
+    let calls = inside.git.calls() - calls;
+    assert!(calls < 10, "{calls}");
+    // Reported again: not seen to again.
+    let before = inside.git.calls();
+    let again = worker.report(&lease, fetch.fetch, arrived(&[oid(1)])).await;
+    assert_eq!((again.unwrap().released, inside.git.calls()), (2, before));
+}
+
+#[tokio::test]
+async fn one_report_made_many_times_at_once_is_seen_to_once() {
+    let inside = Inside::new().await;
+    let open = Open::new(&inside).await;
+    let mut worker = open.as_role(Role::Worker);
+    inside
+        .hunted(1, "x", &["https://one.example/x"], &[1])
+        .await;
+    let lease = worker.one_lease().await;
+    let fetch = worker.fetch(&lease).await;
+    inside.git.bring(&identifier("x"), &[oid(1)]);
+    let reports = (0..8).map(|_| {
+        let (mut worker, lease) = (open.as_role(Role::Worker), lease.clone());
+        async move {
+            let report = worker.report(&lease, fetch.fetch, arrived(&[oid(1)]));
+            report.await.unwrap().released
+        }
+    });
+    let released = futures::future::join_all(reports).await;
+    assert_eq!(released, [2; 8]);
+    assert_eq!(inside.git.world().aligned, 1);
+    // Of what was never given nothing is kept.
+    for number in fetch.fetch + 1..fetch.fetch + 100 {
+        let status = worker.report(&lease, number, arrived(&[])).await;
+        assert_eq!(status.unwrap_err().code(), Code::InvalidArgument);
+    }
+}
+
+#[tokio::test]
+async fn who_is_trusted_anew_is_hunted_for() {
+    let inside = Inside::new().await;
+    let open = Open::new(&inside).await;
+    let mut worker = open.as_role(Role::Worker);
+    inside.active(1, "x", &[2]).await;
+    inside.synced(&state(2, "x", 20, &[("main", 7)])).await;
+    // Nobody trusts the author any more: nothing to hunt for.
+    inside.admit_synced(&announcement(1, "x", 30, &[])).await;
+    inside.moves(Duration::from_millis(500));
+    let lease = worker.one_lease().await;
+    assert_eq!(worker.ended(&lease).await, ended::Why::NothingPending);
+    inside.moves(Duration::from_secs(600));
+    assert!(worker.lease("w", 0).await.is_empty());
+    // Somebody does again, and says where.
+    let mut tags = announcement(1, "x", 40, &[2]);
+    tags = {
+        let mut all: Vec<Vec<String>> = tags
+            .tags
+            .iter()
+            .map(|tag| tag.as_slice().to_vec())
+            .collect();
+        all[1].push("https://new.example/x".to_owned());
+        sign(1, nip34::ANNOUNCEMENT, 40, &all)
+    };
+    assert!(inside.admit_synced(&tags).await.ok);
+    inside.moves(Duration::from_millis(500));
+    let lease = worker.one_lease().await;
+    assert_eq!(worker.fetch(&lease).await.url, "https://new.example/x");
+    // Published again it is no news.
+    worker.lease("w", 0).await;
+    let attempts = inside.hunter.hunt.act(|queue, _| queue.figures(1).entries);
+    assert!(inside.admit_synced(&tags).await.ok);
+    let after = inside.hunter.hunt.act(|queue, _| queue.figures(1).entries);
+    assert_eq!(attempts, after);
+}
+
+#[tokio::test]
+async fn a_lease_that_is_named_often_is_renewed_once() {
+    let inside = Inside::new().await;
+    let open = Open::new(&inside).await;
+    let mut worker = open.as_role(Role::Worker);
+    inside
+        .hunted(1, "x", &["https://one.example/x"], &[1])
+        .await;
+    let lease = worker.one_lease().await;
+    worker.fetch(&lease).await;
+    let held = wire::HeldLease {
+        identifier: lease.identifier.clone(),
+        token: lease.token,
+    };
+    let request = wire::RenewRequest {
+        worker: "w".to_owned(),
+        leases: vec![held; 4_096],
+        counts: None,
+    };
+    let renewed = worker.hunt.renew(request).await.unwrap().into_inner();
+    assert_eq!(renewed.leases.len(), 1);
+}
+
+#[tokio::test]
+async fn a_repository_that_is_unwell_says_nothing_of_its_server() {
+    let inside = Inside::new().await;
+    let open = Open::new(&inside).await;
+    let mut worker = open.as_role(Role::Worker);
+    let urls = ["https://one.example/x"];
+    inside.hunted(1, "x", &urls, &[1]).await;
+    // Often, and for long: for a server that cannot be reached it would be enough.
+    for attempt in 0..20 {
+        let lease = worker.one_lease().await;
+        match worker.try_next(&lease).await.unwrap() {
+            Step::Fetch(fetch) => {
+                let report = worker.report(&lease, fetch.fetch, failed(failed::Why::Unwell));
+                report.await.unwrap();
+                assert_eq!(worker.ended(&lease).await, ended::Why::NothingLeftToTry);
+            }
+            // Left alone for now.
+            Step::Ended(_) => assert!(attempt > 2),
+            Step::Wait(_) => panic!("there is room"),
+        }
+        inside.moves(Duration::from_secs(120));
+    }
+    inside
+        .hunted(1, "y", &["https://one.example/y"], &[2])
+        .await;
+    let mut leases = worker.lease("w", 0).await;
+    leases.retain(|lease| lease.identifier == "y");
+    assert_eq!(worker.fetch(&leases[0]).await.url, "https://one.example/y");
+}

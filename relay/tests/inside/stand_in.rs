@@ -38,6 +38,7 @@ pub struct StandIn {
     world: Mutex<World>,
     away: AtomicBool,
     made: AtomicU32,
+    calls: AtomicU32,
 }
 
 impl StandIn {
@@ -47,6 +48,11 @@ impl StandIn {
 
     pub fn goes_away(&self, away: bool) {
         self.away.store(away, Ordering::SeqCst);
+    }
+
+    /// How often it was asked something.
+    pub fn calls(&self) -> u32 {
+        self.calls.load(Ordering::SeqCst)
     }
 
     /// Commits are in the pool of an identifier.
@@ -73,6 +79,7 @@ impl StandIn {
         &'a self,
         work: impl FnOnce(&mut World) -> Result<T, GitError> + Send + 'a,
     ) -> BoxFuture<'a, Result<T, GitError>> {
+        self.calls.fetch_add(1, Ordering::SeqCst);
         Box::pin(async move {
             tokio::task::yield_now().await;
             if self.away.load(Ordering::SeqCst) {
