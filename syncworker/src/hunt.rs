@@ -218,7 +218,9 @@ impl Hunt {
             let sent = Instant::now();
             let every = *period.borrow_and_update();
             let groups = self.leases.renewal().groups();
-            let calls = groups.into_iter().map(|group| self.renew_group(group, every));
+            let calls = groups
+                .into_iter()
+                .map(|group| self.renew_group(group, every));
             let mut answers = stream::iter(calls).buffer_unordered(GROUPS_AT_ONCE);
             let mut failed = None;
             while let Some(answer) = answers.next().await {
