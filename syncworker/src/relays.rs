@@ -5,8 +5,10 @@
 //! - [`targets`]: what is wanted of which remote relay
 //! - `connection`: one remote relay: connecting, and when
 //! - `session`: one connection to it; `subscriptions`: how it is followed; `history`: how the past is
-//!   fetched
+//!   fetched; `memory`: what is known from one connection to the next
+//! - `overlong`: messages that are too long, left out of what comes
 //! - `submit`: what was found, handed over for judgement
+//! - `renewal`: leases kept, and how it goes said
 //! - [`filters`], [`plan`], [`live`], [`paging`], [`limits`], [`health`], [`conduct`]: the decisions, pure
 //! - [`status`]: what is told of it
 //!
@@ -22,8 +24,11 @@ pub mod health;
 mod history;
 pub mod limits;
 pub mod live;
+mod memory;
+mod overlong;
 pub mod paging;
 pub mod plan;
+mod renewal;
 mod session;
 pub mod status;
 mod submit;
@@ -32,28 +37,27 @@ pub mod targets;
 mod timing;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use futures::StreamExt;
-use grasp_proto::contract::relay::{HeldRelay, LeasedRelay, RelayReport, RenewedRelay};
+use grasp_proto::contract::relay::{HeldRelay, LeasedRelay};
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::{Notify, Semaphore, watch},
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;
 
 use crate::{
-    hunt::{backoff::Backoff, context::CallError},
+    hunt::backoff::Backoff,
     net::Net,
 };
 use context::RelaySync;
-use filters::Item;
 use health::Health;
-use plan::Plan;
+use memory::Memory;
 use status::Status;
 use targets::{Gathering, Targets};
 
@@ -102,6 +106,8 @@ struct World {
     timing: Timing,
     disable_negentropy: bool,
     submits: Semaphore,
+    /// Some relay does otherwise than a moment ago.
+    news: Arc<Notify>,
 }
 
 /// One remote relay, while it is leased to this worker.
@@ -120,60 +126,6 @@ struct Relay {
 impl Relay {
     fn health(&self) -> MutexGuard<'_, Health> {
         self.health.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// What outlives a connection, but not a lease.
-struct Memory {
-    plan: Plan,
-    wanted: BTreeSet<Item>,
-    /// What there is no room for a live subscription for.
-    left_over: BTreeSet<Item>,
-    /// When everything is asked for from the start.
-    full_pass: Instant,
-    /// Events of this connection that could not be handed over,
-    lost: u64,
-    /// and since when, if they have not been asked for again.
-    lost_since: Option<u64>,
-}
-
-impl Memory {
-    fn new(full_pass: Instant) -> Self {
-        Self {
-            plan: Plan::default(),
-            wanted: BTreeSet::new(),
-            left_over: BTreeSet::new(),
-            full_pass,
-            lost: 0,
-            lost_since: None,
-        }
-    }
-
-    /// Plans for what is wanted.
-    fn refresh(&mut self, longest: usize) {
-        self.plan.want(&self.wanted, longest);
-    }
-
-    /// Tells how far it is: a repository counts once, when all that is wanted of it is confirmed.
-    fn tell(&self, status: &Status) {
-        let is = |item: &Item| self.plan.is_confirmed(item);
-        let (mut confirmed, mut wanted) = (0, 0);
-        for item in &self.wanted {
-            let complete = match item {
-                Item::Announcements | Item::Mentions(_) => continue,
-                Item::Root(_) => is(item),
-                Item::States(repo) => {
-                    let mentions = Item::Mentions(repo.clone());
-                    is(item) && (is(&mentions) || !self.wanted.contains(&mentions))
-                }
-            };
-            wanted += 1;
-            confirmed += usize::from(complete);
-        }
-        status.change(|facts| {
-            facts.confirmed = confirmed;
-            facts.wanted = wanted;
-        });
     }
 }
 
@@ -228,6 +180,7 @@ impl Relays {
             timing,
             disable_negentropy: config.disable_negentropy,
             submits: Semaphore::new(SUBMITS),
+            news: Arc::default(),
         };
         Self {
             world: Arc::new(world),
@@ -330,7 +283,7 @@ impl Relays {
             token: leased.token,
             bootstrap: leased.bootstrap,
             world: self.world.clone(),
-            status: Status::default(),
+            status: Status::telling(self.world.news.clone()),
             health: Mutex::new(Health::new(config.base_backoff, config.max_backoff, first)),
         });
         let (stop, stopped) = (CancellationToken::new(), CancellationToken::new());
@@ -401,121 +354,6 @@ impl Relays {
             // Not heard, it runs out.
             let _ = timeout(LAST_CALLS, self.world.sync.release(given)).await;
         }
-    }
-
-    /// Renews what is held, and says how it does, for ever.
-    async fn renew(&self) {
-        let mut period = self.period.subscribe();
-        let mut backoff = Backoff::default();
-        loop {
-            let every = *period.borrow_and_update();
-            let reported: Vec<(Arc<Relay>, RelayReport)> = {
-                let held = self.held();
-                let relays = held.values().map(|held| held.relay.clone());
-                relays
-                    .map(|relay| {
-                        let report = relay.status.report(&relay.url, relay.token);
-                        (relay, report)
-                    })
-                    .collect()
-            };
-            let sent = Instant::now();
-            let reports = reported.iter().map(|(_, report)| report.clone()).collect();
-            let patience = every.max(Duration::from_secs(1));
-            let mut next = sent + every;
-            match timeout(patience, self.world.sync.renew(reports)).await {
-                Ok(Ok(answer)) => {
-                    backoff.reset();
-                    for (relay, report) in &reported {
-                        relay.status.told(report);
-                    }
-                    self.renewed(&reported, sent, answer).await;
-                }
-                Ok(Err(CallError::Lost)) => {
-                    let names = reported.iter().map(|(relay, _)| HeldRelay {
-                        url: relay.url.clone(),
-                        token: relay.token,
-                    });
-                    self.lose(names.collect());
-                }
-                Ok(Err(error)) => {
-                    tracing::debug!(%error, "leases of relays cannot be renewed");
-                    next = Instant::now() + backoff.wait();
-                }
-                Err(_) => next = Instant::now() + backoff.wait(),
-            }
-            self.sweep();
-            // A lease that is shorter than those before is renewed sooner.
-            while tokio::select! {
-                biased;
-                () = sleep_until(next) => false,
-                _ = period.changed() => true,
-            } {
-                next = next.min(sent + *period.borrow_and_update());
-            }
-        }
-    }
-
-    async fn renewed(
-        &self,
-        reported: &[(Arc<Relay>, RelayReport)],
-        sent: Instant,
-        answer: Vec<RenewedRelay>,
-    ) {
-        let answered: BTreeMap<(String, u64), RenewedRelay> = answer
-            .into_iter()
-            .map(|renewed| ((renewed.url.clone(), renewed.token), renewed))
-            .collect();
-        let (mut back, mut lost, mut periods) = (Vec::new(), Vec::new(), BTreeSet::new());
-        for (relay, _) in reported {
-            let name = HeldRelay {
-                url: relay.url.clone(),
-                token: relay.token,
-            };
-            match answered.get(&(relay.url.clone(), relay.token)) {
-                None => lost.push(name),
-                Some(renewed) => {
-                    let valid = Duration::from_millis(renewed.valid_millis.into());
-                    periods.insert(self.period(valid));
-                    let held = self.held();
-                    let held = held.get(&relay.url);
-                    if let Some(held) = held.filter(|held| held.relay.token == relay.token) {
-                        held.end.send_replace(sent + usable(valid));
-                    }
-                    if renewed.give_back {
-                        back.push(name);
-                    }
-                }
-            }
-        }
-        if let Some(shortest) = periods.pop_first() {
-            self.period.send_if_modified(|now| {
-                let other = *now != shortest;
-                *now = shortest;
-                other
-            });
-        }
-        self.lose(lost);
-        self.give_back(back).await;
-    }
-
-    /// These are somebody else's.
-    fn lose(&self, names: Vec<HeldRelay>) {
-        for name in names {
-            let held = self.with_held(|all| {
-                let ours = all.get(&name.url)?.relay.token == name.token;
-                ours.then(|| all.remove(&name.url)).flatten()
-            });
-            if let Some(held) = held {
-                tracing::warn!(relay = name.url, "its lease is lost");
-                held.stop.cancel();
-            }
-        }
-    }
-
-    /// Forgets what has ended by itself.
-    fn sweep(&self) {
-        self.with_held(|all| all.retain(|_, held| !held.stopped.is_cancelled()));
     }
 
     /// Follows what is wanted, for ever.

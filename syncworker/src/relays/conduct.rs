@@ -50,6 +50,12 @@ impl Conduct {
         self.strays.fetch_add(1, Relaxed);
     }
 
+    /// Messages that were too long to be taken: it may well store such events.
+    pub fn overlong(&self, count: u64) {
+        self.strays.fetch_add(count, Relaxed);
+        metrics::counter!("ngit_relays_overlong_messages_total").increment(count);
+    }
+
     /// What our relay said of an event.
     pub fn judged(&self, what: What) {
         let verdict = match what {

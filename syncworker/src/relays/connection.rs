@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderValue, Method, header::ACCEPT};
 use http_body_util::{BodyExt, Limited};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_tungstenite::{
-    WebSocketStream, client_async_with_config,
+    client_async_with_config,
     tungstenite::{client::IntoClientRequest, protocol::WebSocketConfig},
 };
 use url::Url;
@@ -19,13 +19,10 @@ use url::Url;
 use super::{
     Memory, Relay,
     limits::Limits,
-    session::{self, End},
-    status::seconds_ago,
+    overlong::WithoutOverlong,
+    session::{self, End, Socket},
 };
-use crate::net::{
-    Stream,
-    http::{Ask, bare},
-};
+use crate::net::http::{Ask, bare};
 
 /// How long the handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(15);
@@ -34,7 +31,7 @@ const HANDSHAKE: Duration = Duration::from_secs(15);
 const DOCUMENT: Duration = Duration::from_secs(10);
 const DOCUMENT_BYTES: usize = 128 << 10;
 
-/// The longest message that is taken.
+/// The longest message that is taken; longer ones are left out.
 const LONGEST_MESSAGE: usize = 1 << 20;
 
 /// Holds the relay until the lease is lost.
@@ -86,18 +83,11 @@ pub(super) async fn run(relay: &Relay) {
             subscriptions = known.subscriptions,
             "connected"
         );
-        relay
-            .status
-            .change(|facts| facts.state = RelayState::Syncing);
+        relay.status.change(|facts| {
+            facts.state = RelayState::Syncing;
+            facts.dead = false;
+        });
         let end = session::run(relay, known, &memory, socket).await;
-        {
-            let mut memory = memory
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-            memory.plan.disconnected(seconds_ago(world.timing.overlap));
-            memory.lost = 0;
-            memory.lost_since = None;
-        }
         match end {
             End::LeaseLost => return,
             End::Lost(why) => {
@@ -115,7 +105,7 @@ pub(super) async fn run(relay: &Relay) {
     }
 }
 
-async fn connect(relay: &Relay) -> Result<WebSocketStream<Stream>, String> {
+async fn connect(relay: &Relay) -> Result<Socket, String> {
     let url = bare(&relay.address);
     let stream = relay
         .world
@@ -130,8 +120,10 @@ async fn connect(relay: &Relay) -> Result<WebSocketStream<Stream>, String> {
     let agent = concat!("graspd/", env!("CARGO_PKG_VERSION"));
     let headers = request.headers_mut();
     headers.insert(http::header::USER_AGENT, HeaderValue::from_static(agent));
+    let stream = WithoutOverlong::new(stream, LONGEST_MESSAGE);
     let config = WebSocketConfig::default()
-        .max_message_size(Some(LONGEST_MESSAGE))
+        // With room for what a cut leaves behind.
+        .max_message_size(Some(LONGEST_MESSAGE + 1))
         .max_frame_size(Some(LONGEST_MESSAGE))
         .read_buffer_size(16 << 10)
         .write_buffer_size(0)

@@ -18,7 +18,6 @@ use super::{
     paging::{Paging, Step},
     plan::{Ended, Job},
     session::{Answer, End, Session},
-    status::seconds_ago,
 };
 use crate::hunt::{backoff::Backoff, context::CallError};
 
@@ -39,6 +38,12 @@ const LACKING: usize = 10_000;
 
 /// So many refusals in a row, and this connection is not asked to reconcile any more.
 const REFUSALS: u32 = 2;
+
+/// So many times in a row nothing came of the ids that were asked for, and pages are read.
+const EMPTY: usize = 3;
+
+/// Ids asked for at once where more are refused.
+const FEW_IDS: usize = 100;
 
 /// The longest message of a reconciliation that we send, in bytes before hex.
 const RECONCILIATION: usize = 60_000;
@@ -80,6 +85,8 @@ struct Asking {
     /// When the last question was asked.
     last: Option<Instant>,
     refusals: u32,
+    /// Many ids at once were refused.
+    few_ids: bool,
     /// While our relay is away.
     away: Backoff,
 }
@@ -134,10 +141,7 @@ impl Session<'_> {
                     let mut memory = self.memory();
                     if retry_at.is_some_and(|at| at <= now) {
                         retry_at = None;
-                        memory.plan.retry();
-                        if let Some(since) = memory.lost_since.take() {
-                            memory.plan.catch_up(since, longest);
-                        }
+                        memory.retry(timing.oldest(), longest);
                     }
                     if full_pass <= now {
                         tracing::info!(relay = self.relay.url, "everything from the start");
@@ -146,18 +150,16 @@ impl Session<'_> {
                     }
                     if poll_at <= now {
                         poll_at = now + timing.poll;
-                        let since = seconds_ago(timing.poll + timing.overlap);
+                        let since = timing.seconds_ago(timing.poll + timing.overlap);
                         let left_over = memory.left_over.clone();
                         memory.plan.poll(&left_over, since, longest);
                     }
                     memory.refresh(longest);
                 }
             }
-            if self.intake.lost() > self.memory().lost {
-                let mut memory = self.memory();
-                memory.lost = self.intake.lost();
-                let since = seconds_ago(timing.poll + timing.overlap);
-                memory.lost_since.get_or_insert(since);
+            if let Some(since) = self.intake.take_lost() {
+                let since = since.saturating_sub(timing.overlap.as_secs());
+                self.memory().lost(since);
                 retry_at.get_or_insert(Instant::now() + timing.retry);
             }
         }
@@ -305,9 +307,14 @@ impl Session<'_> {
         let mut paging = Paging::new(limit);
         let mut page = filter.clone().limit(limit);
         loop {
+            let left_out = self.left_out();
             let found = self
                 .ask(asking, page.clone(), filter, Method::Paged)
                 .await?;
+            if found.is_empty() && self.left_out() > left_out {
+                // Older ones may be behind them.
+                return failed("a page of events that are too long to be taken");
+            }
             match paging.took(&found) {
                 Step::Until(until) => page = page.until(Timestamp::from_secs(until)),
                 Step::Done => return Ok(()),
@@ -356,11 +363,29 @@ impl Session<'_> {
         drop(answers);
         self.send(json!(["NEG-CLOSE", id])).await;
         let needed: Vec<EventId> = result?.into_iter().collect();
-        let mut missing = 0;
+        let (mut missing, mut empty) = (0, 0);
         for some in needed.chunks(LACKING) {
             let lacking = self.relay.world.sync.lacking(some.to_vec()).await?;
-            for batch in lacking.chunks(self.limits.ids()) {
-                missing += self.ask_by_id(asking, batch, filter).await?;
+            let mut left = lacking.as_slice();
+            while !left.is_empty() {
+                let most = match asking.few_ids {
+                    true => FEW_IDS.min(self.limits.ids()),
+                    false => self.limits.ids(),
+                };
+                let (batch, later) = left.split_at(most.min(left.len()));
+                let not_sent = self.ask_by_id(asking, batch, filter).await?;
+                missing += not_sent;
+                empty = match not_sent == batch.len() {
+                    true => empty + 1,
+                    false => 0,
+                };
+                if empty >= EMPTY {
+                    return Err(Failure::Refused {
+                        why: "of the events it names it sends none".to_owned(),
+                        everywhere: true,
+                    });
+                }
+                left = later;
             }
         }
         match missing {
@@ -393,13 +418,16 @@ impl Session<'_> {
                     Err(_) if self.is_holding_up() => {}
                     Err(_) | Ok(None) => return refused("no answer".to_owned(), true),
                     Ok(Some(Answer::Reconciliation(hex))) => break hex,
-                    Ok(Some(
-                        Answer::NoReconciliation(why) | Answer::Closed(why) | Answer::Notice(why),
-                    )) if asks_for_silence(&why) => return Err(Failure::Again(why)),
+                    // Its seats may be taken, or this be too much for it: it may have pages.
+                    Ok(Some(Answer::NoReconciliation(why))) => return refused(why, false),
+                    Ok(Some(Answer::Closed(why) | Answer::Notice(why)))
+                        if asks_for_silence(&why) =>
+                    {
+                        return Err(Failure::Again(why));
+                    }
                     Ok(Some(Answer::Closed(why))) if why.starts_with("auth-required") => {
                         return Err(self.refusal(why).await);
                     }
-                    Ok(Some(Answer::NoReconciliation(why))) => return refused(why, false),
                     Ok(Some(Answer::Closed(why))) => return refused(why, true),
                     // Relays that do not know the message say so like this.
                     Ok(Some(Answer::Notice(why))) if step == 0 => return refused(why, true),
@@ -453,15 +481,25 @@ impl Session<'_> {
                 .iter()
                 .map(|id| nostr::EventId::from_byte_array(*id.as_bytes()));
             let filter = Filter::new().ids(ids);
-            let found = self.ask(asking, filter, of, Method::Negentropy).await?;
+            let left_out = self.left_out();
+            let found = match self.ask(asking, filter, of, Method::Negentropy).await {
+                Err(Failure::Failed(why) | Failure::Again(why)) if left.len() > FEW_IDS => {
+                    // Some relays say nowhere how many they take.
+                    asking.few_ids = true;
+                    return Err(Failure::Again(why));
+                }
+                other => other?,
+            };
+            let left_out = usize::try_from(self.left_out() - left_out).unwrap_or(usize::MAX);
             let before = left.len();
             for (_, id) in found {
                 left.remove(&id);
             }
             if left.len() == before {
-                break;
+                // Those that were too long to be taken did come.
+                return Ok(before.saturating_sub(left_out));
             }
         }
-        Ok(left.len())
+        Ok(0)
     }
 }

@@ -14,7 +14,7 @@ const MESSAGE_BYTES: usize = 128_000;
 const PAGE: usize = 500;
 
 /// Events asked for at once, by id.
-const IDS: usize = 100;
+const IDS: usize = 500;
 
 /// What a remote relay allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,6 +137,11 @@ mod tests {
         assert_eq!(
             (said.live(), said.filter_bytes(), said.ids()),
             (8, 16284, 100)
+        );
+        assert_eq!(
+            Limits::default().ids(),
+            474,
+            "what a filter of 32,000 bytes holds"
         );
         let absurd = read(
             r#"{"limitation":{"max_subscriptions":-1,"max_filters":1e300,"max_limit":0,

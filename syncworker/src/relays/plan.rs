@@ -109,13 +109,23 @@ impl Plan {
     }
 
     /// The connection is lost: nothing is pending any more. What is confirmed may lack what came
-    /// since `since`, if a gap is not open already.
+    /// since `since`, and what a gap that is open already hides.
     pub fn disconnected(&mut self, since: u64) {
         self.pending.clear();
         self.failed.clear();
         self.queue.clear();
         self.closing.clear();
-        self.gap.get_or_insert(since);
+        self.open_gap(since);
+    }
+
+    fn open_gap(&mut self, since: u64) {
+        self.gap = Some(self.gap.map_or(since, |gap| gap.min(since)));
+    }
+
+    /// Something that came at `since` or later was missed: as if the connection had been interrupted.
+    pub fn missed(&mut self, since: u64, oldest: u64, longest: usize) {
+        self.open_gap(since);
+        self.reconnected(oldest, longest);
     }
 
     /// Connected again: closes the gap if it began at `oldest` or later, else forgets what is
@@ -132,10 +142,10 @@ impl Plan {
     }
 
     /// Asks again for what came since `since` of all that is confirmed.
-    pub fn catch_up(&mut self, since: u64, longest: usize) {
-        let since = self.gap.map_or(since, |gap| gap.min(since));
+    fn catch_up(&mut self, since: u64, longest: usize) {
+        self.open_gap(since);
+        let since = self.gap.unwrap_or(since);
         let confirmed = self.confirmed.clone();
-        self.gap = Some(since);
         self.closing = self
             .ask_since(&confirmed, since, longest)
             .into_iter()
@@ -346,6 +356,7 @@ mod tests {
         Retry,
         Forget,
         CatchUp,
+        Missed,
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -355,7 +366,7 @@ mod tests {
             1 => Just(Step::Again),
             1 => Just(Step::Disconnect),
             1 => any::<bool>().prop_map(Step::Reconnect),
-            1 => select(vec![Step::Retry, Step::Forget, Step::CatchUp]),
+            1 => select(vec![Step::Retry, Step::Forget, Step::CatchUp, Step::Missed]),
         ]
     }
 
@@ -410,7 +421,8 @@ mod tests {
                     }
                     Step::Retry => plan.retry(),
                     Step::Forget => plan.forget(),
-                    Step::CatchUp => plan.catch_up(70, LONGEST_FILTER),
+                    Step::CatchUp => plan.missed(70, 60, LONGEST_FILTER),
+                    Step::Missed => plan.missed(70, 80, LONGEST_FILTER),
                 }
             }
             // However it went: run to the end, and all that is wanted is confirmed.

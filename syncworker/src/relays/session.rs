@@ -3,7 +3,8 @@
 //! Four things go on at once, in one task: what comes is read and handed to whom it is for, what is to
 //! be sent is written, live subscriptions are kept (`subscriptions`), and history is fetched
 //! (`history`). Whoever of them ends first ends all. What was received and not yet judged is lost then,
-//! and asked for again: the next connection asks from a while before the end of this one.
+//! and asked for again: the next connection asks from a while before the earliest of it, and before
+//! anything was heard last on this one.
 
 use std::{
     collections::HashMap,
@@ -35,8 +36,9 @@ use super::{
     Memory, Relay,
     conduct::Conduct,
     filters,
-    health::{TooMany, asks_for_silence},
+    health::{TooMany, asks_for_silence, is_rate_limited},
     limits::Limits,
+    overlong::{CUT, WithoutOverlong},
     submit::{self, Intake},
 };
 use crate::{hunt::context::CallError, net::Stream};
@@ -125,8 +127,12 @@ pub(super) struct Session<'a> {
     /// The id of the last answer to a challenge.
     auth_id: Mutex<Option<nostr::EventId>>,
     authenticated: watch::Sender<bool>,
+    /// When something came last, in seconds since 1970.
+    last_heard: AtomicU64,
+    /// Messages that were too long to be taken.
+    left_out: Arc<AtomicU64>,
     /// A message came that a relay sends.
-    heard: AtomicBool,
+    heard: watch::Sender<bool>,
     /// Nothing is read: there is no room for what came.
     holding_up: AtomicBool,
 }
@@ -136,7 +142,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-type Socket = WebSocketStream<Stream>;
+pub(super) type Socket = WebSocketStream<WithoutOverlong<Stream>>;
 
 /// Holds a connection until it ends.
 pub(super) async fn run(
@@ -145,10 +151,10 @@ pub(super) async fn run(
     memory: &Mutex<Memory>,
     socket: Socket,
 ) -> End {
-    let (sink, stream) = socket.split();
     let (outgoing, to_write) = mpsc::channel(OUTGOING);
     let (challenges, challenged) = mpsc::channel(1);
     let (intake, pump) = submit::channel();
+    let timing = &relay.world.timing;
     let session = Session {
         relay,
         limits,
@@ -165,21 +171,25 @@ pub(super) async fn run(
         challenges,
         auth_id: Mutex::default(),
         authenticated: watch::Sender::new(false),
-        heard: AtomicBool::new(false),
+        last_heard: AtomicU64::new(timing.seconds_ago(Duration::ZERO)),
+        left_out: socket.get_ref().left_out(),
+        heard: watch::Sender::new(false),
         holding_up: AtomicBool::new(false),
     };
+    let (sink, stream) = socket.split();
     let well = async {
-        sleep(relay.world.timing.well).await;
-        if session.heard.load(Relaxed) {
-            relay.health().well();
-        }
+        sleep(timing.well).await;
+        let _ = session.heard.subscribe().wait_for(|heard| *heard).await;
+        relay.health().well();
+        relay.status.change(|facts| facts.dead = false);
         pending::<End>().await
     };
     let pumping = async {
-        pump.run(relay, &session.conduct).await;
+        pump.run(relay, &session.conduct, &session.history_wakes)
+            .await;
         pending::<End>().await
     };
-    tokio::select! {
+    let end = tokio::select! {
         end = session.read(stream) => end,
         end = session.write(sink, to_write) => end,
         end = session.subscribe() => end,
@@ -187,12 +197,18 @@ pub(super) async fn run(
         end = session.authenticate(challenged) => end,
         end = pumping => end,
         end = well => end,
-    }
+    };
+    let heard = session.last_heard.load(Relaxed);
+    let since = session.intake.earliest().map_or(heard, |at| at.min(heard));
+    lock(memory).disconnected(since.saturating_sub(timing.overlap.as_secs()));
+    end
 }
 
 impl Session<'_> {
     async fn read(&self, mut stream: SplitStream<Socket>) -> End {
-        let idle = self.relay.world.timing.idle;
+        let timing = &self.relay.world.timing;
+        let idle = timing.idle;
+        let mut left_out = 0;
         loop {
             let message = match timeout(idle, stream.next()).await {
                 Err(_) => return End::Lost(format!("it is silent for {} s", idle.as_secs())),
@@ -203,9 +219,18 @@ impl Session<'_> {
                 Ok(Some(Err(error))) => return End::Lost(error.to_string()),
                 Ok(Some(Ok(message))) => message,
             };
+            let heard = timing.seconds_ago(Duration::ZERO);
+            self.last_heard.store(heard, Relaxed);
+            let all = self.left_out();
+            self.conduct.overlong(all - left_out);
+            left_out = all;
             match message {
                 Message::Text(text) => self.take(text.as_str()).await,
-                Message::Binary(_) => self.conduct.garbage(),
+                Message::Binary(bytes) if bytes.last() == Some(&CUT) => {}
+                Message::Binary(bytes) => match std::str::from_utf8(&bytes) {
+                    Ok(text) => self.take(text).await,
+                    Err(_) => self.conduct.garbage(),
+                },
                 Message::Close(frame) => {
                     let why = frame.map(|frame| frame.reason.to_string());
                     let why = why.filter(|why| !why.is_empty());
@@ -238,7 +263,7 @@ impl Session<'_> {
                     .await;
             }
             RelayMessage::EndOfStoredEvents(id) => {
-                self.heard.store(true, Relaxed);
+                self.hears();
                 self.answer(id.as_str(), Answer::EndOfStored).await;
             }
             RelayMessage::Closed {
@@ -268,7 +293,7 @@ impl Session<'_> {
                 subscription_id,
                 message,
             } => {
-                self.heard.store(true, Relaxed);
+                self.hears();
                 let step = Answer::Reconciliation(message.into_owned());
                 self.answer(subscription_id.as_str(), step).await;
             }
@@ -276,7 +301,8 @@ impl Session<'_> {
                 subscription_id,
                 message,
             } => {
-                if asks_for_silence(&message) {
+                // What else it has too many of, it may say where it can still be asked by pages.
+                if is_rate_limited(&message) {
                     self.hush(&message);
                 }
                 let no = Answer::NoReconciliation(message.into_owned());
@@ -284,6 +310,12 @@ impl Session<'_> {
             }
             RelayMessage::Count { .. } => self.conduct.stray(),
         }
+    }
+
+    /// It answers as a relay does.
+    fn hears(&self) {
+        self.heard
+            .send_if_modified(|heard| !std::mem::replace(heard, true));
     }
 
     async fn take_event(&self, id: &str, event: Event, bytes: usize) {
@@ -321,7 +353,8 @@ impl Session<'_> {
             event.created_at.as_secs(),
             EventId::from_bytes(event.id.to_bytes()),
         );
-        if bytes <= LONGEST_EVENT {
+        // Those that are for the moment only are no part of what is synced.
+        if bytes <= LONGEST_EVENT && !event.kind.is_ephemeral() {
             self.holding_up.store(true, Relaxed);
             self.intake.push(event, bytes, method).await;
             self.holding_up.store(false, Relaxed);
@@ -472,6 +505,11 @@ impl Session<'_> {
     /// Whether the remote relay has ever asked for silence.
     pub fn was_hushed(&self) -> bool {
         self.silent_until.borrow().is_some()
+    }
+
+    /// How many messages were too long to be taken.
+    pub fn left_out(&self) -> u64 {
+        self.left_out.load(Relaxed)
     }
 
     /// Whether nothing is read because our relay has not judged what came.

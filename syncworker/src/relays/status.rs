@@ -2,20 +2,23 @@
 
 use std::{
     sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{
+            AtomicBool, AtomicU64,
+            Ordering::{AcqRel, Acquire, Relaxed, Release},
+        },
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use grasp_proto::contract::relay::{Method, RelayReport, RelayState};
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 
 /// The longest reason that is told, in characters.
 const LONGEST_REASON: usize = 200;
 
 /// What is true at the moment.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
     /// The connection's.
     pub state: RelayState,
@@ -66,6 +69,10 @@ pub struct Status {
     facts: Mutex<Facts>,
     counts: Counts,
     told: Counts,
+    /// Something has changed since the last report,
+    fresh: AtomicBool,
+    /// and whoever reports is woken by this.
+    news: Arc<Notify>,
 }
 
 /// Milliseconds since 1970 of a moment of the clock that never jumps.
@@ -82,15 +89,25 @@ fn millis(at: Option<Instant>) -> u64 {
     u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Seconds since 1970, `ago` before now.
-pub fn seconds_ago(ago: Duration) -> u64 {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    now.saturating_sub(ago).as_secs()
-}
-
 impl Status {
+    /// Nothing has happened yet; what does is told by `news`.
+    pub fn telling(news: Arc<Notify>) -> Self {
+        Self {
+            news,
+            ..Self::default()
+        }
+    }
+
+    /// Whether something has changed since the last report.
+    pub fn has_news(&self) -> bool {
+        self.fresh.load(Acquire)
+    }
+
+    fn tell(&self) {
+        self.fresh.store(true, Release);
+        self.news.notify_one();
+    }
+
     fn lock(&self) -> MutexGuard<'_, Facts> {
         // Facts are independent of each other.
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
@@ -103,7 +120,12 @@ impl Status {
 
     /// Something is different now.
     pub fn change(&self, change: impl FnOnce(&mut Facts)) {
-        change(&mut self.lock());
+        let mut facts = self.lock();
+        let before = facts.clone();
+        change(&mut facts);
+        if *facts != before {
+            self.tell();
+        }
     }
 
     /// An attempt to connect has ended.
@@ -113,6 +135,7 @@ impl Status {
             false => (&self.counts.failed, "failed"),
         };
         which.fetch_add(1, Relaxed);
+        self.tell();
         metrics::counter!("ngit_relays_attempts_total", "outcome" => outcome).increment(1);
     }
 
@@ -124,11 +147,14 @@ impl Status {
             Method::Live | Method::Unspecified => (&self.counts.live, "live"),
         };
         which.fetch_add(1, Relaxed);
+        self.tell();
         metrics::counter!("ngit_relays_events_total", "method" => name).increment(1);
     }
 
     /// As the relay is told, with what was counted since it was told last.
     pub fn report(&self, url: &str, token: u64) -> RelayReport {
+        // First: what changes from now on is news again.
+        self.fresh.swap(false, AcqRel);
         let since = |which: fn(&Counts) -> &AtomicU64| {
             which(&self.counts).load(Relaxed) - which(&self.told).load(Relaxed)
         };
@@ -150,6 +176,7 @@ impl Status {
             events_negentropy: since(|counts| &counts.negentropy),
             events_paged: since(|counts| &counts.paged),
             last_error: facts.last_error.chars().take(LONGEST_REASON).collect(),
+            totals: false,
         }
     }
 
@@ -166,6 +193,8 @@ impl Status {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -185,6 +214,21 @@ mod tests {
     }
 
     #[test]
+    fn only_what_is_different_is_news() {
+        let news = Arc::new(Notify::new());
+        let status = Status::telling(news);
+        assert!(!status.has_news());
+        status.change(|facts| facts.subscriptions = 0);
+        assert!(!status.has_news());
+        status.change(|facts| facts.subscriptions = 1);
+        assert!(status.has_news());
+        status.report("wss://x", 1);
+        assert!(!status.has_news());
+        status.received(Method::Live);
+        assert!(status.has_news());
+    }
+
+    #[test]
     fn times_are_told_by_the_wall_clock() {
         let status = Status::default();
         assert_eq!(status.report("wss://x", 1).next_attempt_millis, 0);
@@ -194,7 +238,10 @@ mod tests {
             facts.silent_until = Some(Instant::now());
         });
         let report = status.report("wss://x", 1);
-        let now = seconds_ago(Duration::ZERO);
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap()
+            .as_secs();
         assert!((now + 3595..=now + 3605).contains(&(report.next_attempt_millis / 1000)));
         assert_eq!(report.silent_until_millis, 0, "that is over");
     }

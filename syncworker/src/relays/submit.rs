@@ -4,9 +4,9 @@
 //! counts as handed over when there is a verdict on it; while our relay is away it waits.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, VecDeque},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -25,14 +25,18 @@ use tokio::{
 use super::{Relay, conduct::Conduct};
 use crate::hunt::{backoff::Backoff, context::CallError};
 
-/// Most events of one batch,
-const BATCH: usize = 100;
+/// Most events of one batch: as many as our relay takes,
+const BATCH: usize = 500;
 
 /// and the longest that the first of them waits for the others.
 const LINGER: Duration = Duration::from_millis(200);
 
 /// Bytes of events that wait or are being submitted, of one connection.
 const MOST_BYTES: usize = 2 << 20;
+
+/// Of more live events than this those that are here already are not submitted: a relay that does not
+/// know `limit: 0` sends everything it has.
+const FEW: usize = 20;
 
 /// How often an event is submitted that our relay cannot judge.
 const TRIES: usize = 5;
@@ -44,13 +48,38 @@ struct Found {
     room: OwnedSemaphorePermit,
 }
 
+/// What is not judged, and what never will be.
+#[derive(Debug, Default)]
+struct Unjudged {
+    /// Of what waits or is being submitted, in its order: when each was made, if nothing else asks for
+    /// it again. Bounded by the queue.
+    waiting: VecDeque<Option<u64>>,
+    /// How many were given up,
+    lost: u64,
+    /// and when the earliest was made of those that nothing else asks for again.
+    lost_since: Option<u64>,
+}
+
+impl Unjudged {
+    fn lose(&mut self, count: usize, since: Option<u64>) {
+        self.lost += count as u64;
+        self.lost_since = self.lost_since.into_iter().chain(since).min();
+        metrics::counter!("ngit_relays_events_lost_total").increment(count as u64);
+    }
+}
+
+fn lock(unjudged: &Mutex<Unjudged>) -> MutexGuard<'_, Unjudged> {
+    // Every change is one step.
+    unjudged.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The end that takes events in.
 pub struct Intake {
     queue: mpsc::Sender<Found>,
     room: Arc<Semaphore>,
     pushed: AtomicU64,
     done: watch::Receiver<u64>,
-    lost: Arc<AtomicU64>,
+    unjudged: Arc<Mutex<Unjudged>>,
     /// Somebody waits for what is there.
     hurry: Arc<Notify>,
 }
@@ -59,7 +88,7 @@ pub struct Intake {
 pub struct Pump {
     queue: mpsc::Receiver<Found>,
     done: watch::Sender<u64>,
-    lost: Arc<AtomicU64>,
+    unjudged: Arc<Mutex<Unjudged>>,
     hurry: Arc<Notify>,
 }
 
@@ -67,14 +96,14 @@ pub struct Pump {
 pub fn channel() -> (Intake, Pump) {
     let (sender, queue) = mpsc::channel(2 * BATCH);
     let (done, watched) = watch::channel(0);
-    let lost = Arc::new(AtomicU64::new(0));
+    let unjudged: Arc<Mutex<Unjudged>> = Arc::default();
     let hurry = Arc::new(Notify::new());
     let intake = Intake {
         queue: sender,
         room: Arc::new(Semaphore::new(MOST_BYTES)),
         pushed: AtomicU64::new(0),
         done: watched,
-        lost: lost.clone(),
+        unjudged: unjudged.clone(),
         hurry: hurry.clone(),
     };
     (
@@ -82,7 +111,7 @@ pub fn channel() -> (Intake, Pump) {
         Pump {
             queue,
             done,
-            lost,
+            unjudged,
             hurry,
         },
     )
@@ -93,6 +122,8 @@ impl Intake {
     pub async fn push(&self, event: Event, bytes: usize, method: Method) {
         let bytes = u32::try_from(bytes.min(MOST_BYTES)).unwrap_or(u32::MAX);
         let room = self.room.clone().acquire_many_owned(bytes).await;
+        // What history brings is asked for again if it is not judged.
+        let made = (method == Method::Live).then(|| event.created_at.as_secs());
         let found = Found {
             event,
             method,
@@ -101,6 +132,7 @@ impl Intake {
         // Counted first: whoever looks in between waits for it. If nobody takes it, the connection is
         // at its end.
         self.pushed.fetch_add(1, Relaxed);
+        lock(&self.unjudged).waiting.push_back(made);
         let _ = self.queue.send(found).await;
     }
 
@@ -113,17 +145,38 @@ impl Intake {
 
     /// How many were given up.
     pub fn lost(&self) -> u64 {
-        self.lost.load(Relaxed)
+        lock(&self.unjudged).lost
+    }
+
+    /// When the earliest live event was made that was given up since this was asked last.
+    pub fn take_lost(&self) -> Option<u64> {
+        lock(&self.unjudged).lost_since.take()
+    }
+
+    /// When the earliest live event was made that was given up, or is not judged.
+    pub fn earliest(&self) -> Option<u64> {
+        let unjudged = lock(&self.unjudged);
+        let waiting = unjudged.waiting.iter().flatten();
+        waiting.chain(&unjudged.lost_since).min().copied()
     }
 }
 
 impl Pump {
-    /// Submits what is taken in, until that ends.
-    pub async fn run(mut self, relay: &Relay, conduct: &Conduct) {
+    /// Submits what is taken in, until that ends. When something is given up, `lost` is woken.
+    pub async fn run(mut self, relay: &Relay, conduct: &Conduct, lost: &Notify) {
         while let Some(batch) = self.batch().await {
-            let count = batch.len() as u64;
+            let count = batch.len();
+            let before = lock(&self.unjudged).lost;
             self.hand_over(relay, conduct, batch).await;
-            self.done.send_modify(|done| *done += count);
+            let all_lost = {
+                let mut unjudged = lock(&self.unjudged);
+                unjudged.waiting.drain(..count);
+                unjudged.lost
+            };
+            if all_lost > before {
+                lost.notify_one();
+            }
+            self.done.send_modify(|done| *done += count as u64);
         }
     }
 
@@ -151,32 +204,53 @@ impl Pump {
     }
 
     async fn hand_over(&self, relay: &Relay, conduct: &Conduct, batch: Vec<Found>) {
-        for method in [Method::Live, Method::Negentropy, Method::Paged] {
-            let of_method = batch.iter().filter(|found| found.method == method);
-            let mut events: Vec<Event> = of_method.map(|found| found.event.clone()).collect();
-            if method == Method::Paged && !events.is_empty() {
-                events = worth_it(relay, events).await;
+        let (mut live, mut reconciled, mut paged) = (Vec::new(), Vec::new(), Vec::new());
+        // Their room is taken until they are judged.
+        let mut rooms = Vec::with_capacity(batch.len());
+        for found in batch {
+            rooms.push(found.room);
+            match found.method {
+                Method::Live | Method::Unspecified => live.push(found.event),
+                Method::Negentropy => reconciled.push(found.event),
+                Method::Paged => paged.push(found.event),
             }
+        }
+        let since = live.iter().map(|event| event.created_at.as_secs()).min();
+        if live.len() > FEW {
+            live = worth_it(relay, live).await;
+        }
+        if !paged.is_empty() {
+            paged = worth_it(relay, paged).await;
+        }
+        let of_all = [
+            (Method::Live, live, since),
+            (Method::Negentropy, reconciled, None),
+            (Method::Paged, paged, None),
+        ];
+        for (method, events, since) in of_all {
             let claimed = events.len();
             if claimed == 0 {
                 continue;
             }
             let checked = tokio::task::spawn_blocking(move || verified(events)).await;
             let Ok((events, forged)) = checked else {
-                self.lost.fetch_add(claimed as u64, Relaxed);
+                lock(&self.unjudged).lose(claimed, since);
                 continue;
             };
             conduct.forged(forged);
-            self.submit(relay, conduct, method, events).await;
+            self.submit(relay, conduct, method, events, since).await;
         }
     }
 
+    /// Submits events until there is a verdict on each; the earliest that nothing else asks for again
+    /// was made at `since`.
     async fn submit(
         &self,
         relay: &Relay,
         conduct: &Conduct,
         method: Method,
         mut events: Vec<String>,
+        since: Option<u64>,
     ) {
         let mut backoff = Backoff::default();
         let mut tries = 0;
@@ -212,8 +286,7 @@ impl Pump {
                 return;
             }
             if tries >= TRIES {
-                self.lost.fetch_add(events.len() as u64, Relaxed);
-                metrics::counter!("ngit_relays_events_lost_total").increment(events.len() as u64);
+                lock(&self.unjudged).lose(events.len(), since);
                 return;
             }
             sleep(backoff.wait()).await;
@@ -221,8 +294,7 @@ impl Pump {
     }
 }
 
-/// Of events that a page brought, those that are worth more than their id: pages bring again what is
-/// here.
+/// Of these events those that are worth more than their id: pages bring again what is here.
 async fn worth_it(relay: &Relay, events: Vec<Event>) -> Vec<Event> {
     let ids = events
         .iter()

@@ -10,7 +10,6 @@ use super::{
     health::asks_for_silence,
     live::{Change, Live},
     session::{End, Route, Session, lock},
-    status::seconds_ago,
 };
 
 impl Session<'_> {
@@ -61,8 +60,8 @@ impl Session<'_> {
                 memory.wanted = wanted;
                 memory.left_over.clone_from(live.left_over());
                 if std::mem::take(&mut first) {
-                    let oldest = seconds_ago(timing.short_interruption);
-                    memory.plan.reconnected(oldest, self.limits.filter_bytes());
+                    let longest = self.limits.filter_bytes();
+                    memory.plan.reconnected(timing.oldest(), longest);
                 }
                 memory.refresh(self.limits.filter_bytes());
                 memory.tell(&self.relay.status);

@@ -1,6 +1,6 @@
 //! How long things take with remote relays.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::health::SILENCE;
 
@@ -43,6 +43,8 @@ pub struct Timing {
     pub full_pass: Duration,
     /// and up to so much later.
     pub full_pass_jitter: Duration,
+    /// What time it is, of the clock that events are dated by.
+    pub clock: fn() -> SystemTime,
 }
 
 impl Default for Timing {
@@ -67,6 +69,7 @@ impl Default for Timing {
             document: seconds(6 * 3600),
             full_pass: seconds(23 * 3600),
             full_pass_jitter: seconds(2 * 3600),
+            clock: SystemTime::now,
         }
     }
 }
@@ -76,6 +79,20 @@ impl Default for Timing {
 const OVERLAP: u64 = 600;
 
 impl Timing {
+    /// Seconds since 1970, `ago` before now.
+    pub fn seconds_ago(&self, ago: Duration) -> u64 {
+        let now = (self.clock)()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        now.saturating_sub(ago).as_secs()
+    }
+
+    /// The earliest moment from which on it is asked again; what was missed before that is found by
+    /// asking from the start.
+    pub(super) fn oldest(&self) -> u64 {
+        self.seconds_ago(self.short_interruption)
+    }
+
     /// Until everything is asked for from the start again.
     pub(super) fn next_full_pass(&self) -> Duration {
         self.full_pass + self.full_pass_jitter.mul_f64(rand::random())

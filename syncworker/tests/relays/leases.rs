@@ -6,10 +6,12 @@ use std::{
 };
 
 use grasp_proto::contract::relay::{Level, RelayState};
+use grasp_syncworker::relays::Config;
 
 use crate::{
+    good_relay,
     remote::{Manners, Remote},
-    stand::{Project, Stand, Worker, config, timing, told, until, work},
+    stand::{Project, Stand, Worker, config, event, timing, told, until, work},
 };
 
 async fn synced(valid: Duration) -> (Arc<Stand>, Arc<Remote>, Worker) {
@@ -133,4 +135,94 @@ async fn an_address_that_may_not_be_connected_to_is_not() {
         report.is_some_and(|report| report.last_error.contains("not on the public internet"))
     })
     .await;
+}
+
+#[tokio::test]
+async fn another_worker_brings_nothing_that_the_first_one_brought() {
+    for disable_negentropy in [false, true] {
+        let project = Project::new(700);
+        let (_relay, url) = good_relay(&project.all).await;
+        let stand = Stand::new();
+        stand.tell(told(vec![project.target(Level::Full, &[&url])]));
+        stand.lease(&url, 1);
+        let config = Config {
+            disable_negentropy,
+            ..config()
+        };
+        let mut first = work(&stand, config.clone(), timing());
+        until("it is synced", || stand.is(&url, RelayState::Connected)).await;
+        assert!(stand.has(&project.all));
+        first.stop.cancel();
+        first.task.take().unwrap().await.unwrap();
+        let brought = || {
+            stand
+                .known()
+                .submitted
+                .iter()
+                .map(|(_, _, count)| count)
+                .sum()
+        };
+        let before: usize = brought();
+        assert_eq!(before, project.all.len());
+        stand.lease(&url, 2);
+        let _second = work(&stand, config, timing());
+        until("it is synced again", || {
+            stand.report(&url).is_some_and(|report| report.token == 2)
+                && stand.is(&url, RelayState::Connected)
+        })
+        .await;
+        assert_eq!(before, brought());
+    }
+}
+
+#[tokio::test]
+async fn what_changes_is_told_at_once_and_not_too_often() {
+    let project = Project::new(0);
+    let remote = Remote::start(Manners::default(), project.all.clone()).await;
+    let stand = Stand::new();
+    // So that in this test leases are renewed for news alone.
+    let hour = Duration::from_secs(3600);
+    stand.known().valid = 10 * hour;
+    stand.tell(told(vec![project.target(Level::Full, &[&remote.url])]));
+    let mut timing = timing();
+    timing.renewal = hour;
+    let _worker = work(&stand, config(), timing);
+    until("it is asked for leases", || {
+        !stand.known().renewals.is_empty()
+    })
+    .await;
+    // The first leases are renewed soon, whatever they last.
+    until("nothing is due any more", || {
+        stand.known().renewals.len() >= 2
+    })
+    .await;
+    stand.known().renewals.clear();
+    stand.lease(&remote.url, 1);
+    until("it is synced", || {
+        stand.is(&remote.url, RelayState::Connected)
+    })
+    .await;
+    for n in 0..200 {
+        remote.publish(event(&project.owner, 10317, 1_800_000_000 + n, &[]));
+        tokio::task::yield_now().await;
+    }
+    until("all of them are counted", || {
+        stand.known().events_told >= 200
+    })
+    .await;
+    remote.manners.lock().unwrap().away = true;
+    remote.hang_up();
+    until("it is gone", || {
+        stand.is(&remote.url, RelayState::Disconnected)
+    })
+    .await;
+    remote.manners.lock().unwrap().away = false;
+    until("it is there again", || {
+        stand.is(&remote.url, RelayState::Connected)
+    })
+    .await;
+    let known = stand.known();
+    assert!(known.renewals.len() > 2);
+    let gaps = known.renewals.windows(2).map(|two| two[1] - two[0]);
+    assert!(gaps.min().unwrap() >= Duration::from_millis(90));
 }

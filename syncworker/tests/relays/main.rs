@@ -1,10 +1,13 @@
 //! Relay sync against remote relays of all kinds, with a stand-in for the relay it works for.
 
+mod clock;
 mod contract;
 mod leases;
 mod manners;
 mod remote;
+mod secure;
 mod stand;
+mod storm;
 
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -247,4 +250,51 @@ async fn what_cannot_be_judged_now_is_submitted_again() {
     until("all of it is here", || stand.has(&project.all)).await;
     until("it is said", || stand.is(&url, RelayState::Connected)).await;
     drop(relay);
+}
+
+#[tokio::test]
+async fn what_is_given_up_while_our_relay_fails_is_asked_for_since_when_that_began() {
+    let project = Project::new(4);
+    let remote = Remote::start(Manners::default(), project.all.clone()).await;
+    let stand = Stand::new();
+    stand.tell(told(vec![project.target(Level::Full, &[&remote.url])]));
+    stand.lease(&remote.url, 1);
+    let _worker = work(&stand, config(), timing());
+    until("it is synced", || {
+        stand.is(&remote.url, RelayState::Connected)
+    })
+    .await;
+    remote.asked.lock().unwrap().clear();
+    // As often as it is submitted before it is given up.
+    stand.known().failing = 5;
+    let at = nostr::Timestamp::now().as_secs() - 100;
+    let live = event(
+        &project.owner,
+        1111,
+        at,
+        &[["e", &project.root.id.to_hex()]],
+    );
+    remote.publish(live.clone());
+    until("it is given up", || stand.known().failing == 0).await;
+    assert!(!stand.has([&live]));
+    until("it is here", || stand.has([&live])).await;
+    assert_ne!(stand.known().came[&live.id], Method::Live);
+    let history = remote.history();
+    let since = history.iter().map(|asked| asked.filters[0].since.unwrap());
+    assert!(since.into_iter().all(|since| since.as_secs() == at - 600));
+    assert_eq!(remote.connections.load(SeqCst), 1);
+}
+
+#[tokio::test]
+async fn many_ids_are_asked_for_at_once() {
+    let project = Project::new(1_000);
+    let (_relay, url) = good_relay(&project.all).await;
+    let stand = Stand::new();
+    stand.tell(told(vec![project.target(Level::Full, &[&url])]));
+    stand.lease(&url, 1);
+    let _worker = work(&stand, config(), timing());
+    until("all of the past is here", || stand.has(&project.all)).await;
+    let known = stand.known();
+    let largest = known.submitted.iter().map(|(_, _, count)| *count).max();
+    assert!(largest.unwrap() > 100, "{largest:?}");
 }

@@ -28,6 +28,7 @@ fn many(count: u8, url: &str) -> Vec<Target> {
             level: Level::Full.into(),
             relays: vec![url.to_owned()],
             new_roots: vec![vec![n; 32]],
+            generation: 1,
         })
         .collect()
 }
@@ -248,9 +249,62 @@ async fn unrelated_events_by_the_ten_thousands_are_left() {
     .await;
 }
 
+/// A project of which one reply is longer than any message that is taken.
+fn with_an_overlong_event(replies: u64) -> (Project, Event) {
+    let project = Project::new(replies);
+    let id = project.root.id.to_hex();
+    let content = "ö".repeat(1 << 20);
+    let at = 1_700_000_001;
+    let long = event(&project.owner, 1111, at, &[["e", &id], ["x", &content]]);
+    (project, long)
+}
+
 #[tokio::test]
-async fn a_message_that_is_too_long_is_not_read() {
-    flooded(vec!["x".repeat(4 << 20)]).await;
+async fn an_event_that_is_too_long_is_left_out_and_everything_else_arrives() {
+    // In one frame, in frames that split its characters, and in frames that are too long themselves.
+    for frames in [None, Some(4_095), Some(1_500_000)] {
+        let (project, long) = with_an_overlong_event(10);
+        let mut all = project.all.clone();
+        all.push(long.clone());
+        let manners = Manners {
+            frames,
+            ..Manners::default()
+        };
+        let remote = Remote::start(manners, all).await;
+        let stand = Stand::new();
+        stand.tell(told(vec![project.target(Level::Full, &[&remote.url])]));
+        stand.lease(&remote.url, 1);
+        let _worker = work(&stand, config(), timing());
+        until("its history is complete", || {
+            stand.is(&remote.url, RelayState::Connected)
+        })
+        .await;
+        remote.publish(long.clone());
+        let live = event(&project.owner, 10317, 1_800_000_000, &[]);
+        remote.publish(live.clone());
+        until("what is new comes", || stand.has([&live])).await;
+        assert!(stand.has(&project.all) && !stand.has([&long]));
+        assert_eq!(remote.connections.load(SeqCst), 1);
+    }
+}
+
+#[tokio::test]
+async fn an_event_that_is_too_long_does_not_keep_a_reconciliation_from_its_end() {
+    let (project, long) = with_an_overlong_event(10);
+    let mut all = project.all.clone();
+    all.push(long);
+    let (_relay, url) = good_relay(&all).await;
+    let stand = Stand::new();
+    stand.tell(told(vec![project.target(Level::Full, &[&url])]));
+    stand.lease(&url, 1);
+    let _worker = work(&stand, config(), timing());
+    until("its history is complete", || {
+        stand.is(&url, RelayState::Connected)
+    })
+    .await;
+    let known = stand.known();
+    assert!(known.came.values().all(|way| *way == Method::Negentropy));
+    assert_eq!(known.came.len(), project.all.len());
 }
 
 #[tokio::test]
@@ -357,6 +411,7 @@ async fn a_large_server_is_synced_within_twenty_subscriptions() {
         level: Level::Full.into(),
         relays: vec![remote.url.clone()],
         new_roots: (0..4).map(|k| root(n, k).to_vec()).collect(),
+        generation: 1,
     });
     let last = nostr::EventId::from_byte_array(root(899, 3)).to_hex();
     let old = event(&keys, 1111, 1_700_000_000, &[["E", &last]]);

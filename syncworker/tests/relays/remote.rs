@@ -18,7 +18,16 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::broadcast,
 };
-use tokio_tungstenite::{accept_async, tungstenite::Message};
+use tokio_tungstenite::{
+    accept_async,
+    tungstenite::{
+        Message,
+        protocol::frame::{
+            Frame,
+            coding::{Data, OpCode},
+        },
+    },
+};
 
 /// How NIP-77 is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +37,9 @@ pub enum Refusal {
     Closed,
     Silence,
 }
+
+/// What is sent as the `n`th.
+pub type Line = fn(usize) -> String;
 
 #[allow(clippy::struct_excessive_bools)]
 #[derive(Debug, Clone)]
@@ -51,6 +63,12 @@ pub struct Manners {
     pub floods: Vec<String>,
     /// Asks to authenticate first.
     pub auth: bool,
+    /// Takes no connections.
+    pub away: bool,
+    /// Sends text in frames of so many bytes.
+    pub frames: Option<usize>,
+    /// Answers the first live subscription with so many of these.
+    pub storm: Option<(usize, Line)>,
 }
 
 impl Default for Manners {
@@ -68,6 +86,9 @@ impl Default for Manners {
             closes: None,
             floods: vec![],
             auth: false,
+            away: false,
+            frames: None,
+            storm: None,
         }
     }
 }
@@ -163,6 +184,9 @@ impl Remote {
             let _ = stream.write_all(answer.as_bytes()).await;
             return;
         }
+        if self.manners.lock().unwrap().away {
+            return;
+        }
         self.connections.fetch_add(1, SeqCst);
         let Ok(mut socket) = accept_async(stream).await else {
             return;
@@ -200,6 +224,7 @@ impl Remote {
         }
         loop {
             let mut answers: Vec<Value> = Vec::new();
+            let mut storm = None;
             tokio::select! {
                 _ = hang_up.recv() => return,
                 event = news.recv() => {
@@ -215,10 +240,22 @@ impl Remote {
                     let Message::Text(message) = message else { continue };
                     let message: Vec<Value> = serde_json::from_str(&message).unwrap();
                     answers = self.answer(&message, &mut subscriptions, &mut authenticated);
+                    if message[0] == "REQ" && message[1] == "l1" {
+                        storm = self.manners.lock().unwrap().storm;
+                    }
                 }
             }
+            let frames = self.manners.lock().unwrap().frames;
             for answer in answers {
-                if socket.send(text(&answer)).await.is_err() {
+                for part in parts(&answer.to_string(), frames) {
+                    if socket.send(part).await.is_err() {
+                        return;
+                    }
+                }
+            }
+            let (count, of) = storm.unwrap_or((0, |_| String::new()));
+            for n in 0..count {
+                if socket.send(Message::text(of(n))).await.is_err() {
                     return;
                 }
             }
@@ -305,6 +342,22 @@ impl Remote {
         }
         answers
     }
+}
+
+/// A text message, whole or in frames of so many bytes.
+fn parts(text: &str, frames: Option<usize>) -> Vec<Message> {
+    let Some(most) = frames else {
+        return vec![Message::text(text)];
+    };
+    let frames: Vec<&[u8]> = text.as_bytes().chunks(most).collect();
+    let part = |(n, bytes): (usize, &&[u8])| {
+        let code = match n {
+            0 => OpCode::Data(Data::Text),
+            _ => OpCode::Data(Data::Continue),
+        };
+        Message::Frame(Frame::message(bytes.to_vec(), code, n + 1 == frames.len()))
+    };
+    frames.iter().enumerate().map(part).collect()
 }
 
 fn text(value: &Value) -> Message {

@@ -16,7 +16,7 @@ use grasp_proto::{
 };
 use grasp_syncworker::{
     hunt::context::CallError,
-    net::{Allowed, Net, System, tls},
+    net::{Allowed, Net, Resolve, System, tls},
     relays::{
         Config, Relays, Timing,
         context::{Answer, RelaySync},
@@ -27,6 +27,9 @@ use nostr::{Event, Filter, Keys, Kind, Tag, Timestamp, event::FinalizeEvent};
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_rustls::rustls::RootCertStore;
 use tokio_util::sync::CancellationToken;
+
+/// The content of events that are judged and not kept.
+pub const PASSING: &str = "passing";
 
 pub const IDENTIFIER: &str = "project";
 
@@ -53,6 +56,10 @@ pub struct Known {
     /// What comes from this relay is not judged, for now.
     pub stuck: Option<String>,
     pub events_told: u64,
+    /// When leases were renewed.
+    pub renewals: Vec<std::time::Instant>,
+    /// Events that were judged and not kept.
+    pub passed: usize,
     pub targets: Vec<TargetChanges>,
     pub valid: Duration,
 }
@@ -129,6 +136,10 @@ impl Stand {
             known.failing -= 1;
             return What::Failed;
         }
+        if event.content == PASSING {
+            known.passed += 1;
+            return What::Rejected;
+        }
         known.came.entry(event.id).or_insert(method);
         match known.held.insert(event.id, event) {
             None => What::Accepted,
@@ -151,6 +162,7 @@ impl Stand {
     pub fn renew_all(&self, reports: Vec<RelayReport>) -> Vec<RenewedRelay> {
         let mut known = self.known();
         let valid_millis = known.valid.as_millis().try_into().unwrap();
+        known.renewals.push(std::time::Instant::now());
         let mut renewed = Vec::new();
         for report in reports {
             known.events_told +=
@@ -338,15 +350,15 @@ impl Drop for Worker {
 }
 
 pub fn net() -> Net {
+    net_with(Arc::new(System), RootCertStore::empty())
+}
+
+pub fn net_with(resolver: Arc<dyn Resolve>, roots: RootCertStore) -> Net {
     let allowed = Allowed {
         loopback: true,
         non_global: false,
     };
-    Net::with(
-        allowed,
-        Arc::new(System),
-        Arc::new(tls(RootCertStore::empty())),
-    )
+    Net::with(allowed, resolver, Arc::new(tls(roots)))
 }
 
 pub fn work(stand: &Arc<Stand>, config: Config, timing: Timing) -> Worker {
@@ -354,8 +366,12 @@ pub fn work(stand: &Arc<Stand>, config: Config, timing: Timing) -> Worker {
 }
 
 pub fn work_over(sync: Arc<dyn RelaySync>, config: Config, timing: Timing) -> Worker {
+    work_on(net(), sync, config, timing)
+}
+
+pub fn work_on(net: Net, sync: Arc<dyn RelaySync>, config: Config, timing: Timing) -> Worker {
     let stop = CancellationToken::new();
-    let relays = Relays::with(sync, net(), config, timing);
+    let relays = Relays::with(sync, net, config, timing);
     Worker {
         task: Some(tokio::spawn(relays.run(stop.clone()))),
         stop,
@@ -418,6 +434,7 @@ impl Project {
                 Level::Full => vec![self.root.id.to_bytes().to_vec()],
                 _ => vec![],
             },
+            generation: 1,
         }
     }
 }
