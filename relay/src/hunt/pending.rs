@@ -23,6 +23,8 @@ const AUTHORS: usize = 512;
 const REQUESTS: usize = 1_024;
 /// Repositories of one pull request that count.
 const OFFERED: usize = 8;
+/// Repositories that trust one author and are looked at for where to ask.
+const TRUSTING: usize = 64;
 
 /// What has had its turn under an identifier, so that others have theirs: nothing that comes first
 /// by its id, key or date comes first for ever.
@@ -109,7 +111,7 @@ impl Pending {
             let Some(author) = states.first().map(|state| state.author) else {
                 continue;
             };
-            let concerned = concerned(release, identifier, &[author]);
+            let concerned = concerned(release, identifier, &[author], rotation);
             if concerned.is_empty() {
                 continue;
             }
@@ -144,7 +146,7 @@ impl Pending {
             if party.requests.len() < OFFERED {
                 party
                     .concerned
-                    .extend(concerned(release, identifier, &owners));
+                    .extend(concerned(release, identifier, &owners, rotation));
             }
             party.requests.push(request);
         }
@@ -209,6 +211,7 @@ fn concerned(
     release: &Release,
     identifier: &Identifier,
     authors: &[Npub],
+    rotation: Rotation,
 ) -> Vec<(Npub, Standing)> {
     let repositories = &release.repositories;
     let own = authors.iter().filter_map(|owner| {
@@ -218,11 +221,16 @@ fn concerned(
         };
         Some((*owner, repositories.standing(&repo)?))
     });
-    let trusting = authors
-        .iter()
-        .flat_map(|author| repositories.trusting(identifier, author));
-    own.chain(trusting.map(|(repo, standing)| (repo.owner, standing)))
-        .collect()
+    let mut concerned: Vec<(Npub, Standing)> = own.collect();
+    for author in authors {
+        let trusting = repositories.trusting(identifier, author);
+        let start = rotation.attempts.wrapping_mul(TRUSTING as u64);
+        let start = place(start, trusting.len());
+        let trusting = trusting[start..].iter().chain(&trusting[..start]);
+        let trusting = trusting.take(TRUSTING);
+        concerned.extend(trusting.map(|(repo, standing)| (repo.owner, *standing)));
+    }
+    concerned
 }
 
 /// The objects that are missing, by party, and which parties' may be where.

@@ -4,6 +4,7 @@
 //! An identifier is in one place: later (its attempt is not due), ready (a worker may take it), parked
 //! (every domain it could ask is without room) or leased. It is looked for by time or by name only.
 
+mod fetches;
 mod leases;
 mod restore;
 
@@ -27,12 +28,10 @@ use super::{
 };
 use crate::{clock::Moment, journal::Key};
 
+pub use fetches::{Answer, Reported, Running, Said, Step};
 pub(super) use leases::Lease;
 use leases::leased;
-pub use leases::{
-    Answer, Leased, Lost, Reported, Running, Said, Step, TURN, TURNS_AN_ATTEMPT, URLS_A_TURN, Why,
-    YIELDS_AFTER,
-};
+pub use leases::{Leased, Lost, TURN, TURNS_AN_ATTEMPT, URLS_A_TURN, Why, YIELDS_AFTER};
 
 /// What the queue goes by.
 #[derive(Debug, Clone, Copy)]

@@ -4,10 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use grasp_proto::words::Identifier;
 
-use super::{
-    Queue, URLS_A_TURN,
-    leases::{Lease, Running},
-};
+use super::{Lease, Queue, Running, URLS_A_TURN};
 use crate::{clock::Moment, hunt::records::Write};
 
 impl Queue {

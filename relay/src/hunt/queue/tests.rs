@@ -659,6 +659,52 @@ fn a_restart_in_the_middle_keeps_leases_and_budgets() {
     assert!(left.is_empty());
 }
 
+#[test]
+fn a_restart_knows_what_was_given_and_what_was_only_meant_to_be() {
+    let mut at = At::new();
+    let all = urls("a.example", 3);
+    let lease = at.leased("x");
+    let (told, _) = at.ask(&lease, &all);
+    at.fails(&lease, told);
+    // The process ends between the decision and its answer.
+    let none = HashSet::new();
+    let meant = at.queue.step(&name("x"), lease.token, &all, &none, at.now);
+    assert!(matches!(meant, Ok(Step::Ask(..))));
+    // Nor is it granted before it is given.
+    let renewed = at.queue.renew(&name("x"), lease.token, at.now);
+    assert!(matches!(renewed, Ok(None)));
+    let records: Vec<_> = journal(at.queue.writes()).into_iter().collect();
+    let mut after = At {
+        queue: Queue::new(RULES, 1 << 40),
+        now: at.now,
+    };
+    after.queue.restore(&records, after.now);
+    assert_eq!(after.queue.budget.running("a.example"), 0);
+    assert_eq!(after.queue.budget.recent("a.example").len(), 2);
+    let mut report = |number| {
+        let outcome = Outcome::Fine;
+        let reported = after
+            .queue
+            .report(&name("x"), lease.token, number, outcome, after.now);
+        reported.unwrap()
+    };
+    // The answer to it may not have arrived.
+    assert!(matches!(report(told), Reported::Late));
+    assert!(matches!(report(told + 50), Reported::Unknown));
+}
+
+#[test]
+fn a_renewal_writes_nothing_that_grows_with_what_is_wanted() {
+    let mut at = At::new();
+    let lease = at.leased("x");
+    at.ask(&lease, &urls("a.example", 1));
+    at.queue.writes();
+    at.queue.renew(&name("x"), lease.token, at.now).unwrap();
+    for write in at.queue.writes() {
+        assert!(matches!(write, Write::Keep(_, Record::Lease { .. })));
+    }
+}
+
 #[derive(Debug, Clone)]
 enum Act {
     Event(usize),
