@@ -2,8 +2,8 @@
 //! are accepted").
 //!
 //! Whoever brings an event – a client's session, a worker's `Submit` – it is judged here. What
-//! concerns an identifier is done in its queue. Moderation and curation, once there are lists, stand
-//! between what an event says of itself and everything else.
+//! concerns an identifier is done in its queue. Moderation and curation stand between what an event
+//! says of itself and everything else; whose events are not taken at all is asked first.
 
 mod announcement;
 mod deletion;
@@ -24,14 +24,16 @@ use nostr::{Event, Timestamp};
 
 use crate::{
     clock::Moment,
-    domain::Domain,
     hunt::Hunt,
     journal::JournalError,
     nip34::{
         DELETION, Meaning, announcement::Announcement, author_of, id_of, later,
         pull_request::PullRequest, state::State,
     },
-    policy::{deletion as deletions, related},
+    policy::{
+        curation::{BANNED, BLOCKED, Curation},
+        deletion as deletions, related,
+    },
     release::{Release, ReleaseError},
     retire::RetireError,
     serial::{Serial, Turn},
@@ -64,7 +66,7 @@ pub struct Admit {
     release: Release,
     serial: Serial,
     hunt: Hunt,
-    domain: Domain,
+    curation: Curation,
     max_event_bytes: usize,
     /// Deletion requests stored so far: while this stands still, none crossed an event.
     deletions: Arc<AtomicU64>,
@@ -115,19 +117,20 @@ fn waits_already() -> Verdict {
 }
 
 impl Admit {
-    /// The door to what `release` serves; what `hunt` looks for is what waits behind it.
+    /// The door to what `release` serves; what `hunt` looks for is what waits behind it, and
+    /// `curation` says what is wanted at all.
     pub fn new(
         release: Release,
         serial: Serial,
         hunt: Hunt,
-        domain: Domain,
+        curation: Curation,
         max_event_bytes: usize,
     ) -> Self {
         Self {
             release,
             serial,
             hunt,
-            domain,
+            curation,
             max_event_bytes,
             deletions: Arc::default(),
         }
@@ -156,6 +159,9 @@ impl Admit {
     }
 
     async fn judge(&self, event: Arc<Event>, origin: Origin) -> Result<Verdict, Failed> {
+        if self.curation.rules().bans(&author_of(&event)) {
+            return Ok(Verdict::rejected(BANNED));
+        }
         if let Some(verdict) = self.well_formed(&event) {
             return Ok(verdict);
         }
@@ -192,6 +198,9 @@ impl Admit {
         }
         match Meaning::of(event.kind) {
             Meaning::Announcement => match Announcement::read(event) {
+                Ok(announcement) if self.curation.rules().blocks(&announcement.repo) => {
+                    Ok(Verdict::rejected(BLOCKED))
+                }
                 Ok(announcement) => {
                     let door = self.clone();
                     let identifier = announcement.repo.identifier.clone();

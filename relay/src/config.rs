@@ -19,6 +19,7 @@ use nostr::{Keys, key::SecretKey};
 use crate::{
     domain::Domain,
     hunt::{budget, entry::Delays, queue::Rules},
+    policy::curation::Curation,
     sync::rejected::Durations,
     targets::relay_url::Named,
 };
@@ -175,6 +176,10 @@ pub struct Config {
     pub hunt: HuntConfig,
     /// Relay-to-relay sync.
     pub sync: SyncConfig,
+    /// Which repositories and authors are wanted here.
+    pub curation: Curation,
+    /// Workers run, so that what is missing here is looked for elsewhere (GRASP-02).
+    pub hunts: bool,
     /// Whether `/metrics` answers.
     pub metrics: bool,
     /// Connections from one address from which on it is suspicious.
@@ -241,6 +246,9 @@ impl Config {
         Ok(Self {
             hunt: HuntConfig::from_settings(settings, test)?,
             sync: SyncConfig::from_settings(settings, test)?,
+            curation: Curation::from_settings(settings, &domain)?,
+            // What else may be wrong with it, whoever starts them says.
+            hunts: settings.get("NGIT_WORKERS").map(str::trim) != Some("0"),
             keys: owner_keys(settings, &data_path, backend)?,
             domain,
             bind,

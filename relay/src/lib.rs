@@ -8,7 +8,7 @@
 //! workers are sent on.
 //!
 //! Tasks that run as long as the process: the internal services, the sweep, the hunt's and the sync's
-//! clocks, what is judged again, what is to be synced, the public face. None is
+//! clocks, what is judged again, what is to be synced, the operator's lists, the public face. None is
 //! respawned: a panic in one of them ends the process, and its supervisor starts it anew.
 
 pub mod admit;
@@ -35,6 +35,7 @@ pub mod sweep;
 pub mod sync;
 pub mod targets;
 pub mod verdict;
+pub mod withhold;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -69,10 +70,9 @@ use crate::{
     hunt::{Hunt, Hunter, heal},
     journal::{Journal, JournalError},
     live::Live,
-    nip34::announcement::Announcement,
     purgatory::Purgatory,
     release::Release,
-    repository::{Repositories, Standing},
+    repository::Repositories,
     serial::Serial,
     session::Patience,
     store::{Store, StoreError},
@@ -139,7 +139,8 @@ pub async fn run(
     .await?;
     let purgatory = Arc::new(Purgatory::new(journal, clock.clone()));
     let repositories = Arc::new(Repositories::default());
-    load_served(&store, &repositories, &config).await?;
+    config.curation.rules().tell();
+    withhold::load_served(&store, &repositories, &config.curation.rules()).await?;
     purgatory.restore(records);
     let gitd = Gitd::new(&config.gitd_grpc, &config.tokens.relay);
     let git: Arc<dyn Git> = Arc::new(gitd);
@@ -154,11 +155,13 @@ pub async fn run(
     };
     let serial = Serial::default();
     sweep::reconcile(&release).await?;
+    // Before anybody can ask for anything.
+    withhold::apply(&release, &serial, &config.curation).await?;
     let door = Arc::new(Admit::new(
         release.clone(),
         serial.clone(),
         hunt.clone(),
-        config.domain.clone(),
+        config.curation.clone(),
         config.limits.max_event_bytes,
     ));
     let wanted = Wanted::new(config.domain.clone());
@@ -172,7 +175,8 @@ pub async fn run(
 
     let internal = CancellationToken::new();
     let guard = |roles| Guard::new(&config.tokens, roles);
-    let push = PushServer::new(PushService::new(release.clone(), serial.clone()))
+    let push = PushService::new(release.clone(), serial.clone(), config.curation.clone());
+    let push = PushServer::new(push)
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
     let hunter = Hunter {
@@ -216,7 +220,7 @@ pub async fn run(
         .map_err(|error| Error::Listen(config.grpc.to_string(), error))?;
     let services = tokio::spawn(transport::serve(listener, routes, internal.clone()));
     let leasing = tokio::spawn(syncing.clone().run(internal.clone()));
-    let judging = tokio::spawn(judge.run(internal.clone()));
+    let judging = tokio::spawn(judge.clone().run(internal.clone()));
     let feeding = {
         let (release, syncing) = (release.clone(), syncing.clone());
         let changed = move |targets: &targets::Targets| syncing.want(targets);
@@ -227,6 +231,7 @@ pub async fn run(
         internal.cancel();
         return Ok(());
     }
+    withhold::settle(&release, &serial, &config.curation).await;
     sweep::try_everything(&release, &serial).await;
     let sweeping = tokio::spawn(sweep::run(
         release.clone(),
@@ -244,6 +249,19 @@ pub async fn run(
         heal::EVERY,
         internal.clone(),
     ));
+
+    let curating = {
+        let (judge, durations) = (judge, config.sync.rejected);
+        tokio::spawn(withhold::run(
+            withhold::hangups(&config.curation),
+            config.curation.clone(),
+            release.clone(),
+            serial.clone(),
+            hunt.clone(),
+            move || judge.forget(durations),
+            internal.clone(),
+        ))
+    };
 
     if config.sync.begins_at_once {
         syncing.bootstrap_tried(TRY_BOOTSTRAP).await;
@@ -266,7 +284,7 @@ pub async fn run(
     let face = tokio::spawn(http::serve(face, public, stop.clone(), config.grace));
     // The public face ends by `stop` alone; anything else that ends, ends the process.
     tokio::pin!(
-        services, sweeping, clockwork, healing, leasing, judging, feeding, face
+        services, sweeping, clockwork, healing, leasing, judging, feeding, curating, face
     );
     tokio::select! {
         ended = &mut face => ended?,
@@ -277,6 +295,7 @@ pub async fn run(
         ended = &mut leasing => ended?,
         ended = &mut judging => ended?,
         ended = &mut feeding => ended?,
+        ended = &mut curating => ended?,
     }
     internal.cancel();
     Ok(())
@@ -297,28 +316,6 @@ async fn open_journal(
     let directory = config.data_path.join("purgatory");
     let opened = tokio::task::spawn_blocking(move || Journal::open(&directory)).await?;
     Ok(opened?)
-}
-
-/// What the store holds of announcements, into memory.
-async fn load_served(
-    store: &Store,
-    repositories: &Repositories,
-    config: &Config,
-) -> Result<(), StoreError> {
-    for event in store.query(Filter::new().kind(nip34::ANNOUNCEMENT)).await? {
-        let id = event.id;
-        match Announcement::read(Arc::new(event)) {
-            Ok(announcement) => {
-                let standing = match announcement.lists(&config.domain) {
-                    true => Standing::Active,
-                    false => Standing::Elsewhere,
-                };
-                repositories.set(&announcement, standing);
-            }
-            Err(error) => tracing::warn!(%id, %error, "a stored announcement is unreadable"),
-        }
-    }
-    Ok(())
 }
 
 /// Waits until gitd answers; `false`: the process is to stop first.

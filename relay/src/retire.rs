@@ -153,6 +153,37 @@ impl Release {
         repo: &RepoId,
         announcement: &Event,
     ) -> Result<(), StoreError> {
+        let fallen = self.fallen(repo, announcement).await?;
+        for event in fallen.values() {
+            if Meaning::of(event.kind) == Meaning::PullRequest
+                && let Ok(request) = PullRequest::read(Arc::new(event.clone()))
+            {
+                let repos = self.repositories_of(&request).await;
+                self.take_refs_away(&request.id(), repos).await;
+            }
+        }
+        self.announced_no_more(fallen.values());
+        self.store.remove(fallen.into_keys()).await
+    }
+
+    /// The announcements among some events are out of service.
+    pub fn announced_no_more<'a>(&self, events: impl IntoIterator<Item = &'a Event>) {
+        for event in events {
+            if event.kind == nip34::ANNOUNCEMENT
+                && let Ok(identifier) = nip34::identifier_of(event)
+            {
+                let owner = author_of(event);
+                self.repositories.remove(&RepoId { owner, identifier });
+            }
+        }
+    }
+
+    /// What was accepted only because of a repository, which is announced no more.
+    pub async fn fallen(
+        &self,
+        repo: &RepoId,
+        announcement: &Event,
+    ) -> Result<BTreeMap<EventId, Event>, StoreError> {
         let mut doubtful = self.dependants(repo, announcement).await?;
         let mut gone: BTreeSet<EventId> = doubtful.keys().copied().collect();
         gone.insert(id_of(announcement));
@@ -171,21 +202,7 @@ impl Release {
                 break;
             }
         }
-        for event in doubtful.values() {
-            if Meaning::of(event.kind) == Meaning::PullRequest
-                && let Ok(request) = PullRequest::read(Arc::new(event.clone()))
-            {
-                let repos = self.repositories_of(&request).await;
-                self.take_refs_away(&request.id(), repos).await;
-            }
-            if event.kind == nip34::ANNOUNCEMENT
-                && let Ok(identifier) = nip34::identifier_of(event)
-            {
-                let owner = author_of(event);
-                self.repositories.remove(&RepoId { owner, identifier });
-            }
-        }
-        self.store.remove(doubtful.into_keys()).await
+        Ok(doubtful)
     }
 
     /// Everything that is connected with a repository by references, and so may have been accepted

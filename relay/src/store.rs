@@ -3,7 +3,13 @@
 //! The database's own handling of deletions (NIP-09) and vanishing (NIP-62) is off: deletions are
 //! judged by `admit`, by rules that are ours.
 
-use std::{cmp::Ordering, fmt, path::Path, sync::Arc};
+use std::{
+    cmp::Ordering,
+    collections::HashSet,
+    fmt,
+    path::Path,
+    sync::{Arc, PoisonError, RwLock},
+};
 
 use grasp_proto::words::{EventId as Id, Identifier, Npub, RepoId};
 use nostr::{
@@ -42,7 +48,33 @@ pub enum Saved {
 /// The events that are served. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Store {
+    /// With what is withheld.
+    whole: Arc<dyn NostrDatabase>,
     database: Arc<dyn NostrDatabase>,
+    withheld: Withheld,
+}
+
+/// Ids of events that are kept and not served, as if they were not there. As many as are kept.
+#[derive(Debug, Clone, Default)]
+struct Withheld(Arc<RwLock<Arc<HashSet<EventId>>>>);
+
+impl Withheld {
+    fn now(&self) -> Arc<HashSet<EventId>> {
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn replace(&self, ids: HashSet<EventId>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(ids);
+    }
+
+    /// Not withheld any more; says whether it was.
+    fn release(&self, id: &EventId) -> bool {
+        let mut ids = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        ids.contains(id) && Arc::make_mut(&mut ids).remove(id)
+    }
 }
 
 impl Store {
@@ -62,9 +94,35 @@ impl Store {
                     .build(),
             ),
         };
-        Ok(Self {
-            database: Arc::new(OffThread(database)),
-        })
+        Ok(Self::over(database))
+    }
+
+    fn over(whole: Arc<dyn NostrDatabase>) -> Self {
+        let withheld = Withheld::default();
+        Self {
+            database: Arc::new(OffThread(whole.clone(), withheld.clone())),
+            whole,
+            withheld,
+        }
+    }
+
+    /// The same events, for one who withholds others of them, so far none.
+    #[must_use]
+    pub fn apart(&self) -> Self {
+        Self::over(self.whole.clone())
+    }
+
+    /// Just these are withheld from now on: kept, but to be found by nobody.
+    pub fn withhold(&self, ids: impl IntoIterator<Item = Id>) {
+        let ids = ids.into_iter();
+        let ids = ids.map(|id| EventId::from_byte_array(*id.as_bytes()));
+        self.withheld.replace(ids.collect());
+    }
+
+    /// What is withheld.
+    pub fn withheld(&self) -> HashSet<Id> {
+        let ids = self.withheld.now();
+        ids.iter().map(|id| Id::from_bytes(id.to_bytes())).collect()
     }
 
     /// The database for those who only read it.
@@ -205,7 +263,7 @@ pub fn public_key(key: Npub) -> PublicKey {
 
 /// A database whose scans run on blocking threads, and whose answers are right where the library's
 /// are not.
-struct OffThread(Arc<dyn NostrDatabase>);
+struct OffThread(Arc<dyn NostrDatabase>, Withheld);
 
 impl fmt::Debug for OffThread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -227,6 +285,37 @@ impl OffThread {
             .await
             .map_err(Error::other)?
     }
+
+    /// What matches, latest first, what is withheld among it.
+    async fn everything(&self, mut filter: Filter) -> Result<Events, Error> {
+        let limit = limit_of_ours(&mut filter);
+        let ids_only = filter.clone();
+        let found = self.blocking(|database| database.query(filter)).await?;
+        let Some(limit) = limit else {
+            return Ok(found);
+        };
+        let mut latest = Events::new(&ids_only.limit(limit));
+        latest.extend(found.into_iter().take(limit));
+        Ok(latest)
+    }
+
+    async fn all_items(&self, mut filter: Filter) -> Result<Vec<(EventId, Timestamp)>, Error> {
+        let limit = limit_of_ours(&mut filter);
+        let mut items = self
+            .blocking(|database| database.negentropy_items(filter))
+            .await?;
+        if let Some(limit) = limit {
+            items.sort_unstable_by(latest_first);
+            items.truncate(limit);
+        }
+        Ok(items)
+    }
+}
+
+/// How many to ask for next when `asked` brought `came`, of which `shown` are not withheld, and
+/// `limit` are wanted; `None`: that is all.
+fn ask_again(limit: usize, asked: usize, came: usize, shown: usize) -> Option<usize> {
+    (shown < limit && came >= asked).then(|| asked.saturating_mul(2).max(1))
 }
 
 /// By author, kind and tag together, the LMDB back end goes through events in the order of their
@@ -252,55 +341,93 @@ impl NostrDatabase for OffThread {
         &'a self,
         event: &'a Event,
     ) -> BoxedFuture<'a, Result<SaveEventStatus, Error>> {
-        self.0.save_event(event)
+        Box::pin(async move {
+            let status = self.0.save_event(event).await?;
+            let is_known = status == SaveEventStatus::Rejected(RejectedReason::Duplicate);
+            // Accepted for another reason than before: it is there again.
+            Ok(match is_known && self.1.release(&event.id) {
+                true => SaveEventStatus::Success,
+                false => status,
+            })
+        })
     }
 
     fn check_id<'a>(
         &'a self,
         event_id: &'a EventId,
     ) -> BoxedFuture<'a, Result<DatabaseEventStatus, Error>> {
-        self.0.check_id(event_id)
+        match self.1.now().contains(event_id) {
+            true => Box::pin(async { Ok(DatabaseEventStatus::NotExistent) }),
+            false => self.0.check_id(event_id),
+        }
     }
 
     fn event_by_id<'a>(
         &'a self,
         event_id: &'a EventId,
     ) -> BoxedFuture<'a, Result<Option<Event>, Error>> {
-        self.0.event_by_id(event_id)
+        match self.1.now().contains(event_id) {
+            true => Box::pin(async { Ok(None) }),
+            false => self.0.event_by_id(event_id),
+        }
     }
 
     fn count(&self, filter: Filter) -> BoxedFuture<'_, Result<usize, Error>> {
-        Box::pin(self.blocking(|database| database.count(filter)))
+        if self.1.now().is_empty() {
+            return Box::pin(self.blocking(|database| database.count(filter)));
+        }
+        Box::pin(async move { Ok(self.negentropy_items(filter).await?.len()) })
     }
 
-    fn query(&self, mut filter: Filter) -> BoxedFuture<'_, Result<Events, Error>> {
-        let limit = limit_of_ours(&mut filter);
-        let ids_only = filter.clone();
+    fn query(&self, filter: Filter) -> BoxedFuture<'_, Result<Events, Error>> {
+        let withheld = self.1.now();
+        if withheld.is_empty() {
+            return Box::pin(self.everything(filter));
+        }
         Box::pin(async move {
-            let found = self.blocking(|database| database.query(filter)).await?;
-            let Some(limit) = limit else {
-                return Ok(found);
-            };
-            let mut latest = Events::new(&ids_only.limit(limit));
-            latest.extend(found.into_iter().take(limit));
-            Ok(latest)
+            let limit = filter.limit.unwrap_or(usize::MAX);
+            let mut next = filter.limit;
+            loop {
+                let mut asked = filter.clone();
+                asked.limit = next;
+                let found = self.everything(asked).await?;
+                let came = found.len();
+                let mut shown: Vec<Event> = found.into_iter().collect();
+                shown.retain(|event| !withheld.contains(&event.id));
+                next = next.and_then(|asked| ask_again(limit, asked, came, shown.len()));
+                if next.is_none() {
+                    let mut events = Events::new(&filter);
+                    events.extend(shown.into_iter().take(limit));
+                    return Ok(events);
+                }
+            }
         })
     }
 
     fn negentropy_items(
         &self,
-        mut filter: Filter,
+        filter: Filter,
     ) -> BoxedFuture<'_, Result<Vec<(EventId, Timestamp)>, Error>> {
-        let limit = limit_of_ours(&mut filter);
+        let withheld = self.1.now();
+        if withheld.is_empty() {
+            return Box::pin(self.all_items(filter));
+        }
         Box::pin(async move {
-            let mut items = self
-                .blocking(|database| database.negentropy_items(filter))
-                .await?;
-            if let Some(limit) = limit {
-                items.sort_unstable_by(latest_first);
-                items.truncate(limit);
+            let limit = filter.limit.unwrap_or(usize::MAX);
+            let mut next = filter.limit;
+            loop {
+                let mut asked = filter.clone();
+                asked.limit = next;
+                let mut items = self.all_items(asked).await?;
+                let came = items.len();
+                items.retain(|(id, _)| !withheld.contains(id));
+                next = next.and_then(|asked| ask_again(limit, asked, came, items.len()));
+                if next.is_none() {
+                    items.sort_unstable_by(latest_first);
+                    items.truncate(limit);
+                    return Ok(items);
+                }
             }
-            Ok(items)
         })
     }
 
@@ -380,6 +507,42 @@ mod tests {
             assert_eq!(times, [40, 39, 38]);
             let items = store.database().negentropy_items(filter).await.unwrap();
             assert_eq!(items.len(), 3);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_withheld_is_there_and_not_to_be_found() {
+        for (store, _directory) in stores().await {
+            let note = |at| event(&keys(1), Kind::Custom(1111), at, &[&["d", "x"]]);
+            for at in 1..=40 {
+                store.save(&note(at)).await.unwrap();
+            }
+            let withheld: Vec<Id> = (21..=39).map(|at| nip34::id_of(&note(at))).collect();
+            store.withhold(withheld.iter().copied());
+            let own = Filter::new().author(keys(1).public_key());
+            let times = |events: Vec<Event>| -> Vec<u64> {
+                events.iter().map(|e| e.created_at.as_secs()).collect()
+            };
+            let tagged = own.clone().kind(Kind::Custom(1111)).identifier("x");
+            for filter in [own.clone(), tagged] {
+                let three = filter.limit(3);
+                let found = store.query(three.clone()).await.unwrap();
+                assert_eq!(times(found), [40, 20, 19]);
+                assert_eq!(store.items(three).await.unwrap().len(), 3);
+            }
+            assert_eq!(store.query(own.clone()).await.unwrap().len(), 21);
+            assert_eq!(store.database().count(own.clone()).await.unwrap(), 21);
+            let none = store.query(own.clone().limit(0)).await.unwrap();
+            assert!(none.is_empty());
+            assert_eq!(store.apart().query(own.clone()).await.unwrap().len(), 40);
+            assert!(!store.has(&withheld[0]).await.unwrap());
+            assert!(store.by_id(&withheld[0]).await.unwrap().is_none());
+            // Accepted anew, it is there again; the others when the list is.
+            assert_eq!(store.save(&note(21)).await.unwrap(), Saved::New);
+            assert!(store.has(&withheld[0]).await.unwrap());
+            assert_eq!(store.withheld().len(), 18);
+            store.withhold([]);
+            assert_eq!(store.query(own).await.unwrap().len(), 40);
         }
     }
 }

@@ -199,7 +199,7 @@ async fn nip_11_tells_what_the_service_is() {
     }
     assert_eq!(
         document["supported_grasps"],
-        serde_json::json!(["GRASP-01"])
+        serde_json::json!(["GRASP-01", "GRASP-02"])
     );
     assert!(document.get("curation").is_none(), "{document}");
     let nips = document["supported_nips"].as_array().unwrap();

@@ -5,11 +5,22 @@ use std::cmp::Ordering;
 use super::{Admit, Failed, WAITS, malformed, replaced, waits_already};
 use crate::{
     nip34::{announcement::Announcement, later},
+    policy::curation::{Place, Rules},
     release::{Release, make_repository, release_identifier},
     repository::Standing,
     verdict::{Origin, Verdict},
 };
 use grasp_proto::words::RepoId;
+
+/// The rejection of an announcement whose repository is not to be here.
+fn elsewhere(rules: &Rules) -> Verdict {
+    let ours = rules.ours();
+    let must = format!("the announcement must list {ours} in both clone and relays");
+    malformed(match rules.archive() {
+        Some(_) => format!("{must}, or be of a repository that is archived here"),
+        None => must,
+    })
+}
 
 impl Admit {
     pub(super) async fn announcement(
@@ -41,7 +52,12 @@ impl Admit {
             return Ok(objection);
         }
         let standing = repositories.standing(repo);
-        if announcement.lists(&self.domain) {
+        let rules = self.curation.rules();
+        let place = rules.place(&announcement);
+        if let Place::Unwanted(why) = place {
+            return Ok(Verdict::rejected(why));
+        }
+        if matches!(place, Place::Hosted | Place::Archived) {
             if standing == Some(Standing::Active) {
                 let before = repositories.trusting(&repo.identifier, &repo.owner);
                 let verdict = self.keep(&announcement.event).await?;
@@ -72,13 +88,10 @@ impl Admit {
             (Some(Standing::Active), Some(stored)) => self.release.delist(repo, &stored).await?,
             _ => {}
         }
-        Ok(malformed(format!(
-            "the announcement must list {} in both clone and relays",
-            self.domain
-        )))
+        Ok(elsewhere(&rules))
     }
 
-    /// An announcement that lists us and is not served yet.
+    /// An announcement of a repository that is to be here and is not served yet.
     pub(super) async fn wait_for_data(
         &self,
         announcement: Announcement,

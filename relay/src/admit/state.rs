@@ -2,10 +2,15 @@
 
 use std::collections::BTreeSet;
 
+use grasp_proto::words::RepoId;
+
 use super::{Admit, Failed, WAITS, malformed, replaced, waits_already};
 use crate::{
     nip34::{STATE, state::State},
-    policy::satisfiable::{Wanted, satisfiable},
+    policy::{
+        curation::BLOCKED,
+        satisfiable::{Wanted, satisfiable},
+    },
     purgatory::WAITS_FOR,
     release::{GoOn, Release, ReleaseError, go_on, make_repository},
     repository::Standing,
@@ -24,10 +29,17 @@ impl Admit {
         if purgatory.states.get(&id).is_some() {
             return Ok(waits_already());
         }
+        let trusting = repositories.trusting(&state.identifier, &state.author);
+        let own = RepoId {
+            owner: state.author,
+            identifier: state.identifier.clone(),
+        };
+        if trusting.is_empty() && self.curation.rules().blocks(&own) {
+            return Ok(Verdict::rejected(BLOCKED));
+        }
         if !repositories.is_announced(&state.identifier) {
             return Ok(malformed("no announcement exists for this repository"));
         }
-        let trusting = repositories.trusting(&state.identifier, &state.author);
         if trusting.is_empty() {
             return Ok(malformed("author not authorized for this repository"));
         }

@@ -20,8 +20,11 @@ use tonic::{Request, Response, Status};
 use crate::{
     clock::Moment,
     git::{GitError, Refs},
-    nip34::{Meaning, later, pull_request::PullRequest, state::State},
-    policy::push::{Allowed, Case, Known, Refused, judge},
+    nip34::{Meaning, announcement::Announcement, later, pull_request::PullRequest, state::State},
+    policy::{
+        curation::{Curation, NOT_TAKEN, READ_ONLY},
+        push::{Allowed, Case, Known, Refused, judge},
+    },
     purgatory::{AFTER_LAST_BYTE, WAITS_FOR},
     release::{Aim, GoOn, Release, ReleaseError, go_on, release_identifier},
     repository::Standing,
@@ -53,6 +56,7 @@ struct Granted {
 pub struct PushService {
     release: Release,
     serial: Serial,
+    curation: Curation,
     /// Forgotten an hour after their last sign of life, as other pushes come.
     pushes: Arc<DashMap<String, Granted>>,
     /// When those to be forgotten were last looked for.
@@ -121,11 +125,12 @@ fn asked(
 }
 
 impl PushService {
-    /// The service over `release`, in the queues of `serial`.
-    pub fn new(release: Release, serial: Serial) -> Self {
+    /// The service over `release`, in the queues of `serial`, where `curation` allows it.
+    pub fn new(release: Release, serial: Serial, curation: Curation) -> Self {
         Self {
             release,
             serial,
+            curation,
             pushes: Arc::default(),
             looked: Arc::default(),
         }
@@ -150,6 +155,22 @@ impl PushService {
         }
         waiting.sort_by(|a, b| later(&b.event, &a.event));
         Ok(waiting)
+    }
+
+    /// Whether a repository is archived, and what is archived takes no pushes.
+    async fn is_read_only(&self, repo: &RepoId) -> Result<bool, StoreError> {
+        let rules = self.curation.rules();
+        if !rules.refuses_pushes() {
+            return Ok(false);
+        }
+        let announcement = match self.release.purgatory.announcements.get(repo) {
+            Some(waiting) => Some(waiting.announcement),
+            None => {
+                let stored = self.release.store.announcement(repo).await?;
+                stored.and_then(|event| Announcement::read(Arc::new(event)).ok())
+            }
+        };
+        Ok(announcement.is_some_and(|one| !one.lists(rules.ours())))
     }
 
     async fn known(&self, commands: &[Command]) -> Result<BTreeMap<EventId, Known>, StoreError> {
@@ -179,6 +200,9 @@ impl PushService {
             git,
             ..
         } = &self.release;
+        if self.curation.rules().blocks(&asked.repo) {
+            return Err(Refused(NOT_TAKEN.to_owned()).into());
+        }
         match repositories.standing(&asked.repo) {
             Some(Standing::Active) => {}
             Some(Standing::Waiting) => {
@@ -195,6 +219,9 @@ impl PushService {
                     Refused("no announcement of this repository is here".to_owned()).into(),
                 );
             }
+        }
+        if self.is_read_only(&asked.repo).await? {
+            return Err(Refused(READ_ONLY.to_owned()).into());
         }
         let states = self.candidates(&asked.repo).await?;
         let mut names: BTreeSet<RefName> = asked.commands.iter().map(|c| c.name.clone()).collect();

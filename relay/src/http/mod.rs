@@ -28,7 +28,7 @@ use axum::{
     routing::get,
 };
 use futures::future::BoxFuture;
-use grasp_proto::process;
+use grasp_proto::{process, words::RepoId};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use hyper::{body::Incoming, server::conn::http1};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -310,9 +310,18 @@ async fn metrics_of_all(State(context): State<Context>) -> Response {
     ([(header::CONTENT_TYPE, kind)], joined).into_response()
 }
 
+/// Whether a path is that of a repository on a blacklist: it is as if it were not there.
+fn is_blocked(config: &Config, path: &str) -> bool {
+    let of_submitter = path
+        .strip_prefix("/prs")
+        .filter(|rest| rest.starts_with('/'));
+    let repo = RepoId::from_url_path(of_submitter.unwrap_or(path));
+    repo.is_some_and(|(repo, _)| config.curation.rules().blocks(&repo))
+}
+
 async fn other(State(context): State<Context>, request: Request) -> Response {
     let path = request.uri().path();
-    if !git_proxy::is_git_path(path) {
+    if !git_proxy::is_git_path(path) || is_blocked(&context.config, path) {
         return pages::not_found(path);
     }
     let asker = asker(&context, &request);

@@ -4,6 +4,8 @@ use serde_json::{Value, json};
 
 use crate::{
     config::Config,
+    domain::Domain,
+    policy::curation::{Archive, Rules},
     session::{SUBSCRIPTION_ID, max_message_bytes},
 };
 
@@ -16,7 +18,8 @@ const NIPS: [u16; 9] = [1, 9, 11, 34, 40, 42, 45, 70, 77];
 /// The document.
 pub fn document(config: &Config) -> Value {
     let limits = &config.limits;
-    json!({
+    let rules = config.curation.rules();
+    let mut document = json!({
         "name": config.name,
         "description": config.description,
         "pubkey": config.keys.public_key().to_hex(),
@@ -24,12 +27,8 @@ pub fn document(config: &Config) -> Value {
         "software": env!("CARGO_PKG_NAME").replace("grasp-relay", "graspd"),
         "version": env!("CARGO_PKG_VERSION"),
         "supported_nips": NIPS,
-        "supported_grasps": ["GRASP-01"],
-        "repo_acceptance_criteria": format!(
-            "Repositories whose announcement lists {} in both clone and relays, \
-             once git data that a maintainer signed for has arrived",
-            config.domain
-        ),
+        "supported_grasps": grasps(config.hunts, &rules),
+        "repo_acceptance_criteria": criteria(&rules),
         "limitation": {
             "max_message_length": max_message_bytes(limits.max_event_bytes),
             "max_subscriptions": limits.max_subscriptions,
@@ -40,7 +39,74 @@ pub fn document(config: &Config) -> Value {
             "payment_required": false,
             "restricted_writes": true,
         },
-    })
+    });
+    if let Some(curation) = curation(&rules) {
+        document["curation"] = curation.into();
+    }
+    document
+}
+
+/// What is switched on, exactly.
+fn grasps(hunts: bool, rules: &Rules) -> Vec<&'static str> {
+    let all = [
+        ("GRASP-01", true),
+        ("GRASP-02", hunts),
+        ("GRASP-05", rules.archive().is_some()),
+    ];
+    let on = all.into_iter().filter(|(_, is_on)| *is_on);
+    on.map(|(name, _)| name).collect()
+}
+
+/// Which repositories are accepted. Blacklists are nobody else's business: never mentioned.
+fn criteria(rules: &Rules) -> String {
+    let whose = match rules.is_choosy() {
+        true => "Repositories chosen by the operator",
+        false => "Repositories",
+    };
+    let archived = rules.archive().map_or_else(String::new, |archive| {
+        format!("; besides, as an archive, {}", archived(archive))
+    });
+    format!(
+        "{whose} whose announcement lists {} in both clone and relays{archived}: \
+         once git data that a maintainer signed for has arrived",
+        rules.ours()
+    )
+}
+
+fn archived(archive: &Archive) -> String {
+    if archive.all {
+        return "all other repositories".to_owned();
+    }
+    let listed = (!archive.listed.is_empty()).then(|| "those chosen by the operator".to_owned());
+    let services = (!archive.services.is_empty()).then(|| {
+        let names: Vec<String> = archive.services.iter().map(Domain::to_string).collect();
+        format!("those that name {} in clone", names.join(" or "))
+    });
+    let both: Vec<String> = listed.into_iter().chain(services).collect();
+    match both.is_empty() {
+        true => "none yet".to_owned(),
+        false => both.join(" and "),
+    }
+}
+
+/// How repositories are chosen; `None`: they are not.
+fn curation(rules: &Rules) -> Option<String> {
+    let chosen = rules
+        .is_choosy()
+        .then(|| "Only repositories chosen by the operator are hosted.".to_owned());
+    let archive = rules.archive().map(|archive| {
+        let manner = match archive.read_only {
+            true => "read-only: their data comes from the servers they list",
+            false => "and can be pushed to",
+        };
+        let what = archived(archive);
+        format!(
+            "Archive (GRASP-05): of repositories that do not list {}, {what} are kept, {manner}.",
+            rules.ours()
+        )
+    });
+    let both: Vec<String> = chosen.into_iter().chain(archive).collect();
+    (!both.is_empty()).then(|| both.join(" "))
 }
 
 /// Where the service is found by browsers and git.

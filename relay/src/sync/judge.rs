@@ -183,6 +183,11 @@ impl Judge {
         self.rejected().contains(id)
     }
 
+    /// What is wanted here has changed: what was rejected may be fetched again.
+    pub fn forget(&self, durations: Durations) {
+        *self.rejected() = Rejected::new(durations);
+    }
+
     /// Whole rejected events, and ids.
     pub fn sizes(&self) -> (usize, usize) {
         self.rejected().sizes()

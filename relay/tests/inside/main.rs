@@ -2,6 +2,7 @@
 //! tests set and with a stand-in for gitd.
 
 mod hunts;
+mod lists;
 mod orders;
 mod pushes;
 mod stand_in;
@@ -25,6 +26,7 @@ use grasp_relay::{
     journal::{Journal, Key, Record},
     live::Live,
     nip34,
+    policy::curation::{self, Curation},
     purgatory::Purgatory,
     release::Release,
     repository::{Repositories, Standing},
@@ -53,6 +55,7 @@ struct Inside {
     door: Admit,
     push: PushService,
     tokens: Tokens,
+    curation: Curation,
 }
 
 const RULES: Rules = Rules {
@@ -179,11 +182,19 @@ impl Inside {
             max_pack_bytes: 1 << 30,
             stop: CancellationToken::new(),
         };
+        let curation = Curation::fixed(curation::Rules::none(domain));
         Self {
-            door: Admit::new(release.clone(), serial.clone(), hunt, domain, 196_608),
+            door: Admit::new(
+                release.clone(),
+                serial.clone(),
+                hunt,
+                curation.clone(),
+                196_608,
+            ),
             hunter,
             tokens,
-            push: PushService::new(release.clone(), serial.clone()),
+            push: PushService::new(release.clone(), serial.clone(), curation.clone()),
+            curation,
             clock,
             git,
             release,

@@ -6,7 +6,7 @@ use tonic::Request;
 use super::*;
 
 impl Inside {
-    async fn authorize(
+    pub(super) async fn authorize(
         &self,
         repo: &RepoId,
         commands: &[(RefName, Oid)],

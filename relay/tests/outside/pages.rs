@@ -85,7 +85,7 @@ async fn the_document_tells_the_limits_that_hold() {
     assert_eq!(document["limitation"]["max_limit"], 77);
     assert_eq!(
         document["supported_grasps"],
-        serde_json::json!(["GRASP-01"])
+        serde_json::json!(["GRASP-01", "GRASP-02"])
     );
     assert_eq!(document["icon"], "https://relay.example.com/icon.svg");
     assert!(document["repo_acceptance_criteria"].is_string());

@@ -1,0 +1,312 @@
+//! The operator's lists: what they keep out, take out of service, bring back, and archive.
+
+use grasp_proto::process::settings::Settings;
+use grasp_relay::{
+    policy::curation::{BANNED, BLOCKED, NOT_CHOSEN, NOT_TAKEN, READ_ONLY},
+    withhold,
+};
+
+use super::*;
+
+const EVENTS: &str = "NGIT_EVENT_BLACKLIST";
+const BLACKLIST: &str = "NGIT_REPOSITORY_BLACKLIST";
+const WHITELIST: &str = "NGIT_REPOSITORY_WHITELIST";
+const ARCHIVE: &str = "NGIT_ARCHIVE_WHITELIST";
+const ISSUE: Kind = Kind::Custom(1621);
+
+impl Inside {
+    /// The operator's rules from now on, as after a reload.
+    async fn ruled(&self, pairs: &[(&'static str, &str)]) {
+        let pairs = pairs.iter().map(|(name, v)| (*name, (*v).to_owned()));
+        let domain = Domain::parse("grasp.example").unwrap();
+        let rules = curation::Rules::from_settings(&Settings::from_pairs(pairs), &domain).unwrap();
+        self.curation.replace(rules);
+        withhold::apply(&self.release, &self.serial, &self.curation)
+            .await
+            .unwrap();
+        withhold::settle(&self.release, &self.serial, &self.curation).await;
+    }
+
+    async fn rejected(&self, event: &Event, message: &str) {
+        let verdict = Verdict::rejected(message);
+        assert_eq!(self.admit(event).await, verdict);
+        assert_eq!(self.admit_synced(event).await, verdict);
+    }
+
+    async fn standing(&self, repo: &RepoId) -> Option<Standing> {
+        self.release.repositories.standing(repo)
+    }
+}
+
+fn npub(seed: u8) -> String {
+    key_of(seed).to_string()
+}
+
+fn issue(seed: u8, at: u64, repos: &[&RepoId]) -> Event {
+    let about = repos.iter().map(|repo| tag(&["a", &repo.coordinate()]));
+    sign(seed, ISSUE, at, &about.collect::<Vec<_>>())
+}
+
+/// An announcement of what is kept at another service.
+fn archived(seed: u8, name: &str, at: u64) -> Event {
+    let tags = [
+        tag(&["d", name]),
+        tag(&["clone", "https://other.example/x.git"]),
+        tag(&["relays", "wss://other.example"]),
+    ];
+    sign(seed, nip34::ANNOUNCEMENT, at, &tags)
+}
+
+#[tokio::test]
+async fn nothing_of_a_banned_author_is_taken_whoever_brings_it() {
+    let inside = Inside::new().await;
+    let repo = inside.active(1, "x", &[2]).await;
+    inside.ruled(&[(EVENTS, &npub(2))]).await;
+    for event in [
+        announcement(2, "x", 11, &[]),
+        announcement_elsewhere(2, "x", 11),
+        state(2, "x", 11, &[("main", 1)]),
+        pull_request(2, 11, &oid(1).to_hex(), &repo),
+        issue(2, 11, &[&repo]),
+        sign(2, nip34::DELETION, 11, &[]),
+        sign(2, Kind::Custom(10317), 11, &[]),
+        sign(
+            2,
+            Kind::Custom(20_000),
+            11,
+            &[tag(&["a", &repo.coordinate()])],
+        ),
+    ] {
+        inside.rejected(&event, BANNED).await;
+        assert!(!inside.serves(&event).await && !inside.holds(&event));
+    }
+    // Before anything else is looked at.
+    let mut forged = issue(2, 12, &[&repo]);
+    forged.content.push('x');
+    inside.rejected(&forged, BANNED).await;
+    inside.served(&issue(3, 11, &[&repo])).await;
+    inside.ruled(&[]).await;
+    inside.served(&issue(2, 11, &[&repo])).await;
+}
+
+#[tokio::test]
+async fn each_list_says_so_and_those_just_beside_it_are_taken() {
+    let inside = Inside::new().await;
+    let blacklist = format!("{}/bad, worse, {}", npub(1), npub(2));
+    let whitelist = format!("{}, {}/good, chosen", npub(1), npub(3));
+    inside
+        .ruled(&[(BLACKLIST, &blacklist), (WHITELIST, &whitelist)])
+        .await;
+    for (seed, name, why) in [
+        (1, "bad", BLOCKED),
+        (1, "worse", BLOCKED),
+        (2, "chosen", BLOCKED),
+        (3, "bad", NOT_CHOSEN),
+        (4, "good", NOT_CHOSEN),
+    ] {
+        let event = announcement(seed, name, 10, &[]);
+        inside.rejected(&event, why).await;
+        assert_eq!(inside.standing(&repo(seed, name)).await, None);
+        assert!(!inside.git.has(&repo(seed, name)));
+    }
+    for (seed, name) in [(1, "other"), (3, "good"), (4, "chosen")] {
+        inside.waits(&announcement(seed, name, 10, &[])).await;
+    }
+    inside
+        .rejected(&state(1, "bad", 10, &[("main", 1)]), BLOCKED)
+        .await;
+    inside
+        .rejected(&state(2, "other", 10, &[("main", 1)]), BLOCKED)
+        .await;
+    // An owner of blocked repositories may maintain another's.
+    inside.waits(&announcement(1, "shared", 10, &[2])).await;
+    inside.waits(&state(2, "shared", 10, &[("main", 1)])).await;
+}
+
+#[tokio::test]
+async fn what_is_blocked_is_out_of_service_with_what_hangs_on_it_and_comes_back() {
+    let inside = Inside::new().await;
+    let bad = inside.active(1, "bad", &[5]).await;
+    let good = inside.active(2, "good", &[]).await;
+    let maintained = announcement_elsewhere(5, "bad", 12);
+    inside.served(&maintained).await;
+    let question = issue(3, 20, &[&bad]);
+    let answer = sign(
+        4,
+        Kind::Custom(1111),
+        21,
+        &[tag(&["E", &question.id.to_hex()])],
+    );
+    let both = issue(3, 22, &[&bad, &good]);
+    for event in [&question, &answer, &both] {
+        inside.served(event).await;
+    }
+    let own = [
+        announcement(1, "bad", 10, &[5]),
+        state(1, "bad", 10, &[("main", 1)]),
+        maintained,
+        question,
+        answer,
+    ];
+    let commands = [(branch("main"), oid(2))];
+    for list in [npub(1), format!("{}/bad", npub(1)), "bad".to_owned()] {
+        inside.ruled(&[(BLACKLIST, &list)]).await;
+        for event in &own {
+            assert!(!inside.serves(event).await, "{list}: kind {}", event.kind);
+        }
+        assert!(inside.serves(&both).await, "it is about another, too");
+        assert_eq!(inside.standing(&bad).await, None);
+        assert_eq!(inside.standing(&good).await, Some(Standing::Active));
+        assert!(inside.git.has(&bad), "nothing is deleted");
+        let why = inside.authorize(&bad, &commands).await.unwrap_err();
+        assert_eq!(why, NOT_TAKEN);
+        inside.rejected(&own[0], BLOCKED).await;
+        assert!(!inside.admit(&own[3]).await.ok, "its issues neither");
+        inside.ruled(&[]).await;
+        for event in &own {
+            assert!(inside.serves(event).await, "{list}: kind {}", event.kind);
+        }
+        assert_eq!(inside.standing(&bad).await, Some(Standing::Active));
+        let elsewhere = inside.standing(&repo(5, "bad")).await;
+        assert_eq!(elsewhere, Some(Standing::Elsewhere));
+    }
+    // A start does the same: what is served is read from the store, and then the lists.
+    inside.ruled(&[(EVENTS, &npub(1))]).await;
+    assert!(own.len() == 5 && !inside.serves(&own[3]).await);
+    let fresh = Inside::over(
+        inside.release.store.apart(),
+        Journal::none(),
+        &[],
+        inside.git.clone(),
+    )
+    .await;
+    let rules = fresh.curation.rules();
+    let repositories = &fresh.release.repositories;
+    withhold::load_served(&fresh.release.store, repositories, &rules)
+        .await
+        .unwrap();
+    fresh.ruled(&[(EVENTS, &npub(1))]).await;
+    for event in &own {
+        assert!(!fresh.serves(event).await);
+    }
+    assert_eq!(fresh.standing(&bad).await, None);
+    fresh.ruled(&[]).await;
+    for event in &own {
+        assert!(fresh.serves(event).await);
+    }
+}
+
+#[tokio::test]
+async fn a_banned_maintainer_authorises_nothing_any_more() {
+    let inside = Inside::new().await;
+    let repo = inside.active(1, "x", &[2]).await;
+    inside.git.bring(&identifier("x"), &[oid(2)]);
+    let theirs = state(2, "x", 20, &[("main", 2)]);
+    inside.served(&theirs).await;
+    assert_eq!(inside.git.refs_of(&repo)[&branch("main")], oid(2));
+    let waiting = state(2, "x", 30, &[("main", 3)]);
+    inside.waits(&waiting).await;
+    let request = pull_request(2, 30, &oid(4).to_hex(), &repo);
+    inside.waits(&request).await;
+    inside.ruled(&[(EVENTS, &npub(2))]).await;
+    assert!(!inside.serves(&theirs).await);
+    assert!(!inside.holds(&waiting) && !inside.holds(&request));
+    let commands = [(branch("main"), oid(3))];
+    assert!(inside.authorize(&repo, &commands).await.is_err());
+    let latest = inside.release.latest_stored(&repo).await.unwrap().unwrap();
+    assert_eq!(latest.author, key_of(1));
+    inside.ruled(&[]).await;
+    let latest = inside.release.latest_stored(&repo).await.unwrap().unwrap();
+    assert_eq!(latest.author, key_of(2));
+}
+
+#[tokio::test]
+async fn what_waits_and_is_not_wanted_any_more_is_dropped() {
+    let inside = Inside::new().await;
+    let kept = announcement(1, "kept", 10, &[]);
+    inside.waits(&kept).await;
+    for (list, name) in [(BLACKLIST, "bad"), (WHITELIST, "kept")] {
+        let unwanted = announcement(1, "bad", 10, &[]);
+        inside.waits(&unwanted).await;
+        inside.waits(&state(1, "bad", 10, &[("main", 1)])).await;
+        inside.ruled(&[(list, name)]).await;
+        assert!(!inside.holds(&unwanted) && inside.holds(&kept));
+        assert!(!inside.git.has(&repo(1, "bad")) && inside.git.has(&repo(1, "kept")));
+        inside.ruled(&[]).await;
+    }
+    // What is served stays when a whitelist comes, and is not changed any more.
+    let served = inside.active(2, "served", &[]).await;
+    inside.ruled(&[(WHITELIST, "kept")]).await;
+    assert_eq!(inside.standing(&served).await, Some(Standing::Active));
+    inside
+        .rejected(&announcement(2, "served", 11, &[]), NOT_CHOSEN)
+        .await;
+    inside.waits(&state(2, "served", 11, &[("main", 2)])).await;
+}
+
+#[tokio::test]
+async fn what_is_archived_is_as_if_it_listed_us_and_read_only() {
+    let inside = Inside::new().await;
+    let must = "invalid: the announcement must list grasp.example in both clone and relays";
+    inside.rejected(&archived(1, "x", 10), must).await;
+    inside.ruled(&[(ARCHIVE, &format!("{}/x", npub(1)))]).await;
+    let or = format!("{must}, or be of a repository that is archived here");
+    inside.rejected(&archived(1, "y", 10), &or).await;
+    let (announced, first) = (archived(1, "x", 10), state(1, "x", 10, &[("main", 1)]));
+    let repo = repo(1, "x");
+    assert_eq!(
+        inside.admit_synced(&announced).await,
+        Verdict::accepted(WAITS)
+    );
+    assert_eq!(inside.standing(&repo).await, Some(Standing::Waiting));
+    assert!(inside.git.has(&repo));
+    assert_eq!(inside.admit_synced(&first).await, Verdict::accepted(WAITS));
+    let commands = [(branch("main"), oid(1))];
+    let pull = [(RefName::nostr(&nip34::id_of(&first)), oid(1))];
+    for push in [&commands[..], &pull[..]] {
+        assert_eq!(inside.authorize(&repo, push).await.unwrap_err(), READ_ONLY);
+    }
+    // Its data is found elsewhere.
+    inside.git.bring(&identifier("x"), &[oid(1)]);
+    sweep::try_everything(&inside.release, &inside.serial).await;
+    assert!(inside.serves(&announced).await && inside.serves(&first).await);
+    assert_eq!(inside.git.refs_of(&repo)[&branch("main")], oid(1));
+    assert_eq!(
+        inside.authorize(&repo, &commands).await.unwrap_err(),
+        READ_ONLY
+    );
+    // Once it lists us it can be pushed to; and is archived again when it does not.
+    inside.served(&announcement(1, "x", 11, &[])).await;
+    assert!(inside.authorize(&repo, &commands).await.is_ok());
+    inside.served(&archived(1, "x", 12)).await;
+    assert_eq!(inside.standing(&repo).await, Some(Standing::Active));
+    assert_eq!(
+        inside.authorize(&repo, &commands).await.unwrap_err(),
+        READ_ONLY
+    );
+    let writable = [(ARCHIVE, "x"), ("NGIT_ARCHIVE_READ_ONLY", "false")];
+    inside.ruled(&writable).await;
+    assert!(inside.authorize(&repo, &commands).await.is_ok());
+    // Archived no more: served as it stands, and not kept up.
+    inside.ruled(&[]).await;
+    assert_eq!(inside.standing(&repo).await, Some(Standing::Elsewhere));
+    assert!(inside.authorize(&repo, &commands).await.is_err());
+    inside.ruled(&[(ARCHIVE, "x")]).await;
+    assert_eq!(inside.standing(&repo).await, Some(Standing::Active));
+}
+
+#[tokio::test]
+async fn what_is_hosted_can_be_pushed_to_beside_an_archive() {
+    let inside = Inside::new().await;
+    inside.ruled(&[("NGIT_ARCHIVE_ALL", "true")]).await;
+    let repo = inside.active(1, "x", &[]).await;
+    inside.waits(&state(1, "x", 11, &[("main", 2)])).await;
+    let commands = [(branch("main"), oid(2))];
+    assert!(inside.authorize(&repo, &commands).await.is_ok());
+    inside.waits(&archived(2, "x", 10)).await;
+    // It left, and nobody archives it: it goes.
+    inside.ruled(&[(ARCHIVE, "other")]).await;
+    assert!(!inside.admit(&archived(1, "x", 12)).await.ok);
+    assert_eq!(inside.standing(&repo).await, None);
+    assert!(inside.git.world().retired.contains(&repo));
+}
