@@ -9,7 +9,8 @@
 //! - `overlong`: messages that are too long, left out of what comes
 //! - `submit`: what was found, handed over for judgement
 //! - `renewal`: leases kept, and how it goes said
-//! - [`filters`], [`plan`], [`live`], [`paging`], [`limits`], [`health`], [`conduct`]: the decisions, pure
+//! - [`filters`], [`plan`], [`live`], [`coverage`], [`paging`], [`limits`], [`health`], [`conduct`]: the
+//!   decisions, pure
 //! - [`status`]: what is told of it
 //!
 //! [`Relays::run`] drives three tasks besides: one asks for leases, one renews those that are held, one
@@ -19,6 +20,7 @@
 pub mod conduct;
 mod connection;
 pub mod context;
+pub mod coverage;
 pub mod filters;
 pub mod health;
 mod history;
@@ -51,10 +53,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;
 
-use crate::{
-    hunt::backoff::Backoff,
-    net::Net,
-};
+use crate::{hunt::backoff::Backoff, net::Net};
 use context::RelaySync;
 use health::Health;
 use memory::Memory;
