@@ -1,12 +1,12 @@
 //! The hunt for git data that waiting events name and that is not here.
 //!
-//! - [`identifier`]: one leased identifier, from its first step to its last
-//! - [`lease`]: the leases that are held, and their ends
-//! - `places`: how many hunts there can be, and which gives way when too many take long, by [`speed`]
-//! - [`context`]: what is needed of relay and gitd, as a trait
+//! - `identifier`: one leased identifier, from its first step to its last
+//! - `lease`: the leases that are held, and their ends
+//! - `places`: how many hunts there can be, and which gives way when too many take long, by `speed`
+//! - `context`: what is needed of relay and gitd, as a trait
 //! - [`fetch`]: how another server is asked for a pack
-//! - [`transfer`]: how that pack gets into gitd
-//! - [`backoff`], [`counts`]
+//! - `transfer`: how that pack gets into gitd
+//! - `backoff`, `counts`
 //!
 //! [`Hunt::run`] drives three kinds of tasks: one asks for leases as there is room, one renews those
 //! that are held, and each identifier has its own. No identifier waits for another; there are as many

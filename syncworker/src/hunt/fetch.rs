@@ -4,10 +4,10 @@
 //! the sideband taken off the answer. gitoxide's transport brings its own HTTP, credentials and
 //! negotiation along; here its `gix-packetline` frames, and [`Net`] carries.
 //!
-//! - [`request`]: what is asked
-//! - [`advertisement`]: what a server speaks and has
-//! - [`pack`]: what is answered, the pack taken out of it
-//! - [`lines`]: packets out of an answer; [`pace`]: how slowly it may come
+//! - `request`: what is asked
+//! - `advertisement`: what a server speaks and has
+//! - `pack`: what is answered, the pack taken out of it
+//! - `lines`: packets out of an answer; `pace`: how slowly it may come
 //!
 //! Asked for is what is wanted, and nothing that only might lead to it. A server that will not give
 //! one of the objects is asked for the others; a pack that holds some of them is a success.
