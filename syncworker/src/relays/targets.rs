@@ -19,6 +19,7 @@ use super::filters::Item;
 #[derive(Debug, Clone)]
 struct Wanted {
     level: Level,
+    generation: u32,
     relays: BTreeSet<String>,
     roots: BTreeSet<EventId>,
 }
@@ -48,7 +49,7 @@ impl Index {
     }
 
     fn set(&mut self, target: Target, touched: &mut BTreeSet<String>) -> Result<(), String> {
-        let level = target.level();
+        let (level, generation) = (target.level(), target.generation);
         let repository = target.repository.ok_or("it is missing")?;
         let repo = RepoId::try_from(repository).map_err(|error| error.to_string())?;
         let new = target.new_roots.iter();
@@ -67,6 +68,7 @@ impl Index {
         }
         let wanted = Wanted {
             level,
+            generation,
             relays,
             roots,
         };
@@ -92,16 +94,36 @@ impl Index {
     fn wanted(&self, relay: &str) -> BTreeSet<Item> {
         let mut items = BTreeSet::from([Item::Announcements]);
         for repo in self.by_relay.get(relay).into_iter().flatten() {
-            items.insert(Item::States(repo.clone()));
-            let Some(wanted) = self.repositories.get(repo) else {
-                continue;
-            };
-            if wanted.level == Level::Full {
-                items.insert(Item::Mentions(repo.clone()));
-                items.extend(wanted.roots.iter().copied().map(Item::Root));
-            }
+            items.extend(self.items(repo));
         }
         items
+    }
+
+    /// Everything wanted of one repository.
+    fn items(&self, repo: &RepoId) -> Vec<Item> {
+        let Some((repo, wanted)) = self.repositories.get_key_value(repo) else {
+            return Vec::new();
+        };
+        let mut items = vec![Item::States(repo.clone())];
+        if wanted.level == Level::Full {
+            items.push(Item::Mentions(repo.clone()));
+            items.extend(wanted.roots.iter().copied().map(Item::Root));
+        }
+        items
+    }
+
+    /// The generations of a relay's repositories.
+    fn generations(&self, relay: &str) -> BTreeMap<Arc<RepoId>, u32> {
+        let repos = self.by_relay.get(relay).into_iter().flatten();
+        repos
+            .filter_map(|repo| Some((repo.clone(), self.repositories.get(repo)?.generation)))
+            .collect()
+    }
+
+    /// Whether the same is wanted of a relay there.
+    fn differs(&self, other: &Self, relay: &str) -> bool {
+        self.wanted(relay) != other.wanted(relay)
+            || self.generations(relay) != other.generations(relay)
     }
 }
 
@@ -146,6 +168,17 @@ impl Targets {
         let known = self.lock();
         let version = known.versions.get(relay).copied().unwrap_or_default();
         (version, known.index.wanted(relay))
+    }
+
+    /// The generations of a relay's repositories: when one is another, what was found of it does not
+    /// count.
+    pub fn generations(&self, relay: &str) -> BTreeMap<Arc<RepoId>, u32> {
+        self.lock().index.generations(relay)
+    }
+
+    /// Everything wanted of one repository.
+    pub fn items(&self, repo: &RepoId) -> Vec<Item> {
+        self.lock().index.items(repo)
     }
 
     /// Of which version [`Targets::wanted`] would be.
@@ -200,7 +233,7 @@ impl Gathering {
             targets.change(|known| {
                 let named = known.index.by_relay.keys().chain(index.by_relay.keys());
                 let touched = named
-                    .filter(|relay| known.index.wanted(relay) != index.wanted(relay))
+                    .filter(|relay| known.index.differs(&index, relay))
                     .cloned()
                     .collect();
                 known.index = index;
@@ -281,6 +314,13 @@ mod tests {
         let version = targets.version("wss://x");
         Gathering::default().take(&targets, all(&["a", "b"]));
         assert_eq!(targets.version("wss://x"), version, "nothing changed");
+        let mut renewed = all(&["a", "b"]);
+        renewed.targets[1].generation = 2;
+        Gathering::default().take(&targets, renewed);
+        assert_ne!(targets.version("wss://x"), version);
+        let generations = targets.generations("wss://x");
+        assert_eq!(generations.into_values().collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(targets.items(&repo("b")).len(), 3);
         Gathering::default().take(&targets, all(&["b"]));
         assert!(
             !targets
