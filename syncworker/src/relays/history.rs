@@ -79,6 +79,15 @@ impl From<CallError> for Failure {
     }
 }
 
+/// What is due when, besides the jobs.
+struct Timers {
+    /// Of what failed,
+    retry: Option<Instant>,
+    /// and of what was given up.
+    lost: Option<Instant>,
+    poll: Instant,
+}
+
 /// What one connection has learned.
 #[derive(Default)]
 struct Asking {
@@ -95,20 +104,22 @@ impl Session<'_> {
     /// Fetches what the plan says, one after the other.
     pub(super) async fn fetch_history(&self) -> End {
         let timing = &self.relay.world.timing;
-        let longest = self.limits.filter_bytes();
         let mut asking = Asking::default();
-        let mut retry_at: Option<Instant> = None;
-        let mut poll_at = Instant::now() + timing.poll;
+        let mut timers = Timers {
+            retry: None,
+            lost: None,
+            poll: Instant::now() + timing.poll,
+        };
         self.history_wakes.notified().await;
         let mut settled = false;
         loop {
+            let next = self.look_at(&mut timers);
             let job = self.memory().plan.next_job();
             if let Some(job) = job {
                 settled = false;
                 self.state(RelayState::Syncing);
-                match self.run(&mut asking, job).await {
-                    true => {}
-                    false => retry_at = Some(Instant::now() + timing.retry),
+                if !self.run(&mut asking, job).await {
+                    timers.retry = Some(Instant::now() + timing.retry);
                 }
                 continue;
             }
@@ -130,39 +141,47 @@ impl Session<'_> {
                     },
                 );
             }
-            let full_pass = self.memory().full_pass;
-            let next = retry_at
-                .map_or(full_pass, |at| at.min(full_pass))
-                .min(poll_at);
             tokio::select! {
                 () = self.history_wakes.notified() => {}
-                () = sleep_until(next) => {
-                    let now = Instant::now();
-                    let mut memory = self.memory();
-                    if retry_at.is_some_and(|at| at <= now) {
-                        retry_at = None;
-                        memory.retry(timing.oldest(), longest);
-                    }
-                    if full_pass <= now {
-                        tracing::info!(relay = self.relay.url, "everything from the start");
-                        memory.plan.forget();
-                        memory.full_pass = now + timing.next_full_pass();
-                    }
-                    if poll_at <= now {
-                        poll_at = now + timing.poll;
-                        let since = timing.seconds_ago(timing.poll + timing.overlap);
-                        let left_over = memory.left_over.clone();
-                        memory.plan.poll(&left_over, since, longest);
-                    }
-                    memory.refresh(longest);
-                }
-            }
-            if let Some(since) = self.intake.take_lost() {
-                let since = since.saturating_sub(timing.overlap.as_secs());
-                self.memory().lost(since);
-                retry_at.get_or_insert(Instant::now() + timing.retry);
+                () = sleep_until(next) => {}
             }
         }
+    }
+
+    /// Plans what is due by now, however long the queue is; when to look again.
+    fn look_at(&self, timers: &mut Timers) -> Instant {
+        let timing = &self.relay.world.timing;
+        let longest = self.limits.filter_bytes();
+        let now = Instant::now();
+        let mut memory = self.memory();
+        if let Some(since) = self.intake.take_lost() {
+            memory.lost(since);
+            timers.lost.get_or_insert(now + timing.retry);
+        }
+        let mut is_due = false;
+        let again = timers.retry.into_iter().chain(timers.lost).min();
+        if again.is_some_and(|at| at <= now) {
+            (timers.retry, timers.lost) = (None, None);
+            is_due = true;
+            memory.retry(timing.oldest(), longest);
+        }
+        if memory.full_pass <= now {
+            tracing::info!(relay = self.relay.url, "everything from the start");
+            is_due = true;
+            memory.plan.forget();
+            memory.full_pass = now + timing.next_full_pass();
+        }
+        if timers.poll <= now {
+            timers.poll = now + timing.poll;
+            memory.poll(timing.from_now_on());
+        }
+        if is_due {
+            memory.refresh(longest);
+        }
+        memory.plan.close_gaps(longest);
+        let next = timers.poll.min(memory.full_pass);
+        let again = timers.retry.into_iter().chain(timers.lost).min();
+        again.map_or(next, |again| again.min(next))
     }
 
     fn memory(&self) -> std::sync::MutexGuard<'_, super::Memory> {
@@ -227,7 +246,7 @@ impl Session<'_> {
                 }
             }
         }
-        self.read_pages(asking, &job.filter).await
+        self.read_pages(asking, &job.paged()).await
     }
 
     /// Waits for the turn of one more question.

@@ -33,6 +33,16 @@ pub enum Change {
     Close(u64),
 }
 
+/// Whether something is closed before what takes its place is open.
+pub fn interrupt(changes: &[Change]) -> bool {
+    let is_open = |change: &Change| matches!(change, Change::Open(..));
+    let closed = changes.iter().position(|change| !is_open(change));
+    let opened = changes.iter().rposition(is_open);
+    closed
+        .zip(opened)
+        .is_some_and(|(closed, opened)| closed < opened)
+}
+
 #[derive(Debug)]
 struct Subscription {
     parts: Vec<Part>,
@@ -79,9 +89,15 @@ impl Live {
         self.subscriptions.values().map(|one| one.parts.len()).sum()
     }
 
-    /// What there is no room for: to be polled.
-    pub fn left_over(&self) -> &BTreeSet<Item> {
-        &self.left_over
+    /// What is followed.
+    pub fn covered(&self) -> &BTreeSet<Item> {
+        &self.covered
+    }
+
+    /// What one of them is for.
+    pub fn items(&self, number: u64) -> impl Iterator<Item = &Item> {
+        let parts = self.subscriptions.get(&number).map(|one| &one.parts);
+        parts.into_iter().flatten().flat_map(|part| &part.items)
     }
 
     /// The remote relay has closed one: what it covered is to be subscribed to again.
@@ -108,10 +124,11 @@ impl Live {
         counts.max().unwrap_or_default()
     }
 
-    /// All of them once more: some may not have been heard.
-    pub fn again(&self) -> Vec<Change> {
+    /// Those once more: they may not have been heard.
+    pub fn again(&self, which: impl Fn(u64) -> bool) -> Vec<Change> {
         let all = self.subscriptions.iter();
-        all.map(|(number, one)| opened(*number, &one.parts))
+        all.filter(|(number, _)| which(**number))
+            .map(|(number, one)| opened(*number, &one.parts))
             .collect()
     }
 
@@ -329,7 +346,7 @@ mod tests {
         let mut remote = Remote::default();
         remote.take(live.change(&wanted));
         assert!(remote.1 <= Limits::default().live(), "{}", remote.1);
-        assert!(live.left_over().is_empty());
+        assert_eq!(live.covered(), &wanted);
         assert_eq!(remote.asked(), all_of(&wanted));
         assert!(live.change(&wanted).is_empty());
     }
@@ -360,7 +377,9 @@ mod tests {
         let (mut live, mut remote) = (Live::new(limits), Remote::default());
         remote.take(live.change(&wanted));
         assert_eq!(remote.0.len(), limits.live());
-        assert!(live.left_over().len() >= 400);
+        assert!(live.left_over.len() >= 400);
+        let covered: BTreeSet<Item> = wanted.difference(&live.left_over).cloned().collect();
+        assert_eq!(live.covered(), &covered);
         assert!(live.covered.contains(&Item::Announcements));
     }
 
@@ -383,7 +402,15 @@ mod tests {
         remote.take(live.change(&wanted));
         assert!(remote.0.len() <= 5);
         let most = remote.0.values().map(Vec::len).max().unwrap();
-        assert!(most <= live.limits.filters && !live.left_over().is_empty());
+        assert!(most <= live.limits.filters && !live.left_over.is_empty());
+    }
+
+    #[test]
+    fn only_what_is_closed_before_its_place_is_taken_is_interrupted() {
+        let open = || Change::Open(2, vec![]);
+        assert!(interrupt(&[Change::Close(1), open()]));
+        assert!(!interrupt(&[open(), Change::Close(1)]));
+        assert!(!interrupt(&[Change::Close(1)]) && !interrupt(&[open()]) && !interrupt(&[]));
     }
 
     #[test]
@@ -435,8 +462,10 @@ mod tests {
                     prop_assert!(filters.len() <= limits.filters);
                 }
                 let asked = remote.asked();
-                let covered = wanted.difference(live.left_over()).cloned().collect();
+                let covered = wanted.intersection(live.covered()).cloned().collect();
                 prop_assert!(all_of(&covered).is_subset(&asked));
+                let left_over: BTreeSet<Item> = wanted.difference(&covered).cloned().collect();
+                prop_assert_eq!(&left_over, &live.left_over);
             }
             let wanted = BTreeSet::from([Item::Announcements]);
             remote.take(live.change(&wanted));

@@ -1,8 +1,8 @@
 //! Which history of a remote relay is still to be fetched: wanted − pending − confirmed. Pure.
 //!
 //! An item is confirmed when every filter that asks for it has been answered to its end. What fails
-//! is asked for again when [`Plan::retry`] says so; what a short interruption may have hidden, by
-//! filters with `since`; everything, when [`Plan::forget`] says so.
+//! is asked for again when [`Plan::retry`] says so; what was missed of it for a while, since when that
+//! began; everything, when [`Plan::forget`] says so.
 //!
 //! Bounded by what is wanted: by what the relay of this service has accepted.
 
@@ -16,8 +16,10 @@ use super::filters::{self, Item};
 #[derive(Debug, Clone)]
 pub struct Job {
     id: u64,
-    /// With its `since`, if it has one.
+    /// Without times: reconciled, the whole of it costs no more, and finds what was made long before
+    /// it was sent.
     pub filter: Filter,
+    since: Option<u64>,
     /// How often it was begun and put back.
     pub tries: u32,
     items: Vec<Item>,
@@ -34,10 +36,11 @@ pub struct Plan {
     failed: BTreeSet<Item>,
     queue: VecDeque<Job>,
     last_id: u64,
-    /// Since when (seconds since 1970) something may be missing of what is confirmed,
-    gap: Option<u64>,
-    /// and the jobs that must still end well for it to be closed.
-    closing: BTreeSet<u64>,
+    /// Since when (seconds since 1970) something may be missing of what is confirmed, or asked for in
+    /// part.
+    gaps: BTreeMap<Item, u64>,
+    /// Gaps of what is confirmed that are asked for, each with the jobs that must still end well.
+    closing: BTreeMap<Item, (u64, BTreeSet<u64>)>,
 }
 
 /// How a history went.
@@ -49,6 +52,13 @@ pub enum Ended {
     Failed,
 }
 
+impl Job {
+    /// As it is read by pages: not from the start, if it is known until when it is complete.
+    pub fn paged(&self) -> Filter {
+        filters::history(self.filter.clone(), self.since)
+    }
+}
+
 impl Plan {
     /// Asks for what is wanted and neither confirmed, pending nor failed; forgets what is not wanted
     /// any more. Filters are at most `longest` bytes.
@@ -56,10 +66,18 @@ impl Plan {
         self.confirmed.retain(|item| wanted.contains(item));
         self.failed.retain(|item| wanted.contains(item));
         self.pending.retain(|item, _| wanted.contains(item));
-        let pending = &self.pending;
+        let known = |item: &Item| self.confirmed.contains(item) || self.pending.contains_key(item);
+        self.gaps.retain(|item, _| known(item));
+        self.closing.retain(|item, _| self.confirmed.contains(item));
+        let (pending, closing) = (&self.pending, &self.closing);
         self.queue.retain(|job| {
-            let waits = |item| pending.get(item).is_some_and(|jobs| jobs.contains(&job.id));
-            job.catching_up || job.items.iter().any(waits)
+            let waits = |item| match job.catching_up {
+                true => closing
+                    .get(item)
+                    .is_some_and(|(_, jobs)| jobs.contains(&job.id)),
+                false => pending.get(item).is_some_and(|jobs| jobs.contains(&job.id)),
+            };
+            job.items.iter().any(waits)
         });
         let missing: Vec<Item> = wanted
             .iter()
@@ -78,6 +96,7 @@ impl Plan {
             self.queue.push_back(Job {
                 id,
                 filter: part.filter,
+                since: None,
                 tries: 0,
                 items: part.items,
                 catching_up: false,
@@ -85,77 +104,78 @@ impl Plan {
         }
     }
 
-    /// Asks for what may have come since `since` of these confirmed items.
-    fn ask_since(&mut self, items: &BTreeSet<Item>, since: u64, longest: usize) -> Vec<u64> {
-        let mut ids = Vec::new();
-        for part in filters::parts(items, longest) {
-            let id = self.next_id();
-            ids.push(id);
-            self.queue.push_back(Job {
-                id,
-                filter: filters::history(part.filter, Some(since)),
-                tries: 0,
-                items: part.items,
-                catching_up: true,
-            });
+    /// Of each of these, what came since then may be missing, unless its history is still to be begun
+    /// with.
+    pub fn missed(&mut self, items: impl IntoIterator<Item = (Item, u64)>) {
+        let queued: BTreeSet<u64> = self.queue.iter().map(|job| job.id).collect();
+        for (item, since) in items {
+            let begun =
+                |jobs: &BTreeSet<u64>| jobs.len() < item.filters() || !jobs.is_subset(&queued);
+            if self.confirmed.contains(&item) || self.pending.get(&item).is_some_and(begun) {
+                let gap = self.gaps.entry(item).or_insert(since);
+                *gap = since.min(*gap);
+            }
         }
-        ids
     }
 
-    /// What no live subscription covers: asked for anew from `since` on.
-    pub fn poll(&mut self, items: &BTreeSet<Item>, since: u64, longest: usize) {
-        let confirmed = items.intersection(&self.confirmed).cloned().collect();
-        self.ask_since(&confirmed, since, longest);
+    /// The same of everything.
+    pub fn missed_all(&mut self, since: u64) {
+        let all = self.confirmed.iter().chain(self.pending.keys());
+        let all: Vec<_> = all.map(|item| (item.clone(), since)).collect();
+        self.missed(all);
     }
 
     /// The connection is lost: nothing is pending any more. What is confirmed may lack what came
-    /// since `since`, and what a gap that is open already hides.
+    /// since `since`.
     pub fn disconnected(&mut self, since: u64) {
         self.pending.clear();
         self.failed.clear();
         self.queue.clear();
-        self.closing.clear();
-        self.open_gap(since);
+        self.gaps.retain(|item, _| self.confirmed.contains(item));
+        let closing = std::mem::take(&mut self.closing).into_iter();
+        self.missed(closing.map(|(item, (since, _))| (item, since)));
+        self.missed_all(since);
     }
 
-    fn open_gap(&mut self, since: u64) {
-        self.gap = Some(self.gap.map_or(since, |gap| gap.min(since)));
-    }
-
-    /// Something that came at `since` or later was missed: as if the connection had been interrupted.
-    pub fn missed(&mut self, since: u64, oldest: u64, longest: usize) {
-        self.open_gap(since);
-        self.reconnected(oldest, longest);
-    }
-
-    /// Connected again: closes the gap if it began at `oldest` or later, else forgets what is
-    /// confirmed.
+    /// Connected again: what may be missing is asked for if that began at `oldest` or later, else the
+    /// whole of it.
     pub fn reconnected(&mut self, oldest: u64, longest: usize) {
-        match self.gap {
-            Some(since) if since >= oldest => self.catch_up(since, longest),
-            Some(_) => {
-                self.confirmed.clear();
-                self.gap = None;
-            }
-            None => {}
+        let old = self.gaps.iter().filter(|(_, since)| **since < oldest);
+        let old: Vec<Item> = old.map(|(item, _)| item.clone()).collect();
+        self.forget_these(&old);
+        self.close_gaps(longest);
+    }
+
+    /// Asks for what may be missing of what is confirmed; once that is done, for what is missing by
+    /// then: there are never more such jobs than there are filters.
+    pub fn close_gaps(&mut self, longest: usize) {
+        if !self.closing.is_empty() {
+            return;
         }
-    }
-
-    /// Asks again for what came since `since` of all that is confirmed.
-    fn catch_up(&mut self, since: u64, longest: usize) {
-        self.open_gap(since);
-        let since = self.gap.unwrap_or(since);
-        let confirmed = self.confirmed.clone();
-        self.closing = self
-            .ask_since(&confirmed, since, longest)
-            .into_iter()
-            .collect();
-        self.close_gap();
-    }
-
-    fn close_gap(&mut self) {
-        if self.closing.is_empty() {
-            self.gap = None;
+        let gaps = std::mem::take(&mut self.gaps).into_iter();
+        let (gaps, later): (BTreeMap<Item, u64>, _) =
+            gaps.partition(|(item, _)| self.confirmed.contains(item));
+        self.gaps = later;
+        for part in filters::parts(gaps.keys(), longest) {
+            let id = self.next_id();
+            for item in &part.items {
+                let closing = (gaps[item], BTreeSet::new());
+                let (_, jobs) = self.closing.entry(item.clone()).or_insert(closing);
+                jobs.insert(id);
+            }
+            // Announcements may be served a day after they were made.
+            let since = match part.items.contains(&Item::Announcements) {
+                true => None,
+                false => part.items.iter().map(|item| gaps[item]).min(),
+            };
+            self.queue.push_back(Job {
+                id,
+                filter: part.filter,
+                since,
+                tries: 0,
+                items: part.items,
+                catching_up: true,
+            });
         }
     }
 
@@ -163,6 +183,19 @@ impl Plan {
     pub fn forget(&mut self) {
         self.confirmed.clear();
         self.failed.clear();
+        self.gaps.clear();
+        self.closing.clear();
+    }
+
+    /// These from the start: what was found of them so far does not count.
+    pub fn forget_these<'a>(&mut self, items: impl IntoIterator<Item = &'a Item>) {
+        for item in items {
+            self.confirmed.remove(item);
+            self.pending.remove(item);
+            self.failed.remove(item);
+            self.gaps.remove(item);
+            self.closing.remove(item);
+        }
     }
 
     /// What failed may be asked for again.
@@ -185,13 +218,21 @@ impl Plan {
     /// A job has ended. Its items that are confirmed by that come back.
     pub fn ended(&mut self, job: &Job, ended: Ended) -> usize {
         let before = self.confirmed.len();
-        self.closing.remove(&job.id);
         for item in &job.items {
             match (ended, job.catching_up) {
-                (Ended::Complete, true) => {}
+                (Ended::Complete, true) => {
+                    if let Some((_, left)) = self.closing.get_mut(item)
+                        && left.remove(&job.id)
+                        && left.is_empty()
+                    {
+                        self.closing.remove(item);
+                    }
+                }
                 // It is to be fetched whole.
                 (Ended::Failed, true) => {
-                    if self.confirmed.remove(item) {
+                    let closing = self.closing.get(item);
+                    if closing.is_some_and(|(_, left)| left.contains(&job.id)) {
+                        self.forget_these([item]);
                         self.failed.insert(item.clone());
                     }
                 }
@@ -215,9 +256,6 @@ impl Plan {
                     }
                 }
             }
-        }
-        if job.catching_up {
-            self.close_gap();
         }
         self.confirmed.len().saturating_sub(before)
     }
@@ -267,6 +305,21 @@ mod tests {
         std::iter::from_fn(|| plan.next_job()).collect()
     }
 
+    fn since(job: &Job) -> Option<u64> {
+        job.paged().since.map(|since| since.as_secs())
+    }
+
+    /// One item is wanted, and confirmed.
+    fn confirmed(item: Item) -> (Plan, BTreeSet<Item>) {
+        let mut plan = Plan::default();
+        let wanted = BTreeSet::from([item]);
+        plan.want(&wanted, LONGEST_FILTER);
+        for job in drain(&mut plan) {
+            plan.ended(&job, Ended::Complete);
+        }
+        (plan, wanted)
+    }
+
     #[test]
     fn an_item_is_confirmed_by_the_last_of_its_filters() {
         let mut plan = Plan::default();
@@ -306,44 +359,73 @@ mod tests {
 
     #[test]
     fn a_short_interruption_is_asked_for_since_and_a_long_one_from_the_start() {
-        let mut plan = Plan::default();
-        let wanted = BTreeSet::from([item(0)]);
-        plan.want(&wanted, LONGEST_FILTER);
-        for job in drain(&mut plan) {
-            plan.ended(&job, Ended::Complete);
-        }
+        let (mut plan, wanted) = confirmed(item(4));
         plan.disconnected(1000);
         plan.reconnected(900, LONGEST_FILTER);
         let jobs = drain(&mut plan);
         assert_eq!(jobs.len(), 1);
-        assert_eq!(jobs[0].filter.since.map(|t| t.as_secs()), Some(1000));
+        assert_eq!((since(&jobs[0]), jobs[0].filter.since), (Some(1000), None));
         // Lost again before it was answered: the gap is as old as before.
         plan.disconnected(2000);
         plan.reconnected(950, LONGEST_FILTER);
         let jobs = drain(&mut plan);
-        assert_eq!(jobs[0].filter.since.map(|t| t.as_secs()), Some(1000));
+        assert_eq!(since(&jobs[0]), Some(1000));
         plan.ended(&jobs[0], Ended::Complete);
         plan.disconnected(3000);
         plan.reconnected(4000, LONGEST_FILTER);
         plan.want(&wanted, LONGEST_FILTER);
         let jobs = drain(&mut plan);
-        assert_eq!((jobs.len(), jobs[0].filter.since), (1, None));
+        assert_eq!((jobs.len(), since(&jobs[0])), (1, None));
+    }
+
+    #[test]
+    fn announcements_are_always_asked_for_from_the_start() {
+        let (mut plan, _) = confirmed(Item::Announcements);
+        plan.disconnected(1000);
+        plan.reconnected(900, LONGEST_FILTER);
+        assert_eq!(since(&plan.next_job().unwrap()), None);
+    }
+
+    #[test]
+    fn what_is_missed_while_it_is_asked_for_is_asked_for_after_that() {
+        let mut plan = Plan::default();
+        let wanted = BTreeSet::from([item(1)]);
+        plan.want(&wanted, LONGEST_FILTER);
+        // Nothing of it was asked for yet.
+        plan.missed_all(500);
+        let first = plan.next_job().unwrap();
+        plan.missed_all(1000);
+        plan.close_gaps(LONGEST_FILTER);
+        plan.ended(&first, Ended::Complete);
+        for job in drain(&mut plan) {
+            assert_eq!(since(&job), None);
+            plan.ended(&job, Ended::Complete);
+        }
+        plan.close_gaps(LONGEST_FILTER);
+        let closing = drain(&mut plan);
+        assert!(closing.len() == 3 && closing.iter().all(|job| since(job) == Some(1000)));
+        plan.missed_all(2000);
+        plan.close_gaps(LONGEST_FILTER);
+        assert!(plan.next_job().is_none());
+        for job in &closing {
+            plan.ended(job, Ended::Complete);
+        }
+        plan.close_gaps(LONGEST_FILTER);
+        assert_eq!(since(&plan.next_job().unwrap()), Some(2000));
     }
 
     #[test]
     fn what_cannot_be_caught_up_with_is_fetched_whole() {
-        let mut plan = Plan::default();
-        let wanted = BTreeSet::from([item(0)]);
-        plan.want(&wanted, LONGEST_FILTER);
+        let (mut plan, wanted) = confirmed(item(4));
+        plan.missed_all(5);
+        plan.close_gaps(LONGEST_FILTER);
         let job = plan.next_job().unwrap();
-        plan.ended(&job, Ended::Complete);
-        plan.catch_up(5, LONGEST_FILTER);
-        let job = plan.next_job().unwrap();
+        assert_eq!(since(&job), Some(5));
         plan.ended(&job, Ended::Failed);
-        assert!(!plan.is_confirmed(&item(0)));
+        assert!(!plan.is_confirmed(&item(4)));
         plan.retry();
         plan.want(&wanted, LONGEST_FILTER);
-        assert_eq!(plan.next_job().unwrap().filter.since, None);
+        assert_eq!(since(&plan.next_job().unwrap()), None);
     }
 
     #[derive(Debug, Clone)]
@@ -400,10 +482,21 @@ mod tests {
                             }
                         }
                         prop_assert!(plan.confirmed.is_subset(&wanted));
-                        for job in plan.queue.iter().filter(|job| !job.catching_up) {
-                            let still = |item| plan.pending.get(item).is_some_and(|jobs| jobs.contains(&job.id));
+                        for item in plan.closing.keys() {
+                            prop_assert!(plan.confirmed.contains(item));
+                        }
+                        for item in plan.gaps.keys() {
+                            prop_assert!(wanted.contains(item) && !plan.failed.contains(item));
+                        }
+                        for job in &plan.queue {
+                            let still = |item| match job.catching_up {
+                                true => plan.closing.get(item).is_some_and(|(_, jobs)| jobs.contains(&job.id)),
+                                false => plan.pending.get(item).is_some_and(|jobs| jobs.contains(&job.id)),
+                            };
                             prop_assert!(job.items.iter().any(still), "asked for nothing");
                         }
+                        let closing = plan.queue.iter().filter(|job| job.catching_up).count();
+                        prop_assert!(closing <= 24 * 3);
                     }
                     Step::Run(well) => {
                         if let Some(job) = plan.next_job() {
@@ -421,16 +514,23 @@ mod tests {
                     }
                     Step::Retry => plan.retry(),
                     Step::Forget => plan.forget(),
-                    Step::CatchUp => plan.missed(70, 60, LONGEST_FILTER),
-                    Step::Missed => plan.missed(70, 80, LONGEST_FILTER),
+                    Step::CatchUp => {
+                        plan.missed_all(70);
+                        plan.close_gaps(LONGEST_FILTER);
+                    }
+                    Step::Missed => plan.missed_all(70),
                 }
             }
             // However it went: run to the end, and all that is wanted is confirmed.
             plan.retry();
             plan.want(&wanted, LONGEST_FILTER);
-            while let Some(job) = plan.next_job() {
-                plan.ended(&job, Ended::Complete);
+            for _ in 0..3 {
+                while let Some(job) = plan.next_job() {
+                    plan.ended(&job, Ended::Complete);
+                }
+                plan.close_gaps(LONGEST_FILTER);
             }
+            prop_assert!(plan.gaps.is_empty() && plan.closing.is_empty());
             for item in &wanted {
                 prop_assert!(plan.is_confirmed(item), "{item:?}");
             }

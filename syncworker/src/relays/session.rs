@@ -86,7 +86,11 @@ pub(super) enum Answer {
 /// Who an answer is for.
 pub(super) enum Route {
     /// A live subscription: of any of these.
-    Live(Arc<[Filter]>),
+    Live {
+        any: Arc<[Filter]>,
+        /// So often it was opened without an answer so far.
+        awaited: u32,
+    },
     /// A question about history: of all of these.
     History {
         filters: Arc<[Filter]>,
@@ -100,9 +104,13 @@ pub(super) enum Route {
 pub(super) struct News {
     /// Closed by the remote relay, each with its reason. No more than there are subscriptions.
     pub closed: Vec<(u64, String)>,
+    /// Since when something may be missing of those, and of what was not heard.
+    pub since: Option<u64>,
     /// What there is too much of.
     pub too_many: Option<TooMany>,
     /// Some may not have been heard.
+    pub unheard: bool,
+    /// All of them would be answered otherwise now.
     pub again: bool,
 }
 
@@ -140,6 +148,11 @@ pub(super) struct Session<'a> {
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Every change is one step: what a panic left behind is whole.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Which live subscription is called so.
+pub(super) fn live_number(id: &str) -> Option<u64> {
+    id.strip_prefix('l').and_then(|number| number.parse().ok())
 }
 
 pub(super) type Socket = WebSocketStream<WithoutOverlong<Stream>>;
@@ -181,7 +194,6 @@ pub(super) async fn run(
         sleep(timing.well).await;
         let _ = session.heard.subscribe().wait_for(|heard| *heard).await;
         relay.health().well();
-        relay.status.change(|facts| facts.dead = false);
         pending::<End>().await
     };
     let pumping = async {
@@ -199,8 +211,9 @@ pub(super) async fn run(
         end = well => end,
     };
     let heard = session.last_heard.load(Relaxed);
-    let since = session.intake.earliest().map_or(heard, |at| at.min(heard));
-    lock(memory).disconnected(since.saturating_sub(timing.overlap.as_secs()));
+    let since = heard.saturating_sub(timing.overlap.as_secs());
+    let unjudged = session.intake.earliest();
+    lock(memory).disconnected(unjudged.map_or(since, |at| at.min(since)));
     end
 }
 
@@ -327,7 +340,7 @@ impl Session<'_> {
         }
         let whose = match lock(&self.routes).get(id) {
             None => For::Nobody,
-            Some(Route::Live(any)) => {
+            Some(Route::Live { any, .. }) => {
                 match any.iter().any(|filter| filters::matches(filter, &event)) {
                     true => For::Live,
                     false => For::Unrelated,
@@ -365,9 +378,14 @@ impl Session<'_> {
     }
 
     async fn answer(&self, id: &str, answer: Answer) {
-        let answers = match lock(&self.routes).get(id) {
+        let answers = match lock(&self.routes).get_mut(id) {
             Some(Route::History { answers, .. }) => answers.clone(),
-            Some(Route::Live(_)) => return,
+            Some(Route::Live { awaited, .. }) => {
+                if matches!(answer, Answer::EndOfStored) {
+                    *awaited = awaited.saturating_sub(1);
+                }
+                return;
+            }
             // Relays close what they have answered: after that, nobody waits for it here either.
             None if matches!(answer, Answer::Closed(_)) => return,
             None => return self.conduct.stray(),
@@ -385,12 +403,15 @@ impl Session<'_> {
             why,
             "subscription closed by the relay"
         );
-        let live = id.strip_prefix('l').and_then(|number| number.parse().ok());
-        match live {
+        match live_number(id) {
             Some(number) => {
                 let was = lock(&self.routes).remove(id);
                 if was.is_some() {
-                    lock(&self.news).closed.push((number, why.to_owned()));
+                    let since = self.relay.world.timing.from_now_on();
+                    let mut news = lock(&self.news);
+                    news.since.get_or_insert(since);
+                    news.closed.push((number, why.to_owned()));
+                    drop(news);
                     self.live_wakes.notify_one();
                 }
             }
@@ -403,12 +424,16 @@ impl Session<'_> {
         if asks_for_silence(text) {
             self.hush(text);
             // It does not say what it did not do.
-            lock(&self.news).again = true;
+            let since = self.relay.world.timing.from_now_on();
+            let mut news = lock(&self.news);
+            news.since.get_or_insert(since);
+            news.unheard = true;
+            drop(news);
             self.live_wakes.notify_one();
         }
         let asked = lock(&self.routes).values().find_map(|route| match route {
             Route::History { answers, .. } => Some(answers.clone()),
-            Route::Live(_) => None,
+            Route::Live { .. } => None,
         });
         if let Some(answers) = asked {
             let _ = answers.send(Answer::Notice(text.to_owned())).await;
@@ -495,6 +520,20 @@ impl Session<'_> {
         };
         lock(&self.routes).insert(id.clone(), route);
         (id, receiver)
+    }
+
+    /// A live subscription is opened, or opened again.
+    pub fn route(&self, id: String, filters: Vec<Filter>) {
+        let mut routes = lock(&self.routes);
+        let before = match routes.get(&id) {
+            Some(Route::Live { awaited, .. }) => *awaited,
+            _ => 0,
+        };
+        let route = Route::Live {
+            any: filters.into(),
+            awaited: before.saturating_add(1),
+        };
+        routes.insert(id, route);
     }
 
     /// Nobody waits for an answer any more.

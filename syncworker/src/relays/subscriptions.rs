@@ -3,13 +3,15 @@
 //! What is subscribed to is decided in [`Live`]; here it is sent, in its time, and what the remote
 //! relay closes is opened again.
 
+use std::collections::BTreeSet;
+
 use serde_json::json;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
     health::asks_for_silence,
-    live::{Change, Live},
-    session::{End, Route, Session, lock},
+    live::{Change, Live, interrupt},
+    session::{End, Route, Session, live_number, lock},
 };
 
 impl Session<'_> {
@@ -39,14 +41,27 @@ impl Session<'_> {
             }
             waits_for_auth &= !self.is_authenticated();
             let (version, wanted) = targets.wanted(&self.relay.url);
-            let mut commands = Vec::new();
-            if news.again {
-                commands.extend(live.again());
+            let again = self.to_be_sent_again(news.again, news.unheard);
+            {
+                let mut memory = lock(self.memory);
+                let since = news.since.unwrap_or_else(|| timing.from_now_on());
+                memory.cover(&wanted, live.covered(), since);
+                if news.unheard {
+                    let items = again.iter().flat_map(|number| live.items(*number));
+                    memory.coverage.lose(items, since);
+                }
             }
+            let mut commands = Vec::new();
             if !waits_for_auth && hold.is_none_or(|hold| hold <= Instant::now()) {
                 hold = None;
-                commands.extend(live.change(&wanted));
+                let before = live.covered().clone();
+                commands = live.change(&wanted);
+                if interrupt(&commands) {
+                    let mut memory = lock(self.memory);
+                    memory.coverage.lose(&before, timing.from_now_on());
+                }
             }
+            commands.extend(live.again(|number| again.contains(&number)));
             for command in commands {
                 // At once, unless that was too fast for it once.
                 if self.was_hushed() {
@@ -56,9 +71,11 @@ impl Session<'_> {
                 self.change(command).await;
             }
             {
+                let generations = targets.generations(&self.relay.url);
                 let mut memory = lock(self.memory);
+                memory.cover(&wanted, live.covered(), timing.from_now_on());
+                memory.generations(generations, |repo| targets.items(repo));
                 memory.wanted = wanted;
-                memory.left_over.clone_from(live.left_over());
                 if std::mem::take(&mut first) {
                     let longest = self.limits.filter_bytes();
                     memory.plan.reconnected(timing.oldest(), longest);
@@ -85,13 +102,23 @@ impl Session<'_> {
         }
     }
 
+    /// Of the live subscriptions that are open all, or those that are not known to have been heard.
+    fn to_be_sent_again(&self, all: bool, unheard: bool) -> BTreeSet<u64> {
+        let routes = lock(&self.routes);
+        let these = routes.iter().filter_map(|(id, route)| match route {
+            Route::Live { awaited, .. } if all || unheard && *awaited > 0 => live_number(id),
+            _ => None,
+        });
+        these.collect()
+    }
+
     async fn change(&self, change: Change) {
         match change {
             Change::Open(number, filters) => {
                 let id = format!("l{number}");
                 let mut message = vec![json!("REQ"), json!(id)];
                 message.extend(filters.iter().map(|filter| json!(filter)));
-                lock(&self.routes).insert(id, Route::Live(filters.into()));
+                self.route(id, filters);
                 self.send(message.into()).await;
             }
             Change::Close(number) => {

@@ -74,9 +74,9 @@ impl Default for Timing {
     }
 }
 
-/// Seconds before an interruption from which on is asked again: clocks differ, and events are sent
-/// some time after they were made.
-const OVERLAP: u64 = 600;
+/// Seconds before an interruption from which on is asked again: clocks differ, and a state is served
+/// as late as its git data arrives, half an hour after it was made and more.
+const OVERLAP: u64 = 45 * 60;
 
 impl Timing {
     /// Seconds since 1970, `ago` before now.
@@ -85,6 +85,11 @@ impl Timing {
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
         now.saturating_sub(ago).as_secs()
+    }
+
+    /// Since when something is asked for that may be missing from now on.
+    pub(super) fn from_now_on(&self) -> u64 {
+        self.seconds_ago(self.overlap)
     }
 
     /// The earliest moment from which on it is asked again; what was missed before that is found by

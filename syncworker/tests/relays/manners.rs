@@ -174,6 +174,47 @@ async fn one_that_refuses_everything_is_connected_with_failures() {
     assert_eq!(bad.connections.load(SeqCst), 1);
 }
 
+/// A synced relay that refuses to be followed, and what it was brought while it did.
+async fn not_followed(poll: Duration) -> (Arc<Stand>, Arc<Remote>, crate::stand::Worker, Event) {
+    let project = Project::new(4);
+    let manners = Manners {
+        refuses_live: true,
+        ..Manners::default()
+    };
+    let remote = Remote::start(manners, project.all.clone()).await;
+    let stand = Stand::new();
+    stand.tell(told(vec![project.target(Level::Full, &[&remote.url])]));
+    stand.lease(&remote.url, 1);
+    let mut timing = timing();
+    timing.poll = poll;
+    let worker = work(&stand, config(), timing);
+    until("its history is complete", || {
+        stand.is(&remote.url, RelayState::Connected)
+    })
+    .await;
+    let id = project.root.id.to_hex();
+    let at = nostr::Timestamp::now().as_secs();
+    let new = event(&project.owner, 1111, at, &[["e", &id]]);
+    remote.publish(new.clone());
+    (stand, remote, worker, new)
+}
+
+#[tokio::test]
+async fn one_that_refuses_to_be_followed_is_polled() {
+    let (stand, remote, _worker, new) = not_followed(Duration::from_millis(300)).await;
+    until("what is new comes", || stand.has([&new])).await;
+    assert_eq!(remote.connections.load(SeqCst), 1);
+}
+
+#[tokio::test]
+async fn what_came_while_it_was_not_followed_is_asked_for_when_it_is() {
+    let (stand, remote, _worker, new) = not_followed(Duration::from_secs(3600)).await;
+    remote.manners.lock().unwrap().refuses_live = false;
+    until("what is new comes", || stand.has([&new])).await;
+    assert_ne!(stand.known().came[&new.id], Method::Live);
+    assert_eq!(remote.connections.load(SeqCst), 1);
+}
+
 #[tokio::test]
 async fn one_that_wants_to_know_who_asks_is_told() {
     let project = Project::new(10);

@@ -34,6 +34,8 @@ use tokio_tungstenite::{
 pub enum Refusal {
     Notice,
     NegErr,
+    /// For the moment.
+    Seats,
     Closed,
     Silence,
 }
@@ -59,6 +61,8 @@ pub struct Manners {
     pub rate_limited: usize,
     /// Closes every request with this.
     pub closes: Option<&'static str>,
+    /// Closes every live subscription.
+    pub refuses_live: bool,
     /// Sent at once, whatever is asked.
     pub floods: Vec<String>,
     /// Asks to authenticate first.
@@ -84,6 +88,7 @@ impl Default for Manners {
             notice: false,
             rate_limited: 0,
             closes: None,
+            refuses_live: false,
             floods: vec![],
             auth: false,
             away: false,
@@ -307,10 +312,15 @@ impl Remote {
         if let Some(why) = manners.closes {
             return vec![json!(["CLOSED", id, why])];
         }
+        let live = filters.iter().all(|filter| filter.limit == Some(0));
+        if manners.refuses_live && verb == "REQ" && live {
+            return vec![json!(["CLOSED", id, "error: not now"])];
+        }
         if verb == "NEG-OPEN" {
             return match manners.refusal {
                 Refusal::Notice => vec![json!(["NOTICE", "ERROR: bad msg: unknown cmd"])],
                 Refusal::NegErr => vec![json!(["NEG-ERR", id, "blocked: this query is too big"])],
+                Refusal::Seats => vec![json!(["NEG-ERR", id, "blocked: too many sessions"])],
                 Refusal::Closed => vec![json!(["CLOSED", id, "unsupported"])],
                 Refusal::Silence => vec![],
             };
