@@ -8,6 +8,7 @@ mod support;
 
 mod acceptance;
 mod crash;
+mod curation;
 mod deletion;
 mod deployment;
 mod git_input;
