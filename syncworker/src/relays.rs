@@ -80,6 +80,10 @@ const SOON: Duration = Duration::from_millis(200);
 /// Batches of events that are submitted at once, of all connections together.
 const SUBMITS: usize = 8;
 
+/// Bytes of events that wait or are being submitted, of all connections together: each has a share of
+/// its own as well, and waits its turn for this.
+const MOST_BYTES: usize = 64 << 20;
+
 /// What is configured.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -105,6 +109,8 @@ struct World {
     timing: Timing,
     disable_negentropy: bool,
     submits: Semaphore,
+    /// For events, in bytes.
+    room: Arc<Semaphore>,
     /// Some relay does otherwise than a moment ago.
     news: Arc<Notify>,
 }
@@ -179,6 +185,7 @@ impl Relays {
             timing,
             disable_negentropy: config.disable_negentropy,
             submits: Semaphore::new(SUBMITS),
+            room: Arc::new(Semaphore::new(MOST_BYTES)),
             news: Arc::default(),
         };
         Self {

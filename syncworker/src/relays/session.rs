@@ -43,8 +43,9 @@ use super::{
 };
 use crate::{hunt::context::CallError, net::Stream};
 
-/// The longest event that is looked at, in bytes: longer ones are accepted by no server of our kind.
-const LONGEST_EVENT: usize = 512 << 10;
+/// The longest event that is looked at, in bytes of its text: longer ones are accepted by no server of
+/// our kind.
+const LONGEST_EVENT: usize = 256 << 10;
 
 /// Messages that wait to be written.
 const OUTGOING: usize = 32;
@@ -166,7 +167,7 @@ pub(super) async fn run(
 ) -> End {
     let (outgoing, to_write) = mpsc::channel(OUTGOING);
     let (challenges, challenged) = mpsc::channel(1);
-    let (intake, pump) = submit::channel();
+    let (intake, pump) = submit::channel(relay.world.room.clone());
     let timing = &relay.world.timing;
     let session = Session {
         relay,
@@ -272,8 +273,7 @@ impl Session<'_> {
                 event,
             } => {
                 let event = event.into_owned();
-                self.take_event(subscription_id.as_str(), event, text.len())
-                    .await;
+                self.take_event(subscription_id.as_str(), event).await;
             }
             RelayMessage::EndOfStoredEvents(id) => {
                 self.hears();
@@ -331,7 +331,7 @@ impl Session<'_> {
             .send_if_modified(|heard| !std::mem::replace(heard, true));
     }
 
-    async fn take_event(&self, id: &str, event: Event, bytes: usize) {
+    async fn take_event(&self, id: &str, event: Event) {
         enum For {
             Nobody,
             Unrelated,
@@ -367,9 +367,9 @@ impl Session<'_> {
             EventId::from_bytes(event.id.to_bytes()),
         );
         // Those that are for the moment only are no part of what is synced.
-        if bytes <= LONGEST_EVENT && !event.kind.is_ephemeral() {
+        if submit::length(&event) <= LONGEST_EVENT && !event.kind.is_ephemeral() {
             self.holding_up.store(true, Relaxed);
-            self.intake.push(event, bytes, method).await;
+            self.intake.push(event, method).await;
             self.holding_up.store(false, Relaxed);
         }
         if let Some(answers) = answers {

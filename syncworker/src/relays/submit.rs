@@ -1,7 +1,8 @@
 //! From a remote relay's events to the judgement of ours: in batches, checked before they are sent.
 //!
-//! What waits is bounded in number and bytes: when it is full, the connection is not read. An event
-//! counts as handed over when there is a verdict on it; while our relay is away it waits.
+//! What waits is bounded in number and bytes, of each connection and of all together: when there is no
+//! room, the connection is not read. An event counts as handed over when there is a verdict on it;
+//! while our relay is away it waits.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -34,6 +35,15 @@ const LINGER: Duration = Duration::from_millis(200);
 /// Bytes of events that wait or are being submitted, of one connection.
 const MOST_BYTES: usize = 2 << 20;
 
+/// The longest batch, in bytes: our relay takes 4 MiB.
+const BATCH_BYTES: usize = 3 << 20;
+
+/// What a string takes besides its text, with what the allocator adds,
+const STRING: usize = 48;
+
+/// and what a list of them does.
+const TAG: usize = 48;
+
 /// Of more live events than this those that are here already are not submitted: a relay that does not
 /// know `limit: 0` sends everything it has.
 const FEW: usize = 20;
@@ -45,7 +55,40 @@ const TRIES: usize = 5;
 struct Found {
     event: Event,
     method: Method,
-    room: OwnedSemaphorePermit,
+    room: Room,
+}
+
+/// The room an event takes until it is judged: of its connection's, and of all connections'.
+struct Room {
+    own: OwnedSemaphorePermit,
+    _shared: OwnedSemaphorePermit,
+}
+
+impl Room {
+    fn bytes(&self) -> usize {
+        self.own.num_permits()
+    }
+}
+
+fn texts(event: &Event) -> impl Iterator<Item = &String> {
+    let tags = event.tags.iter().flat_map(|tag| tag.as_slice());
+    tags.chain([&event.content])
+}
+
+/// The length of an event's text, without what it is framed in.
+pub fn length(event: &Event) -> usize {
+    texts(event).map(String::len).sum()
+}
+
+/// The memory that an event takes: a tag without text is a few bytes on the wire.
+fn weight(event: &Event) -> usize {
+    let texts: usize = texts(event).map(|text| text.len() + STRING).sum();
+    size_of::<Event>() + texts + event.tags.len() * TAG
+}
+
+async fn take(room: &Arc<Semaphore>, bytes: u32) -> OwnedSemaphorePermit {
+    let room = room.clone().acquire_many_owned(bytes).await;
+    room.expect("nobody closes it")
 }
 
 /// What is not judged, and what never will be.
@@ -77,6 +120,8 @@ fn lock(unjudged: &Mutex<Unjudged>) -> MutexGuard<'_, Unjudged> {
 pub struct Intake {
     queue: mpsc::Sender<Found>,
     room: Arc<Semaphore>,
+    /// Of all connections. Whoever waited longest gets it.
+    shared: Arc<Semaphore>,
     pushed: AtomicU64,
     done: watch::Receiver<u64>,
     unjudged: Arc<Mutex<Unjudged>>,
@@ -92,8 +137,8 @@ pub struct Pump {
     hurry: Arc<Notify>,
 }
 
-/// Both ends of one connection.
-pub fn channel() -> (Intake, Pump) {
+/// Both ends of one connection, which shares this room with others.
+pub fn channel(shared: Arc<Semaphore>) -> (Intake, Pump) {
     let (sender, queue) = mpsc::channel(2 * BATCH);
     let (done, watched) = watch::channel(0);
     let unjudged: Arc<Mutex<Unjudged>> = Arc::default();
@@ -101,6 +146,7 @@ pub fn channel() -> (Intake, Pump) {
     let intake = Intake {
         queue: sender,
         room: Arc::new(Semaphore::new(MOST_BYTES)),
+        shared,
         pushed: AtomicU64::new(0),
         done: watched,
         unjudged: unjudged.clone(),
@@ -118,21 +164,24 @@ pub fn channel() -> (Intake, Pump) {
 }
 
 impl Intake {
-    /// Takes an event that came as so many bytes; waits until there is room for it.
-    pub async fn push(&self, event: Event, bytes: usize, method: Method) {
-        let bytes = u32::try_from(bytes.min(MOST_BYTES)).unwrap_or(u32::MAX);
-        let room = self.room.clone().acquire_many_owned(bytes).await;
+    /// Takes an event; waits until there is room for it.
+    pub async fn push(&self, event: Event, method: Method) {
         // What history brings is asked for again if it is not judged.
         let made = (method == Method::Live).then(|| event.created_at.as_secs());
-        let found = Found {
-            event,
-            method,
-            room: room.expect("nobody closes it"),
-        };
         // Counted first: whoever looks in between waits for it. If nobody takes it, the connection is
         // at its end.
         self.pushed.fetch_add(1, Relaxed);
         lock(&self.unjudged).waiting.push_back(made);
+        let bytes = u32::try_from(weight(&event).min(MOST_BYTES)).unwrap_or(u32::MAX);
+        let room = Room {
+            own: take(&self.room, bytes).await,
+            _shared: take(&self.shared, bytes).await,
+        };
+        let found = Found {
+            event,
+            method,
+            room,
+        };
         let _ = self.queue.send(found).await;
     }
 
@@ -184,7 +233,7 @@ impl Pump {
         let mut batch = vec![self.queue.recv().await?];
         let until = Instant::now() + LINGER;
         // More would not come if the room is taken by what is here.
-        let mut bytes = batch[0].room.num_permits();
+        let mut bytes = batch[0].room.bytes();
         while batch.len() < BATCH && bytes < MOST_BYTES / 2 {
             let next = tokio::select! {
                 biased;
@@ -194,7 +243,7 @@ impl Pump {
             };
             match next {
                 Some(found) => {
-                    bytes += found.room.num_permits();
+                    bytes += found.room.bytes();
                     batch.push(found);
                 }
                 None => break,
@@ -238,7 +287,9 @@ impl Pump {
                 continue;
             };
             conduct.forged(forged);
-            self.submit(relay, conduct, method, events, since).await;
+            for events in batches(events) {
+                self.submit(relay, conduct, method, events, since).await;
+            }
         }
     }
 
@@ -294,6 +345,23 @@ impl Pump {
     }
 }
 
+/// In batches that our relay takes: as JSON an event may be several times as long as its text.
+fn batches(events: Vec<String>) -> Vec<Vec<String>> {
+    let mut batches: Vec<Vec<String>> = Vec::new();
+    let mut bytes = 0;
+    for event in events {
+        bytes += event.len();
+        match batches.last_mut() {
+            Some(batch) if bytes <= BATCH_BYTES => batch.push(event),
+            _ => {
+                bytes = event.len();
+                batches.push(vec![event]);
+            }
+        }
+    }
+    batches
+}
+
 /// Of these events those that are worth more than their id: pages bring again what is here.
 async fn worth_it(relay: &Relay, events: Vec<Event>) -> Vec<Event> {
     let ids = events
@@ -325,9 +393,54 @@ fn verified(events: Vec<Event>) -> (Vec<String>, usize) {
 
 #[cfg(test)]
 mod tests {
-    use nostr::{EventBuilder, Keys, event::FinalizeEvent};
+    use std::pin::pin;
+
+    use nostr::{EventBuilder, Keys, Tag, event::FinalizeEvent};
 
     use super::*;
+
+    fn with_tags(tags: impl IntoIterator<Item = Tag>) -> Event {
+        let event = EventBuilder::text_note("x").tags(tags);
+        event.finalize(&Keys::generate()).unwrap()
+    }
+
+    #[test]
+    fn what_is_short_on_the_wire_and_long_in_memory_weighs_what_it_takes() {
+        let empty = (0..10_000).map(|_| Tag::parse(["t", ""]).unwrap());
+        let event = with_tags(empty);
+        assert!(length(&event) < 100_000 && event.as_json().len() < 100_000);
+        // Two strings and the list of them, of 24 bytes each, and a byte of text.
+        assert!(weight(&event) >= 10_000 * (3 * size_of::<String>() + 1));
+    }
+
+    #[test]
+    fn a_batch_is_as_long_as_our_relay_takes() {
+        let event = "x".repeat(BATCH_BYTES / 4);
+        let sizes = |count: usize| -> Vec<usize> {
+            let batches = batches(vec![event.clone(); count]);
+            batches.iter().map(Vec::len).collect()
+        };
+        assert_eq!(sizes(0), [0; 0]);
+        assert_eq!(sizes(4), [4]);
+        assert_eq!(sizes(9), [4, 4, 1]);
+        assert_eq!(batches(vec!["x".repeat(BATCH_BYTES + 1); 2]).len(), 2);
+    }
+
+    #[tokio::test]
+    async fn connections_share_what_room_there_is() {
+        let event = with_tags([]);
+        let shared = Arc::new(Semaphore::new(weight(&event)));
+        let (one, mut taken) = channel(shared.clone());
+        let (other, _pump) = channel(shared);
+        one.push(event.clone(), Method::Live).await;
+        let mut waits = pin!(other.push(event.clone(), Method::Live));
+        assert!(futures::poll!(waits.as_mut()).is_pending());
+        // It is asked for again if the connection ends now.
+        let made = event.created_at.as_secs();
+        assert_eq!(other.earliest(), Some(made));
+        drop(taken.queue.recv().await.unwrap());
+        waits.await;
+    }
 
     #[test]
     fn what_is_forged_hides_nothing() {
