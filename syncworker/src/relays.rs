@@ -294,12 +294,19 @@ impl Relays {
         });
         let (stop, stopped) = (CancellationToken::new(), CancellationToken::new());
         let end = watch::Sender::new(Instant::now() + usable(valid));
-        let mut ends = end.subscribe();
+        let (mut renewed, mut ends) = (end.subscribe(), end.subscribe());
         let task = {
             let (relay, stop, stopped) = (relay.clone(), stop.clone(), stopped.clone());
             async move {
                 // However this ends, whoever waits for it is told.
                 let _told = stopped.drop_guard();
+                let connected = async {
+                    // When it was leased is not known here, since the call waits and its answer may
+                    // have been on its way: it may have ended. When a renewal was sent is known.
+                    if renewed.changed().await.is_ok() {
+                        connection::run(&relay).await;
+                    }
+                };
                 let lost = async {
                     loop {
                         let until = *ends.borrow_and_update();
@@ -316,7 +323,7 @@ impl Relays {
                     biased;
                     () = stop.cancelled() => {}
                     () = lost => tracing::warn!(relay = relay.url, "its lease is lost"),
-                    () = connection::run(&relay) => {
+                    () = connected => {
                         tracing::warn!(relay = relay.url, "its lease is lost");
                     }
                 }
@@ -325,13 +332,15 @@ impl Relays {
         tracing::debug!(relay = leased.url, bootstrap = leased.bootstrap, "leased");
         self.tasks.spawn(task);
         let held = Held {
-            relay,
+            relay: relay.clone(),
             end,
             stop,
             stopped,
             unwanted: 0,
         };
         self.with_held(|all| all.insert(leased.url, held));
+        // So that it is renewed at once.
+        relay.status.tell();
     }
 
     fn with_held<T>(&self, change: impl FnOnce(&mut BTreeMap<String, Held>) -> T) -> T {

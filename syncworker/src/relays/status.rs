@@ -103,7 +103,8 @@ impl Status {
         self.fresh.load(Acquire)
     }
 
-    fn tell(&self) {
+    /// There is something to report.
+    pub fn tell(&self) {
         self.fresh.store(true, Release);
         self.news.notify_one();
     }

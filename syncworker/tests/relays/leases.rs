@@ -47,6 +47,29 @@ async fn a_lease_that_cannot_be_renewed_ends_the_connection_before_it_ends() {
 }
 
 #[tokio::test]
+async fn nothing_is_connected_to_before_a_lease_is_known_to_hold() {
+    let project = Project::new(0);
+    let remote = Remote::start(Manners::default(), project.all.clone()).await;
+    let stand = Stand::new();
+    stand.known().away = true;
+    stand.tell(told(vec![project.target(Level::Full, &[&remote.url])]));
+    stand.lease(&remote.url, 1);
+    let _worker = work(&stand, config(), timing());
+    until("it is leased", || !stand.known().leased.is_empty()).await;
+    let before = stand.known().unanswered;
+    until("it is renewed in vain", || {
+        stand.known().unanswered >= before + 3
+    })
+    .await;
+    assert_eq!(remote.connections.load(SeqCst), 0);
+    stand.known().away = false;
+    until("it is synced", || {
+        stand.is(&remote.url, RelayState::Connected)
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_lost_lease_ends_the_connection_and_a_new_one_makes_another() {
     let (stand, remote, _worker) = synced(Duration::from_secs(3)).await;
     stand.known().leased.clear();

@@ -49,8 +49,10 @@ pub struct Known {
     pub released: Vec<HeldRelay>,
     /// Wanted back.
     pub give_back: BTreeSet<String>,
-    /// Does not answer renewals.
+    /// Does not answer renewals,
     pub away: bool,
+    /// and has not answered so many.
+    pub unanswered: usize,
     /// Every event is judged "ours failed" so many times more.
     pub failing: usize,
     /// What comes from this relay is not judged, for now.
@@ -238,10 +240,13 @@ impl RelaySync for Direct {
 
     fn renew(&self, reports: Vec<RelayReport>) -> BoxFuture<'_, Answer<Vec<RenewedRelay>>> {
         Box::pin(async {
-            match self.0.known().away {
-                true => Err(CallError::Away("for the test".into())),
-                false => Ok(()),
-            }?;
+            {
+                let mut known = self.0.known();
+                if known.away {
+                    known.unanswered += 1;
+                    return Err(CallError::Away("for the test".into()));
+                }
+            }
             Ok(self.0.renew_all(reports))
         })
     }
