@@ -33,7 +33,7 @@ impl Inside {
         assert_eq!(self.admit_synced(event).await, verdict);
     }
 
-    async fn standing(&self, repo: &RepoId) -> Option<Standing> {
+    fn standing(&self, repo: &RepoId) -> Option<Standing> {
         self.release.repositories.standing(repo)
     }
 }
@@ -106,7 +106,7 @@ async fn each_list_says_so_and_those_just_beside_it_are_taken() {
     ] {
         let event = announcement(seed, name, 10, &[]);
         inside.rejected(&event, why).await;
-        assert_eq!(inside.standing(&repo(seed, name)).await, None);
+        assert_eq!(inside.standing(&repo(seed, name)), None);
         assert!(!inside.git.has(&repo(seed, name)));
     }
     for (seed, name) in [(1, "other"), (3, "good"), (4, "chosen")] {
@@ -155,8 +155,8 @@ async fn what_is_blocked_is_out_of_service_with_what_hangs_on_it_and_comes_back(
             assert!(!inside.serves(event).await, "{list}: kind {}", event.kind);
         }
         assert!(inside.serves(&both).await, "it is about another, too");
-        assert_eq!(inside.standing(&bad).await, None);
-        assert_eq!(inside.standing(&good).await, Some(Standing::Active));
+        assert_eq!(inside.standing(&bad), None);
+        assert_eq!(inside.standing(&good), Some(Standing::Active));
         assert!(inside.git.has(&bad), "nothing is deleted");
         let why = inside.authorize(&bad, &commands).await.unwrap_err();
         assert_eq!(why, NOT_TAKEN);
@@ -166,8 +166,8 @@ async fn what_is_blocked_is_out_of_service_with_what_hangs_on_it_and_comes_back(
         for event in &own {
             assert!(inside.serves(event).await, "{list}: kind {}", event.kind);
         }
-        assert_eq!(inside.standing(&bad).await, Some(Standing::Active));
-        let elsewhere = inside.standing(&repo(5, "bad")).await;
+        assert_eq!(inside.standing(&bad), Some(Standing::Active));
+        let elsewhere = inside.standing(&repo(5, "bad"));
         assert_eq!(elsewhere, Some(Standing::Elsewhere));
     }
     // A start does the same: what is served is read from the store, and then the lists.
@@ -189,7 +189,7 @@ async fn what_is_blocked_is_out_of_service_with_what_hangs_on_it_and_comes_back(
     for event in &own {
         assert!(!fresh.serves(event).await);
     }
-    assert_eq!(fresh.standing(&bad).await, None);
+    assert_eq!(fresh.standing(&bad), None);
     fresh.ruled(&[]).await;
     for event in &own {
         assert!(fresh.serves(event).await);
@@ -237,7 +237,7 @@ async fn what_waits_and_is_not_wanted_any_more_is_dropped() {
     // What is served stays when a whitelist comes, and is not changed any more.
     let served = inside.active(2, "served", &[]).await;
     inside.ruled(&[(WHITELIST, "kept")]).await;
-    assert_eq!(inside.standing(&served).await, Some(Standing::Active));
+    assert_eq!(inside.standing(&served), Some(Standing::Active));
     inside
         .rejected(&announcement(2, "served", 11, &[]), NOT_CHOSEN)
         .await;
@@ -258,7 +258,7 @@ async fn what_is_archived_is_as_if_it_listed_us_and_read_only() {
         inside.admit_synced(&announced).await,
         Verdict::accepted(WAITS)
     );
-    assert_eq!(inside.standing(&repo).await, Some(Standing::Waiting));
+    assert_eq!(inside.standing(&repo), Some(Standing::Waiting));
     assert!(inside.git.has(&repo));
     assert_eq!(inside.admit_synced(&first).await, Verdict::accepted(WAITS));
     let commands = [(branch("main"), oid(1))];
@@ -279,7 +279,7 @@ async fn what_is_archived_is_as_if_it_listed_us_and_read_only() {
     inside.served(&announcement(1, "x", 11, &[])).await;
     assert!(inside.authorize(&repo, &commands).await.is_ok());
     inside.served(&archived(1, "x", 12)).await;
-    assert_eq!(inside.standing(&repo).await, Some(Standing::Active));
+    assert_eq!(inside.standing(&repo), Some(Standing::Active));
     assert_eq!(
         inside.authorize(&repo, &commands).await.unwrap_err(),
         READ_ONLY
@@ -289,10 +289,10 @@ async fn what_is_archived_is_as_if_it_listed_us_and_read_only() {
     assert!(inside.authorize(&repo, &commands).await.is_ok());
     // Archived no more: served as it stands, and not kept up.
     inside.ruled(&[]).await;
-    assert_eq!(inside.standing(&repo).await, Some(Standing::Elsewhere));
+    assert_eq!(inside.standing(&repo), Some(Standing::Elsewhere));
     assert!(inside.authorize(&repo, &commands).await.is_err());
     inside.ruled(&[(ARCHIVE, "x")]).await;
-    assert_eq!(inside.standing(&repo).await, Some(Standing::Active));
+    assert_eq!(inside.standing(&repo), Some(Standing::Active));
 }
 
 #[tokio::test]
@@ -307,6 +307,6 @@ async fn what_is_hosted_can_be_pushed_to_beside_an_archive() {
     // It left, and nobody archives it: it goes.
     inside.ruled(&[(ARCHIVE, "other")]).await;
     assert!(!inside.admit(&archived(1, "x", 12)).await.ok);
-    assert_eq!(inside.standing(&repo).await, None);
+    assert_eq!(inside.standing(&repo), None);
     assert!(inside.git.world().retired.contains(&repo));
 }
