@@ -38,6 +38,11 @@ impl Maintainers {
         }
     }
 
+    /// Whom `owner` names, as it stands.
+    pub fn named(&self, owner: &Npub) -> &[Npub] {
+        self.names.get(owner).map_or(&[], Vec::as_slice)
+    }
+
     /// Whether nobody announces the identifier.
     pub fn is_empty(&self) -> bool {
         self.names.is_empty()

@@ -56,6 +56,8 @@ pub trait Announced: fmt::Debug + Send + Sync {
 #[derive(Debug, Default)]
 pub struct Repositories {
     projects: DashMap<Identifier, Project>,
+    /// In how many announcements each is owner or named: taken while a project is held.
+    people: DashMap<Npub, usize>,
     told: OnceLock<Arc<dyn Announced>>,
 }
 
@@ -70,7 +72,9 @@ impl Repositories {
     pub fn set(&self, announcement: &Announcement, standing: Standing) {
         let RepoId { owner, identifier } = &announcement.repo;
         let mut project = self.projects.entry(identifier.clone()).or_default();
-        project.standing.insert(*owner, standing);
+        let is_new = project.standing.insert(*owner, standing).is_none();
+        self.leave(None, project.maintainers.named(owner));
+        self.enter(is_new.then_some(owner), &announcement.maintainers);
         project
             .maintainers
             .announce(*owner, &announcement.maintainers);
@@ -83,7 +87,9 @@ impl Repositories {
     /// There is no announcement of this repository any more.
     pub fn remove(&self, repo: &RepoId) {
         if let Entry::Occupied(mut project) = self.projects.entry(repo.identifier.clone()) {
-            project.get_mut().standing.remove(&repo.owner);
+            let was_here = project.get_mut().standing.remove(&repo.owner).is_some();
+            let named = project.get().maintainers.named(&repo.owner);
+            self.leave(was_here.then_some(&repo.owner), named);
             project.get_mut().maintainers.withdraw(&repo.owner);
             if project.get().standing.is_empty() {
                 project.remove();
@@ -92,6 +98,28 @@ impl Repositories {
         if let Some(told) = self.told.get() {
             told.announced(repo, None);
         }
+    }
+
+    fn enter<'a>(&self, owner: Option<&'a Npub>, named: impl IntoIterator<Item = &'a Npub>) {
+        for key in owner.into_iter().chain(named) {
+            *self.people.entry(*key).or_default() += 1;
+        }
+    }
+
+    fn leave<'a>(&self, owner: Option<&'a Npub>, named: impl IntoIterator<Item = &'a Npub>) {
+        for key in owner.into_iter().chain(named) {
+            if let Entry::Occupied(mut count) = self.people.entry(*key) {
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
+                }
+            }
+        }
+    }
+
+    /// Whether somebody announced something or is named as a maintainer of something.
+    pub fn knows(&self, key: &Npub) -> bool {
+        self.people.contains_key(key)
     }
 
     /// Every repository that is announced.
@@ -217,5 +245,25 @@ mod tests {
         assert!(known.trusting(identifier, &author).is_empty());
         known.remove(&first.repo);
         assert!(!known.is_announced(identifier));
+    }
+
+    #[test]
+    fn owners_and_those_they_name_are_known_as_long_as_that_stands() {
+        let known = Repositories::default();
+        let knows = |known: &Repositories| -> Vec<bool> {
+            let keys = (1..=4).map(|seed| announcement(seed, &[]).repo.owner);
+            keys.map(|key| known.knows(&key)).collect()
+        };
+        known.set(&announcement(1, &[2, 3]), Standing::Waiting);
+        known.set(&announcement(2, &[2]), Standing::Active);
+        assert_eq!(knows(&known), [true, true, true, false]);
+        known.set(&announcement(1, &[4]), Standing::Active);
+        assert_eq!(knows(&known), [true, true, false, true]);
+        known.remove(&announcement(2, &[]).repo);
+        known.remove(&announcement(2, &[]).repo);
+        assert_eq!(knows(&known), [true, false, false, true]);
+        known.remove(&announcement(1, &[]).repo);
+        assert_eq!(knows(&known), [false; 4]);
+        assert!(known.people.is_empty());
     }
 }
