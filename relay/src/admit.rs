@@ -44,8 +44,18 @@ use crate::{
 /// What is said of everything that goes to purgatory (GRASP-01).
 pub const WAITS: &str = "purgatory: won't be served until git data arrives";
 
+/// Of an author's events so many are looked at for one that makes the author known: deletion
+/// requests, which anybody can file, do not.
+const OWN_EVENTS: usize = 100;
+
 /// What is said of an event that belongs to nothing served here.
 pub const UNRELATED: &str = "blocked: not related to a repository or event that is served here";
+
+/// What is said of an ephemeral event (NIP-01) that was found on another relay.
+pub const NOT_SYNCED: &str = "blocked: ephemeral events are taken from clients only";
+
+/// What is said of a protected event (NIP-70) that was found on another relay.
+pub const PROTECTED: &str = "blocked: a protected event is taken from its author only";
 
 /// Something of ours failed while an event was judged. The event can be sent again.
 #[derive(Debug, thiserror::Error)]
@@ -182,7 +192,12 @@ impl Admit {
     async fn judge_kind(&self, event: Arc<Event>, origin: Origin) -> Result<Verdict, Failed> {
         let id = id_of(&event);
         if event.kind.is_ephemeral() {
-            return self.ephemeral(&event).await;
+            return match origin {
+                Origin::User => self.ephemeral(&event).await,
+                // No store knows it again: it would go round for ever between services that follow
+                // each other.
+                Origin::Sync => Ok(Verdict::rejected(NOT_SYNCED)),
+            };
         }
         if event.kind != DELETION {
             if self.release.store.has(&id).await? {
@@ -195,6 +210,10 @@ impl Admit {
             if deletions::is_deleted(&event, &self.release.store).await? {
                 return Ok(deleted());
             }
+        }
+        // Its author may say so over a connection that is the author's, which no sync is.
+        if origin == Origin::Sync && event.is_protected() {
+            return Ok(Verdict::rejected(PROTECTED));
         }
         match Meaning::of(event.kind) {
             Meaning::Announcement => match Announcement::read(event) {
@@ -223,6 +242,11 @@ impl Admit {
                 Err(error) => Ok(malformed(error)),
             },
             Meaning::Deletion => self.deletion(event).await,
+            // Accepted, whoever sends it, says the protocol; but on other relays anybody can leave as
+            // many as he has keys: of what is found there only that of people known here counts.
+            Meaning::GraspList if origin == Origin::Sync && !self.is_known(&event).await? => {
+                Ok(unrelated())
+            }
             Meaning::GraspList => self.keep(&event).await,
             Meaning::Other => self.other(&event).await,
         }
@@ -254,6 +278,16 @@ impl Admit {
         Ok(mistaken_for_another.then(mistaken))
     }
 
+    /// Whether its author announces or maintains something here, or wrote something that is served.
+    async fn is_known(&self, event: &Event) -> Result<bool, StoreError> {
+        if self.release.repositories.knows(&author_of(event)) {
+            return Ok(true);
+        }
+        let own = nostr::Filter::new().author(event.pubkey).limit(OWN_EVENTS);
+        let own = self.release.store.query(own).await?;
+        Ok(own.iter().any(|own| own.kind != DELETION))
+    }
+
     async fn is_related(&self, event: &Event) -> Result<bool, StoreError> {
         let none = BTreeSet::new();
         related::is_related(
@@ -276,8 +310,10 @@ impl Admit {
         if !self.is_related(event).await? {
             return Ok(unrelated());
         }
-        self.release.live.publish(event);
-        Ok(Verdict::served())
+        Ok(match self.release.live.publish_once(event) {
+            true => Verdict::served(),
+            false => known(),
+        })
     }
 }
 

@@ -8,6 +8,7 @@
 //! An event is compared only with subscriptions that share something with it: every filter is
 //! entered under the values of its most telling field, and an event looks under its own values.
 
+mod once;
 pub mod outbox;
 
 use std::{
@@ -22,7 +23,10 @@ use std::{
 
 use nostr::{Event, Filter, filter::MatchEventOptions};
 
-use self::outbox::{Outbox, Outgoing};
+use self::{
+    once::Once,
+    outbox::{Outbox, Outgoing},
+};
 
 /// Most bytes of filters that one connection's subscriptions may hold, counted as they were sent.
 /// A relay that follows a thousand repositories needs about one megabyte.
@@ -81,6 +85,9 @@ type Index = BTreeMap<(u64, u64), Arc<Subscription>>;
 pub trait Served: fmt::Debug + Send + Sync {
     /// An event is served from now on.
     fn served(&self, event: &Event);
+
+    /// An event is served no more.
+    fn removed(&self, event: &Event);
 }
 
 /// The subscriptions of all connections.
@@ -90,6 +97,7 @@ pub struct Live {
     index: RwLock<Index>,
     hasher: RandomState,
     numbers: AtomicU64,
+    ephemeral: Mutex<Once>,
 }
 
 impl Live {
@@ -110,6 +118,30 @@ impl Live {
         if let Some(told) = self.told.get() {
             told.served(event);
         }
+        self.hand_out(event);
+    }
+
+    /// An event that was served is not any more: those who were told of it are told.
+    pub fn removed(&self, event: &Event) {
+        if let Some(told) = self.told.get() {
+            told.removed(event);
+        }
+    }
+
+    /// Hands an ephemeral event, which is stored nowhere, to everyone who subscribed to it; says
+    /// whether it had not been lately.
+    pub fn publish_once(&self, event: &Event) -> bool {
+        let ephemeral = self.ephemeral.lock();
+        let mut ephemeral = ephemeral.unwrap_or_else(PoisonError::into_inner);
+        let is_first = ephemeral.is_first(event.id);
+        drop(ephemeral);
+        if is_first {
+            self.hand_out(event);
+        }
+        is_first
+    }
+
+    fn hand_out(&self, event: &Event) {
         if event.is_expired() {
             return;
         }

@@ -163,7 +163,11 @@ impl Release {
             }
         }
         self.announced_no_more(fallen.values());
-        self.store.remove(fallen.into_keys()).await
+        self.store.remove(fallen.keys().copied()).await?;
+        for event in fallen.values() {
+            self.live.removed(event);
+        }
+        Ok(())
     }
 
     /// The announcements among some events are out of service.

@@ -11,7 +11,9 @@
 //! [`crate::targets::feed::Wanted::run`] looks up what changed.
 
 pub mod holdings;
+mod hourly;
 pub mod judge;
+mod judging;
 mod meters;
 pub mod records;
 pub mod rejected;
@@ -83,8 +85,10 @@ pub struct Said {
     pub token: u64,
     /// How it is.
     pub report: Report,
-    /// What happened since it said so last.
-    pub more: Counts,
+    /// What happened since it said so last,
+    pub counts: Counts,
+    /// or since the lease began.
+    pub totals: bool,
 }
 
 /// A remote relay, as the operator sees it.
@@ -239,14 +243,19 @@ impl Syncing {
                     url,
                     token,
                     report,
-                    more,
+                    counts,
+                    totals,
                 } = one;
+                let more = match totals {
+                    true => shares.more_counted(&url, worker, token, counts),
+                    false => counts,
+                };
                 let update = |known: &mut Report| known.update(report, &more);
                 if shares.report(&url, worker, token, update).is_err() {
                     continue;
                 }
-                if let Some(label) = shares.get(&url).map(|remote| remote.label.clone()) {
-                    meters.counted(&url, &label, &more);
+                if let Some(remote) = shares.get(&url) {
+                    meters.counted(&url, remote, &more);
                 }
             }
             renewed
@@ -355,8 +364,13 @@ impl fmt::Debug for Hooks {
 
 impl Announced for Hooks {
     fn announced(&self, repo: &RepoId, standing: Option<Standing>) {
-        self.wanted.announced(repo);
-        self.judge.announced(repo, standing);
+        // What went may be back before it is looked at; and what was rejected without it is forgotten
+        // here, and would be fetched by nobody.
+        let forgot = self.judge.announced(repo, standing);
+        match standing.is_none() || forgot {
+            true => self.wanted.anew(repo),
+            false => self.wanted.announced(repo),
+        }
     }
 }
 
@@ -364,5 +378,9 @@ impl Served for Hooks {
     fn served(&self, event: &Event) {
         self.wanted.served(event);
         self.judge.served(event);
+    }
+
+    fn removed(&self, event: &Event) {
+        self.wanted.removed(event);
     }
 }

@@ -12,7 +12,8 @@ use std::{
     sync::Arc,
 };
 
-use grasp_proto::words::{EventId, RepoId};
+use grasp_proto::words::{EventId, Npub, RepoId};
+use nostr::Timestamp;
 
 use self::relay_url::{Named, RelayUrl};
 use crate::{domain::Domain, nip34::announcement::Announcement};
@@ -21,8 +22,13 @@ use crate::{domain::Domain, nip34::announcement::Announcement};
 const RELAYS: usize = 20;
 /// Entries of one announcement that are looked at for them.
 const LOOKED_AT: usize = 100;
-/// Root events of one repository that are followed up, those known first.
+/// Relays that count because of one owner's announcements, all together.
+const RELAYS_OF_AN_OWNER: usize = 100;
+/// Root events of one repository that are followed up, the latest ones.
 const ROOTS: usize = 20_000;
+
+/// A root event, by when it was made.
+pub type Root = (Timestamp, EventId);
 
 /// How much of a repository is synced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,10 +44,14 @@ pub enum Level {
 pub struct Target {
     /// How much of it.
     pub level: Level,
-    /// The relays it names.
+    /// The relays it names, as far as they count.
     pub relays: Vec<RelayUrl>,
     /// Its root events: at most `ROOTS`.
-    pub roots: BTreeSet<EventId>,
+    pub roots: BTreeSet<Root>,
+    /// What was found of it under another one does not count.
+    pub generation: u32,
+    /// There were more root events than are followed up, and that was said.
+    overflowed: bool,
 }
 
 /// Who wants a relay.
@@ -66,8 +76,10 @@ pub enum Change {
         level: Level,
         /// From where.
         relays: Vec<RelayUrl>,
-        /// More that belongs to it.
+        /// More that belongs to it; of a new generation all of it.
         new_roots: Vec<EventId>,
+        /// What was found of it under another one does not count.
+        generation: u32,
     },
     /// It is not wanted any more.
     Removed(RepoId),
@@ -79,6 +91,11 @@ pub struct Targets {
     ours: Domain,
     wanted: HashMap<RepoId, Target>,
     relays: BTreeMap<RelayUrl, Asked>,
+    /// Which relays whose announcements name, and how often: at most `RELAYS_OF_AN_OWNER` each.
+    owners: HashMap<Npub, BTreeMap<RelayUrl, usize>>,
+    /// That of what is wanted from now on. The first one again after a start, so that then only
+    /// what has another is fetched anew.
+    generation: u32,
 }
 
 impl Targets {
@@ -88,6 +105,8 @@ impl Targets {
             ours,
             wanted: HashMap::new(),
             relays: BTreeMap::new(),
+            owners: HashMap::new(),
+            generation: 1,
         }
     }
 
@@ -108,12 +127,19 @@ impl Targets {
 
     /// A repository is to be synced so.
     pub fn set(&mut self, repo: &RepoId, level: Level, relays: &[Named]) -> Option<Change> {
+        let old = self.wanted.remove(repo);
+        if let Some(old) = &old {
+            self.leave_owner(&repo.owner, &old.relays);
+        }
+        let relays = self.enter_owner(&repo.owner, relays);
         let urls: Vec<RelayUrl> = relays.iter().map(|relay| relay.url.clone()).collect();
-        let old = self.wanted.get(repo);
-        if old.is_some_and(|old| old.level == level && old.relays == urls) {
+        if let Some(old) = old.as_ref()
+            && old.level == level
+            && old.relays == urls
+        {
+            self.wanted.insert(repo.clone(), old.clone());
             return None;
         }
-        let old = self.wanted.remove(repo);
         for relay in relays {
             let asked = self.relays.entry(relay.url.clone()).or_insert(Asked {
                 label: relay.label.clone(),
@@ -126,51 +152,117 @@ impl Targets {
         if let Some(old) = &old {
             self.let_go(old);
         }
-        let target = Target {
-            level,
-            relays: urls,
-            roots: old.map(|old| old.roots).unwrap_or_default(),
+        let target = match old {
+            Some(old) => Target {
+                level,
+                relays: urls,
+                ..old
+            },
+            None => Target {
+                level,
+                relays: urls,
+                roots: BTreeSet::new(),
+                generation: self.generation,
+                overflowed: false,
+            },
         };
-        let change = Change::Set {
-            repo: repo.clone(),
-            level,
-            relays: target.relays.clone(),
-            new_roots: Vec::new(),
-        };
+        let change = told(repo, &target, Vec::new());
         self.wanted.insert(repo.clone(), target);
         Some(change)
     }
 
-    /// Events belong to a repository, if that is wanted.
+    /// Those of the relays that count, with what else the owner's announcements name.
+    fn enter_owner<'a>(&mut self, owner: &Npub, relays: &'a [Named]) -> Vec<&'a Named> {
+        if relays.is_empty() {
+            return Vec::new();
+        }
+        let of_owner = self.owners.entry(*owner).or_default();
+        let mut counting = Vec::new();
+        for relay in relays {
+            if of_owner.len() < RELAYS_OF_AN_OWNER || of_owner.contains_key(&relay.url) {
+                *of_owner.entry(relay.url.clone()).or_default() += 1;
+                counting.push(relay);
+            }
+        }
+        counting
+    }
+
+    fn leave_owner(&mut self, owner: &Npub, relays: &[RelayUrl]) {
+        let Some(of_owner) = self.owners.get_mut(owner) else {
+            return;
+        };
+        for url in relays {
+            if let Some(count) = of_owner.get_mut(url) {
+                *count -= 1;
+                if *count == 0 {
+                    of_owner.remove(url);
+                }
+            }
+        }
+        if of_owner.is_empty() {
+            self.owners.remove(owner);
+        }
+    }
+
+    /// Events belong to a repository, if that is wanted. Of too many the oldest are let go of.
     pub fn add_roots(
         &mut self,
         repo: &RepoId,
-        roots: impl IntoIterator<Item = EventId>,
+        roots: impl IntoIterator<Item = Root>,
     ) -> Option<Change> {
         let target = self.wanted.get_mut(repo)?;
-        let mut new_roots = Vec::new();
+        let mut new = BTreeSet::new();
         for root in roots {
-            if target.roots.len() >= ROOTS {
-                tracing::warn!(%repo, "it has too many root events to follow all of them up");
-                break;
+            if !target.roots.insert(root) {
+                continue;
             }
-            if target.roots.insert(root) {
-                new_roots.push(root);
+            new.insert(root);
+            if target.roots.len() > ROOTS {
+                if let Some(oldest) = target.roots.pop_first() {
+                    new.remove(&oldest);
+                }
+                if !target.overflowed {
+                    target.overflowed = true;
+                    tracing::warn!(%repo, "of its root events only the latest {ROOTS} are followed up");
+                }
             }
         }
-        (!new_roots.is_empty()).then(|| Change::Set {
-            repo: repo.clone(),
-            level: target.level,
-            relays: target.relays.clone(),
-            new_roots,
-        })
+        let new: Vec<EventId> = new.into_iter().map(|(_, id)| id).collect();
+        (!new.is_empty()).then(|| told(repo, target, new))
+    }
+
+    /// An event does not belong to a repository any more. Nobody is told: what is found of it is of
+    /// no use, and does no harm.
+    pub fn remove_root(&mut self, repo: &RepoId, root: &Root) {
+        if let Some(target) = self.wanted.get_mut(repo) {
+            target.roots.remove(root);
+        }
     }
 
     /// A repository is not wanted any more.
     pub fn remove(&mut self, repo: &RepoId) -> Option<Change> {
         let target = self.wanted.remove(repo)?;
+        self.leave_owner(&repo.owner, &target.relays);
         self.let_go(&target);
+        // If it comes back it is not the same.
+        self.next_generation();
         Some(Change::Removed(repo.clone()))
+    }
+
+    /// What was found of a repository so far does not count: all of it is told anew.
+    pub fn begin_anew(&mut self, repo: &RepoId) -> Option<Change> {
+        let generation = match self.wanted.contains_key(repo) {
+            true => self.next_generation(),
+            false => return None,
+        };
+        let target = self.wanted.get_mut(repo)?;
+        target.generation = generation;
+        Some(all_of(repo, target))
+    }
+
+    fn next_generation(&mut self) -> u32 {
+        self.generation = self.generation.checked_add(1).unwrap_or(1);
+        self.generation
     }
 
     fn let_go(&mut self, target: &Target) {
@@ -208,6 +300,22 @@ impl Targets {
     }
 }
 
+fn told(repo: &RepoId, target: &Target, new_roots: Vec<EventId>) -> Change {
+    Change::Set {
+        repo: repo.clone(),
+        level: target.level,
+        relays: target.relays.clone(),
+        new_roots,
+        generation: target.generation,
+    }
+}
+
+/// A repository as it is told to those who know nothing of it.
+pub fn all_of(repo: &RepoId, target: &Target) -> Change {
+    let roots = target.roots.iter().map(|(_, id)| *id);
+    told(repo, target, roots.collect())
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::{collection::vec, prelude::*};
@@ -242,6 +350,10 @@ mod tests {
         EventId::from_bytes([n; 32])
     }
 
+    fn root(n: u8) -> Root {
+        (Timestamp::from(u64::from(n)), id(n))
+    }
+
     #[test]
     fn an_announcement_names_a_bounded_number_of_others() {
         let targets = Targets::new(ours());
@@ -264,7 +376,7 @@ mod tests {
     #[test]
     fn promotion_raises_and_roots_stay() {
         let mut targets = Targets::new(ours());
-        assert!(targets.add_roots(&repo(1), [id(1)]).is_none());
+        assert!(targets.add_roots(&repo(1), [root(1)]).is_none());
         targets
             .set(&repo(1), Level::StateOnly, &[named(1)])
             .unwrap();
@@ -273,7 +385,7 @@ mod tests {
                 .set(&repo(1), Level::StateOnly, &[named(1)])
                 .is_none()
         );
-        let told = targets.add_roots(&repo(1), [id(1), id(2), id(1)]);
+        let told = targets.add_roots(&repo(1), [root(1), root(2), root(1)]);
         let new_roots = match told {
             Some(Change::Set { new_roots, .. }) => new_roots,
             other => panic!("{other:?}"),
@@ -285,13 +397,94 @@ mod tests {
             level: Level::Full,
             relays: vec![named(1).url, named(2).url],
             new_roots: vec![],
+            generation: 1,
         };
         assert_eq!(raised, Some(expected));
-        assert!(targets.add_roots(&repo(1), [id(2)]).is_none());
+        assert!(targets.add_roots(&repo(1), [root(2)]).is_none());
         assert_eq!(targets.get(&repo(1)).unwrap().roots.len(), 2);
         assert_eq!(targets.remove(&repo(1)), Some(Change::Removed(repo(1))));
         assert_eq!(targets.remove(&repo(1)), None);
         assert!(targets.relays().is_empty());
+    }
+
+    #[test]
+    fn what_comes_back_or_begins_anew_is_of_another_generation() {
+        let mut targets = Targets::new(ours());
+        let generation = |targets: &Targets, n| targets.get(&repo(n)).unwrap().generation;
+        for n in 1..=3 {
+            targets.set(&repo(n), Level::Full, &[named(1)]);
+        }
+        let first = generation(&targets, 1);
+        assert_eq!(first, generation(&targets, 2));
+        targets.add_roots(&repo(2), [root(1), root(2)]);
+        targets.remove(&repo(1));
+        targets.set(&repo(1), Level::Full, &[named(1)]);
+        let back = generation(&targets, 1);
+        assert!(back > first);
+        let anew = targets.begin_anew(&repo(2)).unwrap();
+        let expected = Change::Set {
+            repo: repo(2),
+            level: Level::Full,
+            relays: vec![named(1).url],
+            new_roots: vec![id(1), id(2)],
+            generation: back + 1,
+        };
+        assert_eq!(anew, expected);
+        assert_eq!(generation(&targets, 3), first, "the others stay");
+        assert!(targets.begin_anew(&repo(4)).is_none());
+    }
+
+    #[test]
+    fn one_owner_brings_in_a_bounded_number_of_relays() {
+        let mut targets = Targets::new(ours());
+        let of_owner = |n: u8| RepoId {
+            identifier: grasp_proto::words::Identifier::parse(&format!("x{n}")).unwrap(),
+            ..repo(1)
+        };
+        let relays = |n: u8| -> Vec<Named> { (0..20).map(|k| named(n * 20 + k)).collect() };
+        for n in 0..6 {
+            targets.set(&of_owner(n), Level::StateOnly, &relays(n));
+        }
+        assert_eq!(targets.relays().len(), RELAYS_OF_AN_OWNER);
+        assert!(targets.get(&of_owner(5)).unwrap().relays.is_empty());
+        // Others have their own share, and what is named already costs nothing.
+        targets.set(&repo(2), Level::StateOnly, &relays(5));
+        assert_eq!(targets.relays().len(), RELAYS_OF_AN_OWNER + 20);
+        targets.set(&of_owner(5), Level::Full, &relays(0));
+        assert_eq!(targets.get(&of_owner(5)).unwrap().relays.len(), 20);
+        // What one lets go of another of the same owner's may have.
+        targets.set(&of_owner(1), Level::StateOnly, &relays(6));
+        assert_eq!(targets.get(&of_owner(1)).unwrap().relays.len(), 20);
+        for n in 0..6 {
+            targets.remove(&of_owner(n));
+        }
+        targets.remove(&repo(2));
+        assert!(targets.owners.is_empty() && targets.relays().is_empty());
+    }
+
+    #[test]
+    fn of_too_many_roots_the_latest_are_kept() {
+        let mut targets = Targets::new(ours());
+        targets.set(&repo(1), Level::Full, &[]);
+        let root = |at: usize| {
+            let mut bytes = [0; 32];
+            bytes[..8].copy_from_slice(&(at as u64).to_be_bytes());
+            (Timestamp::from(at as u64), EventId::from_bytes(bytes))
+        };
+        targets.add_roots(&repo(1), (1..=ROOTS).map(root));
+        let told = targets.add_roots(&repo(1), [root(0), root(ROOTS + 1)]);
+        let Some(Change::Set { new_roots, .. }) = told else {
+            panic!("nothing is told");
+        };
+        assert_eq!(
+            new_roots,
+            [root(ROOTS + 1).1],
+            "what does not stay is not told"
+        );
+        let roots = |targets: &Targets| targets.get(&repo(1)).unwrap().roots.clone();
+        assert_eq!(roots(&targets), (2..=ROOTS + 1).map(root).collect());
+        targets.remove_root(&repo(1), &root(7));
+        assert_eq!(roots(&targets).len(), ROOTS - 1);
     }
 
     proptest! {

@@ -194,6 +194,7 @@ impl Admit {
             }
             _ => store.remove([*id]).await?,
         }
+        self.release.live.removed(stored);
         Ok(())
     }
 }

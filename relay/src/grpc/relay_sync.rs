@@ -9,7 +9,7 @@ use grasp_proto::{
     words::{EventId, RepoId},
 };
 use nostr::{EventBuilder, Filter, Keys, Kind, Tag, Timestamp, event::FinalizeEvent};
-use tokio::sync::{Semaphore, broadcast};
+use tokio::sync::{Semaphore, broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
@@ -22,6 +22,7 @@ use crate::{
         holdings::{self, Item},
         judge::{Judge, Judged, Method, Outcome},
         reports::{Counts, Report, State},
+        shares,
     },
     targets::{
         Change, Level,
@@ -30,8 +31,8 @@ use crate::{
     },
 };
 
-/// Relays that one call may name.
-const RELAYS: usize = 4_096;
+/// Relays that one call may name: all there are, and as many that are on their way back.
+const RELAYS: usize = 2 * shares::RELAYS;
 /// Events in one request, and their bytes.
 const EVENTS: usize = 500;
 const EVENT_BYTES: usize = 4 << 20;
@@ -43,6 +44,8 @@ const FILTER: usize = 128 << 10;
 const ITEMS: usize = 5_000;
 /// Inventories that are made at once, each with all it lists in memory.
 const INVENTORIES: usize = 4;
+/// How long an inventory waits for its reader to take the next message.
+const READ_ON: Duration = Duration::from_secs(30);
 /// The longest challenge, in bytes.
 const CHALLENGE: usize = 1 << 10;
 /// The longest text of a failure that is kept, in characters.
@@ -107,6 +110,7 @@ fn target_changes(changes: &[Change]) -> wire::TargetChanges {
                 level,
                 relays,
                 new_roots,
+                generation,
             } => message.targets.push(wire::Target {
                 repository: Some(repository(repo)),
                 level: match level {
@@ -116,7 +120,7 @@ fn target_changes(changes: &[Change]) -> wire::TargetChanges {
                 .into(),
                 relays: relays.iter().map(RelayUrl::to_string).collect(),
                 new_roots: new_roots.iter().map(|id| id.as_bytes().to_vec()).collect(),
-                generation: 1,
+                generation: *generation,
             }),
         }
     }
@@ -177,7 +181,8 @@ fn said(report: wire::RelayReport) -> Option<Said> {
     Some(Said {
         url,
         token: report.token,
-        more: Counts {
+        totals: report.totals,
+        counts: Counts {
             succeeded: report.attempts_succeeded,
             failed: report.attempts_failed,
             live: report.events_live,
@@ -249,6 +254,37 @@ fn inventory_message(items: &[Item]) -> wire::InventoryResponse {
     wire::InventoryResponse {
         items: items.iter().map(item).collect(),
     }
+}
+
+/// Sends items as they are read. As long as they are being sent they are in memory, and `kept` is
+/// held: not for one who does not read on.
+fn sending<T: Send + 'static>(
+    items: Vec<Item>,
+    kept: T,
+) -> impl Stream<Item = Result<wire::InventoryResponse, Status>> {
+    let (tell, told) = mpsc::channel(1);
+    tokio::spawn(async move {
+        let _kept = kept;
+        let messages = items.chunks(ITEMS).map(inventory_message).map(Some);
+        // The end is told, too: what is cut off is not taken for all there is.
+        for message in messages.chain([None]) {
+            let sent = tell.send_timeout(message, READ_ON).await;
+            if sent.is_err() {
+                return;
+            }
+        }
+    });
+    stream::unfold(Some(told), |told| async move {
+        let mut told = told?;
+        match told.recv().await {
+            Some(Some(message)) => Some((Ok(message), Some(told))),
+            Some(None) => None,
+            None => {
+                let why = "the inventory was not read on; call again";
+                Some((Err(Status::aborted(why)), None))
+            }
+        }
+    })
 }
 
 #[tonic::async_trait]
@@ -340,13 +376,7 @@ impl relay_sync_server::RelaySync for RelaySyncService {
         let permit = self.inventories.clone().acquire_owned().await;
         let release = self.release.clone();
         let items = blocking(move || holdings::inventory(&release, filter)).await?;
-        // As long as they are being sent they are in memory.
-        let messages = stream::unfold((items, 0, permit), |(items, from, permit)| async move {
-            let upto = items.len().min(from + ITEMS);
-            let message = (from < upto).then(|| inventory_message(&items[from..upto]))?;
-            Some((Ok(message), (items, upto, permit)))
-        });
-        Ok(Response::new(messages.boxed()))
+        Ok(Response::new(sending(items, permit).boxed()))
     }
 
     async fn lacking(
@@ -444,6 +474,32 @@ mod tests {
         let cut_off = slow.next().await.unwrap().unwrap_err();
         assert_eq!(cut_off.code(), tonic::Code::Aborted);
         assert!(slow.next().await.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_inventory_that_is_not_read_on_is_let_go_of() {
+        let items: Vec<Item> = (0..4 * ITEMS as u64)
+            .map(|at| (Timestamp::from(at), EventId::from_bytes([1; 32])))
+            .collect();
+        let kept = Arc::new(());
+        let mut read = Box::pin(sending(items.clone(), kept.clone()));
+        let mut stuck = Box::pin(sending(items.clone(), kept.clone()));
+        let mut all = 0;
+        for _ in 0..4 {
+            tokio::time::sleep(READ_ON / 2).await;
+            all += read.next().await.unwrap().unwrap().items.len();
+        }
+        assert_eq!(all, items.len());
+        assert!(read.next().await.is_none());
+        tokio::time::sleep(2 * READ_ON).await;
+        assert_eq!(Arc::strong_count(&kept), 1);
+        // One message was on its way; the end is not the end of the list.
+        assert!(stuck.next().await.unwrap().is_ok());
+        let cut_off = stuck.next().await.unwrap().unwrap_err();
+        assert_eq!(cut_off.code(), tonic::Code::Aborted);
+        assert!(stuck.next().await.is_none());
+        let mut none = Box::pin(sending(Vec::new(), ()));
+        assert!(none.next().await.is_none());
     }
 
     #[tokio::test]

@@ -30,7 +30,7 @@ pub const TO_ADDRESSES: [SingleLetterTag; 3] =
     [lower(Alphabet::A), upper(Alphabet::A), lower(Alphabet::Q)];
 
 /// References one event is followed up for at most; the first ones count.
-const FOLLOWED: usize = 200;
+pub const FOLLOWED: usize = 200;
 
 fn referenced<'a>(event: &'a Event, tags: &[&str]) -> Vec<&'a str> {
     let all = event.tags.iter().filter(|tag| tags.contains(&tag.kind()));

@@ -4,6 +4,7 @@
 //! [`Judge::run`] judges again; whoever announces or serves something only wakes it.
 
 use std::{
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
     time::Duration,
@@ -13,19 +14,22 @@ use futures::{StreamExt, stream};
 use grasp_proto::words::{EventId, RepoId};
 use nostr::Event;
 use tokio::{
-    sync::{Notify, Semaphore},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore},
     task::JoinError,
+    time::{Instant, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    hourly::Hourly,
+    judging::{Judging, too_busy},
     meters::lag,
     rejected::{
-        Again, Durations, Mark, Rejected, brought_by_announcement, event_came, order, sort,
+        Again, Durations, Mark, Rejected, brought_by_announcement, event_came, order, size, sort,
     },
 };
 use crate::{
-    admit::{UNRELATED, WAITS},
+    admit::{PROTECTED, UNRELATED, WAITS},
     clock::Clock,
     nip34::{Meaning, id_of},
     repository::Standing,
@@ -36,6 +40,10 @@ use crate::{
 const AT_ONCE: usize = 16;
 /// Requests that are worked on at once, each of a few megabytes.
 const REQUESTS: usize = 16;
+/// Of these, those of one remote relay; also while something of them hangs that nobody waits for.
+const OF_ONE_SOURCE: usize = 2;
+/// After this a request is answered with what is known by then: callers wait for a minute.
+const ANSWERED: Duration = Duration::from_secs(45);
 /// Events judged again before another look is taken at who is first.
 const AGAIN: usize = 64;
 /// How often what has grown old is let go of.
@@ -119,6 +127,7 @@ fn outcome(event: &Event, verdict: &Verdict) -> Outcome {
         (true, Some("duplicate")) => Outcome::Duplicate,
         (true, _) => Outcome::Accepted,
         (false, Some("error")) => Outcome::Failed,
+        (false, _) if verdict.message == PROTECTED => Outcome::Rejected,
         (false, _) if by_repository || verdict.message == UNRELATED => Outcome::KeptForLater,
         (false, _) => Outcome::Rejected,
     }
@@ -132,6 +141,10 @@ pub struct Judge {
     wake: Arc<Notify>,
     clock: Clock,
     requests: Arc<Semaphore>,
+    /// Each remote relay's share of them: those that are in use.
+    shares: Arc<Mutex<HashMap<u64, Arc<Semaphore>>>>,
+    judging: Judging,
+    hourly: Arc<Mutex<Hourly>>,
     /// As many as there are processors.
     verifiers: Arc<Semaphore>,
 }
@@ -140,6 +153,15 @@ impl std::fmt::Debug for Judge {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Judge").finish_non_exhaustive()
     }
+}
+
+/// Who brought some events, and how.
+struct Brought {
+    source: u64,
+    method: Method,
+    share: Option<Arc<OwnedSemaphorePermit>>,
+    /// When whoever brought them is answered.
+    until: Instant,
 }
 
 impl Judge {
@@ -152,6 +174,9 @@ impl Judge {
             wake: Arc::default(),
             clock,
             requests: Arc::new(Semaphore::new(REQUESTS)),
+            shares: Arc::default(),
+            judging: Judging::default(),
+            hourly: Arc::default(),
             verifiers: Arc::new(Semaphore::new(processors)),
         }
     }
@@ -160,15 +185,29 @@ impl Judge {
         self.rejected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The announcement of a repository stands so now.
-    pub fn announced(&self, repo: &RepoId, standing: Option<Standing>) {
+    fn hourly(&self) -> MutexGuard<'_, Hourly> {
+        self.hourly.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn share_of(&self, source: u64) -> Arc<Semaphore> {
+        let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        shares.retain(|_, share| Arc::strong_count(share) > 1);
+        let new = || Arc::new(Semaphore::new(OF_ONE_SOURCE));
+        shares.entry(source).or_insert_with(new).clone()
+    }
+
+    /// The announcement of a repository stands so now. Says whether events were forgotten that may be
+    /// accepted now, if they are fetched again.
+    pub fn announced(&self, repo: &RepoId, standing: Option<Standing>) -> bool {
         let Some(standing) = standing else {
-            return;
+            return false;
         };
         let came = brought_by_announcement(repo, standing.is_served());
-        if self.rejected().wake(came) {
+        let woken = self.rejected().wake(came);
+        if woken.ready {
             self.wake.notify_one();
         }
+        woken.forgot
     }
 
     /// An event is served.
@@ -194,29 +233,44 @@ impl Judge {
     }
 
     /// Judges events that were found at `url`, as JSON; gives what became of each, in their order.
-    /// Goes on when the caller does not wait for it.
+    /// Goes on when the caller does not wait for it. What takes too long is answered as failed, and
+    /// one that is brought again meanwhile is not judged twice.
     pub async fn submit(
         &self,
         url: &str,
         method: Method,
         events: Vec<String>,
     ) -> Result<Vec<Judged>, JoinError> {
-        let permit = self.requests.clone().acquire_owned().await;
-        let judge = self.clone();
+        let until = Instant::now() + ANSWERED;
         let source = self.rejected().source(url);
+        let (share, requests) = (self.share_of(source), self.requests.clone());
+        // Its own share first: who waits for that keeps nobody else waiting.
+        let permits = async { (share.acquire_owned().await, requests.acquire_owned().await) };
+        let Ok((share, permit)) = timeout_at(until, permits).await else {
+            return Ok(vec![too_busy(); events.len()]);
+        };
+        // Never closed.
+        let share = share.ok().map(Arc::new);
+        let judge = self.clone();
         let work = async move {
             let _permit = permit;
-            judge.judge(source, method, events).await
+            let brought = Brought {
+                source,
+                method,
+                share,
+                until,
+            };
+            judge.judge(&brought, events).await
         };
         tokio::spawn(work).await?
     }
 
     async fn judge(
         &self,
-        source: u64,
-        method: Method,
+        brought: &Brought,
         events: Vec<String>,
     ) -> Result<Vec<Judged>, JoinError> {
+        let method = brought.method;
         let mut judged: Vec<Judged> = vec![Default::default(); events.len()];
         let verified = {
             let _permit = self.verifiers.acquire().await;
@@ -242,11 +296,12 @@ impl Judge {
                 .map(|(place, event)| async move {
                     let again = Again {
                         event: Arc::new(event),
-                        source,
+                        source: brought.source,
                         tries: 0,
                     };
                     let made = again.event.created_at.as_secs();
-                    let result = self.judge_one(again).await;
+                    let share = brought.share.clone();
+                    let result = self.judge_one(again, share, brought.until).await;
                     if method == Method::Live && result.0.is_new() {
                         lag(self.clock.now().as_secs().saturating_sub(made));
                     }
@@ -264,8 +319,30 @@ impl Judge {
         Ok(judged)
     }
 
-    async fn judge_one(&self, again: Again) -> Judged {
+    /// Judges an event, unless that is being done; keeps `share` until it is.
+    async fn judge_one(
+        &self,
+        again: Again,
+        share: Option<Arc<OwnedSemaphorePermit>>,
+        until: Instant,
+    ) -> Judged {
+        let id = id_of(&again.event);
+        let judge = self.clone();
+        let judging = || async move {
+            let judged = judge.judge_now(again).await;
+            drop(share);
+            judged
+        };
+        self.judging.verdict(id, until, judging).await
+    }
+
+    async fn judge_now(&self, again: Again) -> Judged {
         let event = again.event.clone();
+        let source = again.source;
+        if !self.hourly().has_room(source, self.clock.now()) {
+            let why = "error: this relay brought too much within an hour; slow down";
+            return (Outcome::Failed, why.to_owned());
+        }
         let mark = {
             let rejected = self.rejected();
             let id = id_of(&event);
@@ -279,6 +356,9 @@ impl Judge {
         };
         let verdict = self.door.admit((*event).clone(), Origin::Sync).await;
         let outcome = self.remember(again, mark, outcome(&event, &verdict));
+        if outcome.is_new() {
+            self.hourly().took(source, size(&event), self.clock.now());
+        }
         (outcome, verdict.message)
     }
 
@@ -294,6 +374,8 @@ impl Judge {
                 }
                 Outcome::Rejected
             }
+            // No history holds them, so none brings them again.
+            Outcome::Rejected if again.event.kind.is_ephemeral() => outcome,
             Outcome::Rejected => {
                 self.rejected().refuse(id_of(&again.event), now);
                 outcome
@@ -311,10 +393,17 @@ impl Judge {
                 return all;
             }
             all += ready.len();
-            let judging = stream::iter(ready).map(|again| self.judge_one(again));
-            let results: Vec<Judged> = judging.buffer_unordered(AT_ONCE).collect().await;
-            for (outcome, _) in results {
+            let until = Instant::now() + ANSWERED;
+            let judging = stream::iter(ready).map(|again| async move {
+                let (outcome, _) = self.judge_one(again.clone(), None, until).await;
+                (outcome, again)
+            });
+            let results: Vec<_> = judging.buffer_unordered(AT_ONCE).collect().await;
+            for (outcome, again) in results {
                 count(outcome, Method::Again);
+                if outcome == Outcome::Failed {
+                    self.rejected().put_back(again, self.clock.now());
+                }
             }
         }
     }
@@ -322,7 +411,10 @@ impl Judge {
     /// Time has passed.
     pub fn tick(&self) {
         let now = self.clock.now();
-        self.rejected().tick(now);
+        if self.rejected().tick(now) {
+            self.wake.notify_one();
+        }
+        self.hourly().tick(now);
         self.measure();
     }
 
@@ -381,6 +473,8 @@ fn verify(events: &[String]) -> Vec<Result<Event, String>> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+
     use super::*;
     use crate::nip34::{
         ANNOUNCEMENT, STATE,
@@ -411,6 +505,7 @@ mod tests {
                 Outcome::KeptForLater,
             ),
             (&issue, Verdict::rejected(UNRELATED), Outcome::KeptForLater),
+            (&state, Verdict::rejected(PROTECTED), Outcome::Rejected),
             (
                 &issue,
                 Verdict::rejected("invalid: expired"),
@@ -424,6 +519,131 @@ mod tests {
         ] {
             assert_eq!(outcome(event, &verdict), expected, "{verdict:?}");
         }
+    }
+
+    /// A door behind which states hang, or fail, until told otherwise.
+    struct Hanging {
+        open: Semaphore,
+        fails: AtomicBool,
+        begun: AtomicUsize,
+    }
+
+    impl Hanging {
+        fn new() -> Arc<Self> {
+            Arc::new(Self {
+                open: Semaphore::new(0),
+                fails: AtomicBool::new(false),
+                begun: AtomicUsize::new(0),
+            })
+        }
+    }
+
+    impl Door for Hanging {
+        fn admit(&self, event: Event, _: Origin) -> futures::future::BoxFuture<'_, Verdict> {
+            Box::pin(async move {
+                if event.kind == STATE {
+                    self.begun.fetch_add(1, SeqCst);
+                    let _ = self.open.acquire().await;
+                    if self.fails.load(SeqCst) {
+                        return Verdict::rejected("error: git; try again");
+                    }
+                }
+                Verdict::served()
+            })
+        }
+    }
+
+    fn judge_over(door: &Arc<Hanging>) -> Judge {
+        let durations = Durations {
+            hot: Duration::from_secs(120),
+            cold: Duration::from_secs(600),
+        };
+        let clock = Clock::standing_at(crate::clock::Moment::from_millis(1_000_000));
+        Judge::new(door.clone(), durations, clock)
+    }
+
+    fn state(n: u8) -> Event {
+        event(&keys(n), STATE, 1, &[&["d", "x"]])
+    }
+
+    async fn outcomes(judge: &Judge, url: &str, events: &[&Event]) -> Vec<Outcome> {
+        let events = events.iter().map(|event| event.as_json()).collect();
+        let judged = judge.submit(url, Method::Paged, events).await.unwrap();
+        judged.into_iter().map(|(outcome, _)| outcome).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_hangs_is_answered_in_time_and_holds_up_its_own_relay_only() {
+        let door = Hanging::new();
+        let judge = judge_over(&door);
+        let began = Instant::now();
+        let comment = event(&keys(1), nostr::Kind::Custom(1111), 1, &[]);
+        let (one, two) = (state(1), state(2));
+        let (both, alone) = ([&one, &comment], [&two]);
+        let (first, second) = tokio::join!(
+            outcomes(&judge, "wss://a", &both),
+            outcomes(&judge, "wss://a", &alone),
+        );
+        assert_eq!(first, [Outcome::Failed, Outcome::Failed]);
+        assert_eq!(second, [Outcome::Failed]);
+        assert_eq!(began.elapsed(), ANSWERED);
+        // Its share is still in use.
+        let more = outcomes(&judge, "wss://a", &[&comment]).await;
+        assert_eq!(more, [Outcome::Failed]);
+        assert_eq!(began.elapsed(), 2 * ANSWERED);
+        // Another relay's is not; and what hangs is not begun again.
+        let other = outcomes(&judge, "wss://b", &[&comment]).await;
+        assert_eq!(other, [Outcome::Accepted]);
+        assert_eq!(began.elapsed(), 2 * ANSWERED);
+        let again = outcomes(&judge, "wss://b", &[&one]).await;
+        assert_eq!(again, [Outcome::Failed]);
+        assert_eq!(door.begun.load(SeqCst), 2);
+        door.open.add_permits(16);
+        let after = outcomes(&judge, "wss://a", &[&comment, &two]).await;
+        assert_eq!(after, [Outcome::Accepted, Outcome::Accepted]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_fails_when_it_is_judged_again_is_judged_once_more() {
+        let door = Hanging::new();
+        door.open.add_permits(16);
+        door.fails.store(true, SeqCst);
+        let judge = judge_over(&door);
+        let again = Again {
+            event: Arc::new(state(1)),
+            source: 1,
+            tries: 0,
+        };
+        judge.rejected().put_back(again, judge.clock.now());
+        judge.clock.advance(Duration::from_secs(30));
+        judge.tick();
+        assert_eq!(judge.judge_again().await, 1);
+        judge.tick();
+        assert_eq!(judge.judge_again().await, 0, "not at once");
+        door.fails.store(false, SeqCst);
+        judge.clock.advance(Duration::from_secs(30));
+        judge.tick();
+        assert_eq!(judge.judge_again().await, 1);
+        assert_eq!((judge.sizes(), door.begun.load(SeqCst)), ((0, 0), 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_relay_that_brings_too_much_is_told_to_slow_down() {
+        let door = Hanging::new();
+        let judge = judge_over(&door);
+        let comment = |n| event(&keys(n), nostr::Kind::Custom(1111), 1, &[]);
+        let first = outcomes(&judge, "wss://a", &[&comment(1)]).await;
+        assert_eq!(first, [Outcome::Accepted]);
+        let source = judge.rejected().source("wss://a");
+        judge.hourly().took(source, 1 << 30, judge.clock.now());
+        let more = judge.submit("wss://a", Method::Live, vec![comment(2).as_json()]);
+        let (outcome, why) = more.await.unwrap().remove(0);
+        assert!(outcome == Outcome::Failed && why.contains("slow down"));
+        let other = outcomes(&judge, "wss://b", &[&comment(2)]).await;
+        assert_eq!(other, [Outcome::Accepted]);
+        judge.clock.advance(Duration::from_secs(60 * 60));
+        let later = outcomes(&judge, "wss://a", &[&comment(3)]).await;
+        assert_eq!(later, [Outcome::Accepted]);
     }
 
     #[test]

@@ -9,18 +9,22 @@ use std::{
 use super::{
     judge::{Method, Outcome},
     reports::{Counts, Report},
-    shares::Shares,
+    shares::{Remote, Shares},
 };
 use crate::{clock::Moment, targets::relay_url::RelayUrl};
 
-/// Relays that have series of their own, the first ones of the process's life.
+/// Relays that have series of their own, for the process's life: a series cannot be taken back,
 const RELAYS: usize = 500;
+/// and of these, relays that nobody asks for but announcements that wait: anybody can make those up.
+const OTHERS: usize = 200;
 
 /// What is shown of which relay.
 #[derive(Debug)]
 pub struct Meters {
     named: BTreeMap<RelayUrl, Arc<str>>,
     labels: BTreeSet<Arc<str>>,
+    /// Named ones that only what waits asks for.
+    others: BTreeSet<RelayUrl>,
     /// Relays that were connected when they were shown last.
     connected: BTreeSet<RelayUrl>,
 }
@@ -62,19 +66,31 @@ impl Meters {
         Self {
             named: BTreeMap::new(),
             labels: BTreeSet::new(),
+            others: BTreeSet::new(),
             connected: BTreeSet::new(),
         }
     }
 
     /// By what a relay goes; `None`: it has no series.
-    fn label(&mut self, url: &RelayUrl, label: &Arc<str>) -> Option<Arc<str>> {
+    fn label(&mut self, url: &RelayUrl, remote: &Remote) -> Option<Arc<str>> {
+        if remote.is_settled() {
+            self.others.remove(url);
+        }
         if let Some(known) = self.named.get(url) {
             return Some(known.clone());
         }
-        if self.named.len() >= RELAYS {
+        // By what one of an earlier run goes is known when it is wanted.
+        if self.named.len() >= RELAYS || !remote.is_wanted() {
             return None;
         }
+        if !remote.is_settled() {
+            if self.others.len() >= OTHERS {
+                return None;
+            }
+            self.others.insert(url.clone());
+        }
         // Never another's series.
+        let label = &remote.label;
         let label = match self.labels.insert(label.clone()) {
             true => label.clone(),
             false => url.as_str().into(),
@@ -85,8 +101,8 @@ impl Meters {
     }
 
     /// What a worker counted at a relay since it said so last.
-    pub fn counted(&mut self, url: &RelayUrl, label: &Arc<str>, counts: &Counts) {
-        let Some(label) = self.label(url, label) else {
+    pub fn counted(&mut self, url: &RelayUrl, remote: &Remote, counts: &Counts) {
+        let Some(label) = self.label(url, remote) else {
             return;
         };
         for (result, count) in [("success", counts.succeeded), ("failure", counts.failed)] {
@@ -122,7 +138,7 @@ impl Meters {
                 false => self.connected.remove(&url),
             };
             let label = match known {
-                Some(remote) => self.label(&url, &remote.label),
+                Some(remote) => self.label(&url, remote),
                 None => self.named.get(&url).cloned(),
             };
             if let Some(label) = label {
@@ -174,4 +190,60 @@ fn show_relay(label: &Arc<str>, report: &Report, now: Moment) {
 pub fn lag(seconds: u64) {
     #[allow(clippy::cast_precision_loss)]
     metrics::histogram!("ngit_sync_event_lag_seconds").record(seconds as f64);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::targets::Asked;
+
+    fn asked(numbers: std::ops::Range<usize>, full: usize) -> BTreeMap<RelayUrl, Asked> {
+        let one = |n| {
+            let label: Arc<str> = format!("wss://R{n}.example/").into();
+            let asked = Asked {
+                label,
+                targets: 1,
+                full,
+            };
+            (RelayUrl::parse(&asked.label).unwrap(), asked)
+        };
+        numbers.map(one).collect()
+    }
+
+    #[test]
+    fn what_strangers_make_up_leaves_room_for_what_is_served() {
+        let mut meters = Meters::begin();
+        let mut shares = Shares::new(Duration::from_secs(20), 0, None);
+        let mut show = |asked: &BTreeMap<RelayUrl, Asked>| {
+            shares.want(asked);
+            meters.show(&mut shares, Moment::default());
+            (meters.named.len(), meters.others.len())
+        };
+        assert_eq!(show(&asked(0..1_000, 0)), (OTHERS, OTHERS));
+        let served = asked(2_000..2_100, 1);
+        assert_eq!(show(&served), (OTHERS + 100, OTHERS));
+        // One that is served from now on gives its place to another.
+        let mut promoted = asked(0..1_000, 0);
+        promoted
+            .values_mut()
+            .take(1_000)
+            .for_each(|one| one.full = 1);
+        assert_eq!(show(&promoted), (RELAYS, 0));
+    }
+
+    #[test]
+    fn a_relay_of_an_earlier_run_goes_by_how_it_is_written() {
+        let mut meters = Meters::begin();
+        let mut shares = Shares::new(Duration::from_secs(20), 0, None);
+        let asked = asked(1..2, 1);
+        let (url, named) = asked.first_key_value().unwrap();
+        shares.restore(url, "old", 1, Moment::default());
+        meters.show(&mut shares, Moment::default());
+        assert!(meters.named.is_empty());
+        shares.want(&asked);
+        meters.show(&mut shares, Moment::default());
+        assert_eq!(meters.named[url], named.label);
+    }
 }

@@ -14,12 +14,12 @@ use std::{
     time::Duration,
 };
 
-use grasp_proto::words::{EventId, Identifier, RepoId};
+use grasp_proto::words::{EventId, Identifier, Npub, RepoId};
 use nostr::{Event, Timestamp};
 
 use crate::{
     clock::Moment,
-    nip34::{self, Meaning, id_of},
+    nip34::{self, Meaning, author_of, id_of},
     policy::related,
 };
 
@@ -39,18 +39,23 @@ const LIMITS: Limits = Limits {
     whole: 20_000,
     whole_bytes: 32 << 20,
     ids: 200_000,
-    missed: 400_000,
+    missed: 800_000,
 };
-/// Things that one event may miss; the first ones count.
-const MISSED_BY_ONE: usize = 100;
+/// Things that one event may miss: as many references as are followed up, of both kinds, and being
+/// referred to.
+const MISSED_BY_ONE: usize = 2 * related::FOLLOWED + 2;
 /// How often one event is judged again.
 const TRIES: u8 = 16;
+/// After how long an event is judged again that could not be judged.
+const LATER: Duration = Duration::from_secs(30);
 /// Things that came lately, as far as is remembered.
 const LATELY: usize = 16_384;
 
 /// Something that a rejected event may miss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Want<'a> {
+    /// Anything of this author's.
+    Author(&'a Npub),
     /// Any announcement of this identifier.
     Announcement(&'a Identifier),
     /// This repository to be served.
@@ -119,6 +124,15 @@ pub struct Again {
     pub tries: u8,
 }
 
+/// What came of something coming.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Woken {
+    /// Somebody is to be judged again.
+    pub ready: bool,
+    /// Somebody was forgotten who is not here: to be fetched again.
+    pub forgot: bool,
+}
+
 /// A moment in the order of things that come: see [`Rejected::mark`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mark(u64);
@@ -144,6 +158,8 @@ pub struct Rejected {
     /// To be judged again, in order; counted among the whole ones until they are taken.
     ready: BTreeMap<(u8, Timestamp, EventId), (Again, usize)>,
     ready_bytes: usize,
+    /// To be ready then, as they came; counted as if they were.
+    later: VecDeque<(Moment, Again, usize)>,
     /// What came lately, and when.
     came: HashMap<u64, u64>,
     came_order: VecDeque<(u64, u64)>,
@@ -169,6 +185,7 @@ impl Rejected {
             bytes: 0,
             ready: BTreeMap::new(),
             ready_bytes: 0,
+            later: VecDeque::new(),
             came: HashMap::new(),
             came_order: VecDeque::new(),
             clock: 0,
@@ -199,7 +216,12 @@ impl Rejected {
 
     /// Whole events, and ids.
     pub fn sizes(&self) -> (usize, usize) {
-        (self.whole.len() + self.ready.len(), self.ids.len())
+        (self.waiting() + self.whole.len(), self.ids.len())
+    }
+
+    /// Whole events that are not in the index any more.
+    fn waiting(&self) -> usize {
+        self.ready.len() + self.later.len()
     }
 
     /// What an event that is rejected for want of something misses.
@@ -214,6 +236,9 @@ impl Rejected {
                 .map(|identifier| hash(Want::Announcement(&identifier)))
                 .into_iter()
                 .collect();
+        }
+        if Meaning::of(event.kind) == Meaning::GraspList {
+            return [hash(Want::Author(&author_of(event)))].into();
         }
         let mut misses = vec![hash(Want::ReferenceTo(&id_of(event)))];
         if let Some(address) = event.coordinate() {
@@ -246,8 +271,7 @@ impl Rejected {
         let came = |hash: &u64| self.came.get(hash).is_some_and(|when| *when > mark.0);
         let bytes = size(&again.event);
         if self.forgotten > mark.0 || misses.iter().any(came) {
-            let has_room = self.ready.len() < self.limits.whole
-                && self.ready_bytes + bytes <= self.limits.whole_bytes;
+            let has_room = self.has_room(bytes);
             if has_room {
                 let tries = again.tries + 1;
                 self.make_ready(Again { tries, ..again }, bytes);
@@ -262,6 +286,22 @@ impl Rejected {
         };
         self.insert(id, misses, Some(whole), now);
         self.keeps(&id)
+    }
+
+    fn has_room(&self, bytes: usize) -> bool {
+        self.waiting() < self.limits.whole && self.ready_bytes + bytes <= self.limits.whole_bytes
+    }
+
+    /// Puts in an event that was to be judged again, and could not be: it will be, a while later. One
+    /// that there is no room for, or that fails for ever, can be fetched again.
+    pub fn put_back(&mut self, again: Again, now: Moment) {
+        let bytes = size(&again.event);
+        let tries = again.tries + 1;
+        if tries < TRIES && self.has_room(bytes) {
+            self.ready_bytes += bytes;
+            let again = Again { tries, ..again };
+            self.later.push_back((now + LATER, again, bytes));
+        }
     }
 
     fn insert(&mut self, id: EventId, misses: Box<[u64]>, whole: Option<Whole>, now: Moment) {
@@ -288,7 +328,7 @@ impl Rejected {
             whole,
         };
         self.entries.insert(number, entry);
-        while self.whole.len() + self.ready.len() > self.limits.whole
+        while self.whole.len() + self.waiting() > self.limits.whole
             || self.bytes + self.ready_bytes > self.limits.whole_bytes
         {
             if !self.drop_of_heaviest() {
@@ -355,10 +395,9 @@ impl Rejected {
         }
     }
 
-    /// Something came: who missed it is to be judged again, or may be fetched again. Says whether
-    /// somebody is to be judged.
-    pub fn wake<'a>(&mut self, came: impl IntoIterator<Item = Want<'a>>) -> bool {
-        let mut woken = false;
+    /// Something came: who missed it is to be judged again, or may be fetched again.
+    pub fn wake<'a>(&mut self, came: impl IntoIterator<Item = Want<'a>>) -> Woken {
+        let mut woken = Woken::default();
         for want in came {
             let hash = self.hasher.hash_one(want);
             self.clock += 1;
@@ -375,14 +414,16 @@ impl Rejected {
             let waiting = self.misses.range((hash, 0)..=(hash, u64::MAX));
             let waiting: Vec<u64> = waiting.map(|(_, number)| *number).collect();
             for number in waiting {
-                if let Some(whole) = self.remove(number) {
+                let whole = self.remove(number);
+                woken.forgot |= whole.is_none();
+                if let Some(whole) = whole {
                     let again = Again {
                         event: whole.event,
                         source: whole.source,
                         tries: whole.tries + 1,
                     };
                     self.make_ready(again, whole.bytes);
-                    woken = true;
+                    woken.ready = true;
                 }
             }
         }
@@ -412,8 +453,16 @@ impl Rejected {
         }
     }
 
-    /// Time has passed.
-    pub fn tick(&mut self, now: Moment) {
+    /// Time has passed. Says whether somebody is to be judged again.
+    pub fn tick(&mut self, now: Moment) -> bool {
+        let mut ready = false;
+        while self.later.front().is_some_and(|(due, ..)| *due <= now)
+            && let Some((_, again, bytes)) = self.later.pop_front()
+        {
+            self.ready_bytes -= bytes;
+            self.make_ready(again, bytes);
+            ready = true;
+        }
         while let Some(number) = self.whole.first().copied()
             && self.entries[&number].since + self.durations.hot <= now
         {
@@ -425,6 +474,7 @@ impl Rejected {
             let number = *number;
             self.remove(number);
         }
+        ready
     }
 
     /// Every number that is kept twice agrees.
@@ -438,9 +488,10 @@ impl Rejected {
         let misses: usize = self.entries.values().map(|entry| entry.misses.len()).sum();
         let of_sources: usize = self.sources.values().map(|source| source.bytes).sum();
         let ready: usize = self.ready.values().map(|(_, bytes)| *bytes).sum();
+        let later: usize = self.later.iter().map(|(_, _, bytes)| *bytes).sum();
         self.bytes == bytes
             && of_sources == bytes
-            && self.ready_bytes == ready
+            && self.ready_bytes == ready + later
             && self.ids.len() == self.entries.len()
             && self.misses.len() == misses
             && self.heaviest.len() == self.sources.len()
@@ -449,7 +500,7 @@ impl Rejected {
 }
 
 /// What an event takes, roughly.
-fn size(event: &Event) -> usize {
+pub fn size(event: &Event) -> usize {
     let tags = event.tags.iter().flat_map(|tag| tag.as_slice());
     let tags: usize = tags.map(|value| value.len() + size_of::<String>()).sum();
     size_of::<Event>() + event.content.len() + tags
@@ -457,7 +508,10 @@ fn size(event: &Event) -> usize {
 
 /// What comes with an announcement that stands so now.
 pub fn brought_by_announcement(repo: &RepoId, is_served: bool) -> Vec<Want<'_>> {
-    let mut came = vec![Want::Announcement(&repo.identifier)];
+    let mut came = vec![
+        Want::Announcement(&repo.identifier),
+        Want::Author(&repo.owner),
+    ];
     if is_served {
         came.push(Want::Repository(repo));
     }
@@ -479,9 +533,11 @@ pub fn event_came(rejected: &mut Rejected, event: &Event) -> bool {
         .filter(|value| value.contains(':'))
         .take(MISSED_BY_ONE)
         .collect();
-    let came = [Want::Event(&id)].into_iter();
+    let author = author_of(event);
+    let came = [Want::Event(&id), Want::Author(&author)].into_iter();
     let came = came.chain(events.iter().map(Want::ReferenceTo));
-    rejected.wake(came.chain(addresses.into_iter().map(Want::ReferenceToAddress)))
+    let woken = rejected.wake(came.chain(addresses.into_iter().map(Want::ReferenceToAddress)));
+    woken.ready
 }
 
 /// Sorts events into the order in which they are to be judged.

@@ -59,7 +59,11 @@ fn any_announcement_of_the_identifier_wakes_announcements_and_states() {
         assert!(keep(&mut rejected, one, at(0)));
         assert!(rejected.contains(&id_of(one)) && rejected.keeps(&id_of(one)));
     }
-    assert!(rejected.wake(brought_by_announcement(&repo(1, "x"), false)));
+    assert!(
+        rejected
+            .wake(brought_by_announcement(&repo(1, "x"), false))
+            .ready
+    );
     assert_eq!(ids(&rejected.ready(9)), [announcement.id]);
     assert_eq!(ids(&rejected.ready(9)), [state.id]);
     assert!(rejected.ready(9).is_empty());
@@ -73,8 +77,11 @@ fn what_refers_to_a_repository_waits_until_that_is_served() {
     let repo = repo(1, "x");
     let issue = event(&keys(2), ISSUE, 1, &[&["a", &repo.coordinate()]]);
     keep(&mut rejected, &issue, at(0));
-    assert!(!rejected.wake(brought_by_announcement(&repo, false)));
-    assert!(rejected.wake(brought_by_announcement(&repo, true)));
+    assert_eq!(
+        rejected.wake(brought_by_announcement(&repo, false)),
+        Woken::default()
+    );
+    assert!(rejected.wake(brought_by_announcement(&repo, true)).ready);
     assert_eq!(ids(&rejected.ready(9)), [issue.id]);
 }
 
@@ -150,7 +157,8 @@ fn a_cold_id_is_forgotten_when_what_it_missed_comes() {
     keep(&mut rejected, &state, at(0));
     rejected.refuse(EventId::from_bytes([7; 32]), at(0));
     rejected.tick(at(600));
-    assert!(!rejected.wake(brought_by_announcement(&repo(1, "x"), true)));
+    let woken = rejected.wake(brought_by_announcement(&repo(1, "x"), true));
+    assert!(woken.forgot && !woken.ready);
     assert!(rejected.ready(9).is_empty());
     assert!(!rejected.contains(&id_of(&state)));
     assert!(rejected.contains(&EventId::from_bytes([7; 32])));
@@ -170,6 +178,63 @@ fn it_is_judged_again_a_bounded_number_of_times() {
         judged += usize::from(next.is_some());
     }
     assert_eq!(judged, usize::from(TRIES));
+}
+
+#[test]
+fn what_could_not_be_judged_is_ready_again_a_while_later() {
+    let mut rejected = index();
+    let state = event(&keys(2), STATE, 1, &[&["d", "x"]]);
+    let mut next = again(&state, 1);
+    for tries in 1..TRIES {
+        rejected.put_back(next, at(0));
+        assert_eq!(rejected.sizes(), (1, 0));
+        assert!(!rejected.tick(at(29)) && rejected.ready(1).is_empty());
+        assert!(rejected.tick(at(30)) && rejected.is_sound());
+        next = rejected.ready(1).remove(0);
+        assert_eq!(next.tries, tries);
+    }
+    // For ever is too long; then it may be fetched again.
+    rejected.put_back(next, at(0));
+    assert_eq!(rejected.sizes(), (0, 0));
+    rejected.limits.whole = 3;
+    for n in 0..9 {
+        let comment = event(&keys(2), COMMENT, n, &[]);
+        rejected.put_back(again(&comment, 1), at(0));
+    }
+    assert!(rejected.sizes().0 == 3 && rejected.is_sound());
+}
+
+#[test]
+fn a_list_waits_for_its_author_to_be_known() {
+    let mut rejected = index();
+    let list = event(&keys(2), nip34::GRASP_LIST, 1, &[]);
+    keep(&mut rejected, &list, at(0));
+    assert!(!event_came(
+        &mut rejected,
+        &event(&keys(3), COMMENT, 1, &[])
+    ));
+    assert!(event_came(&mut rejected, &event(&keys(2), COMMENT, 1, &[])));
+    assert_eq!(ids(&rejected.ready(9)), [list.id]);
+    keep(&mut rejected, &list, at(0));
+    let came = repo(2, "x");
+    assert!(rejected.wake(brought_by_announcement(&came, false)).ready);
+}
+
+#[test]
+fn everything_that_an_event_refers_to_is_missed() {
+    let mut rejected = index();
+    let issue = event(&keys(1), ISSUE, 1, &[]);
+    let id = issue.id.to_hex();
+    let repos: Vec<String> = (0..related::FOLLOWED)
+        .map(|n| repo(1, &format!("x{n}")).coordinate())
+        .collect();
+    let mut tags: Vec<Vec<&str>> = repos.iter().map(|repo| vec!["a", repo.as_str()]).collect();
+    tags.push(vec!["e", &id]);
+    let tags: Vec<&[&str]> = tags.iter().map(Vec::as_slice).collect();
+    let comment = event(&keys(2), COMMENT, 2, &tags);
+    keep(&mut rejected, &comment, at(0));
+    assert!(event_came(&mut rejected, &issue));
+    assert_eq!(ids(&rejected.ready(9)), [comment.id]);
 }
 
 #[test]
@@ -221,7 +286,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
     /// Whatever happens in whatever order, the index agrees with itself, and what is ready was kept.
     #[test]
-    fn it_agrees_with_itself(steps in vec((0u8..6, 0u8..8, 0u64..90), 0..80)) {
+    fn it_agrees_with_itself(steps in vec((0u8..7, 0u8..8, 0u64..90), 0..80)) {
         let mut rejected = index();
         let mut now = at(0);
         let names = ["a", "b", "c"];
@@ -233,9 +298,14 @@ proptest! {
             match what {
                 0 => drop(keep(&mut rejected, &state, now)),
                 1 => drop(keep(&mut rejected, &comment, now)),
-                2 => drop(rejected.wake(brought_by_announcement(&repo(1, name), true))),
+                2 => _ = rejected.wake(brought_by_announcement(&repo(1, name), true)),
                 3 => drop(event_came(&mut rejected, &state)),
-                4 => rejected.tick(now),
+                4 => drop(rejected.tick(now)),
+                5 => {
+                    for again in rejected.ready(usize::from(n)) {
+                        rejected.put_back(again, now);
+                    }
+                }
                 _ => drop(rejected.ready(usize::from(n))),
             }
             prop_assert!(rejected.is_sound());

@@ -92,6 +92,18 @@ pub struct Counts {
 }
 
 impl Counts {
+    /// What these are more than those.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Self {
+        Self {
+            succeeded: self.succeeded.saturating_sub(before.succeeded),
+            failed: self.failed.saturating_sub(before.failed),
+            live: self.live.saturating_sub(before.live),
+            negentropy: self.negentropy.saturating_sub(before.negentropy),
+            paged: self.paged.saturating_sub(before.paged),
+        }
+    }
+
     /// These and those.
     pub fn add(&mut self, more: &Self) {
         let add = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);

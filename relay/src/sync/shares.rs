@@ -6,7 +6,8 @@
 //! held under an earlier run of the relay stays its own for one lease time, or longer if it renews.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, HashMap},
     mem,
     sync::Arc,
     time::Duration,
@@ -14,7 +15,7 @@ use std::{
 
 use super::{
     records::Write,
-    reports::{Report, State},
+    reports::{Counts, Report, State},
 };
 use crate::{
     clock::Moment,
@@ -26,11 +27,17 @@ use crate::{
 
 /// Workers that have a share; more of them get nothing.
 const WORKERS: usize = 256;
-/// Remote relays that are synced with: those that served repositories name come first.
-const RELAYS: usize = 4_096;
+/// Remote relays that are synced with: those that served repositories name come first. As many more
+/// are known at most while they are on their way back from workers.
+pub const RELAYS: usize = 4_096;
+/// Of one host so many addresses: whoever names more would have us overrun somebody else.
+const OF_ONE_HOST: usize = 4;
 /// For this part of a lease nothing is leased after a worker has come: those that start together
 /// share from the beginning.
 const SETTLES: u32 = 40;
+/// For this part of a lease a worker that was heard of once is remembered; one that starts and falls
+/// over, again and again, is not to take a share each time.
+const ON_TRIAL: u32 = 10;
 
 /// The lease is not the caller's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -43,6 +50,17 @@ struct Lease {
     token: u64,
     until: Moment,
     give_back: bool,
+    /// What its holder said last that it counted in all; `None`: it was said to an earlier run.
+    counted: Option<Counts>,
+}
+
+/// A worker that is heard of.
+#[derive(Debug, Clone, Copy)]
+struct Worker {
+    since: Moment,
+    seen: Moment,
+    /// It was heard of again some time after it came.
+    stays: bool,
 }
 
 /// A remote relay.
@@ -54,6 +72,8 @@ pub struct Remote {
     pub bootstrap: bool,
     /// Repositories that name it.
     pub targets: usize,
+    /// Of these: served.
+    pub full: usize,
     lease: Option<Lease>,
     /// What its worker says of it.
     pub report: Report,
@@ -65,13 +85,20 @@ impl Remote {
             label: label.clone(),
             bootstrap: false,
             targets: 0,
+            full: 0,
             lease: None,
             report: Report::default(),
         }
     }
 
-    fn is_wanted(&self) -> bool {
+    /// Whether it is configured, or a repository names it that it is taken for.
+    pub fn is_wanted(&self) -> bool {
         self.bootstrap || self.targets > 0
+    }
+
+    /// Whether it matters more than what waits.
+    pub fn is_settled(&self) -> bool {
+        self.bootstrap || self.full > 0
     }
 
     /// The worker that holds it.
@@ -107,8 +134,10 @@ pub struct Renewed {
 pub struct Shares {
     lease: Duration,
     relays: BTreeMap<RelayUrl, Remote>,
-    /// When each worker was last heard of. At most `WORKERS`.
-    workers: BTreeMap<String, Moment>,
+    /// At most `WORKERS`.
+    workers: BTreeMap<String, Worker>,
+    /// It was said what is wanted: until then nothing is unwanted.
+    is_told: bool,
     /// Nothing is leased before.
     settled: Moment,
     last_token: u64,
@@ -126,6 +155,7 @@ impl Shares {
             lease,
             relays: BTreeMap::new(),
             workers: BTreeMap::new(),
+            is_told: false,
             settled: Moment::default(),
             last_token: first_token,
             writes: Vec::new(),
@@ -157,6 +187,7 @@ impl Shares {
             token,
             until: now + self.lease,
             give_back: false,
+            counted: None,
         });
         self.changed.insert(url.clone());
     }
@@ -191,29 +222,83 @@ impl Shares {
         self.workers.len()
     }
 
-    /// These relays are named by repositories, and no others.
+    /// Of these: for how many the others make room.
+    pub fn counting(&self) -> usize {
+        self.workers.values().filter(|worker| worker.stays).count()
+    }
+
+    /// These relays are named by repositories, and no others. Of too many those are taken that
+    /// matter most; what was taken before makes room for what served repositories name.
     pub fn want(&mut self, asked: &BTreeMap<RelayUrl, Asked>) {
+        self.is_told = true;
+        let chosen = self.choose(asked);
+        if chosen.len() < asked.len() {
+            let left_out = asked.len() - chosen.len();
+            tracing::debug!(left_out, "more relays are named than are synced with");
+        }
         for (url, remote) in &mut self.relays {
-            remote.targets = asked.get(url).map_or(0, |asked| asked.targets);
+            let asked = chosen.get(url);
+            let full = asked.map_or(0, |asked| asked.full);
+            if remote.is_settled() != (remote.bootstrap || full > 0) {
+                self.changed.insert(url.clone());
+            }
+            remote.targets = asked.map_or(0, |asked| asked.targets);
+            remote.full = full;
+            // One of an earlier run goes by its normal form until somebody names it.
+            if let Some(asked) = asked.filter(|_| *remote.label == *url.as_str()) {
+                remote.label = asked.label.clone();
+                self.changed.insert(url.clone());
+            }
         }
         self.forget_unwanted();
-        let mut new: Vec<_> = asked
-            .iter()
-            .filter(|(url, _)| !self.relays.contains_key(url))
-            .collect();
-        new.sort_by_key(|(_, asked)| asked.full == 0);
-        let room = RELAYS.saturating_sub(self.relays.len());
-        if new.len() > room {
-            tracing::warn!(left_out = new.len() - room, "too many relays to sync with");
-        }
-        for (url, asked) in new.into_iter().take(room) {
+        for (url, asked) in chosen {
+            if self.relays.contains_key(url) || self.relays.len() >= 2 * RELAYS {
+                continue;
+            }
             let mut remote = Remote::new(&asked.label);
             remote.targets = asked.targets;
+            remote.full = asked.full;
             self.relays.insert(url.clone(), remote);
             self.changed.insert(url.clone());
         }
         self.more = true;
         self.balance();
+    }
+
+    /// Those of the relays that are synced with: of one host `OF_ONE_HOST`, all together `RELAYS`.
+    fn choose<'a>(
+        &self,
+        asked: &'a BTreeMap<RelayUrl, Asked>,
+    ) -> BTreeMap<&'a RelayUrl, &'a Asked> {
+        // What is known already stays before what is like it, so that nothing changes without need.
+        let rank = |(url, asked): &(&RelayUrl, &Asked)| {
+            let known = self.relays.get(*url);
+            let leased = known.is_some_and(|remote| remote.lease.is_some());
+            (
+                asked.full == 0,
+                !leased,
+                known.is_none(),
+                Reverse(asked.targets),
+            )
+        };
+        let mut hosts: HashMap<&str, Vec<(&RelayUrl, &Asked)>> = HashMap::new();
+        for one in asked {
+            hosts.entry(one.0.place()).or_default().push(one);
+        }
+        let mut chosen = Vec::new();
+        for mut of_host in hosts.into_values() {
+            if of_host.len() > OF_ONE_HOST {
+                // A host's own address before what somebody may have put behind it.
+                of_host.sort_by_key(|one| (one.1.full == 0, !one.0.is_plain(), rank(one), one.0));
+                of_host.truncate(OF_ONE_HOST);
+            }
+            chosen.append(&mut of_host);
+        }
+        if chosen.len() > RELAYS {
+            chosen.sort_by_key(|one| (rank(one), one.0));
+            chosen.truncate(RELAYS);
+        }
+        chosen.into_iter().collect()
     }
 
     fn forget_unwanted(&mut self) {
@@ -229,12 +314,33 @@ impl Shares {
 
     /// A worker is heard of.
     fn seen(&mut self, worker: &str, now: Moment) {
-        if let Some(seen) = self.workers.get_mut(worker) {
-            *seen = now;
+        let settles = self.lease / SETTLES;
+        if let Some(worker) = self.workers.get_mut(worker) {
+            worker.seen = now;
+            if !worker.stays && now.since(worker.since) >= settles {
+                worker.stays = true;
+                self.more = true;
+            }
         } else if self.workers.len() < WORKERS {
-            self.workers.insert(worker.to_owned(), now);
+            let heard = Worker {
+                since: now,
+                seen: now,
+                stays: false,
+            };
+            self.workers.insert(worker.to_owned(), heard);
             self.more = true;
-            self.settled = now + self.lease / SETTLES;
+            // Those who come meanwhile do not put it off: somebody may come all the time.
+            if self.settled <= now {
+                self.settled = now + settles;
+            }
+        }
+    }
+
+    /// Until when a worker is remembered that is not heard of again.
+    fn remembered(&self, worker: &Worker) -> Moment {
+        match worker.stays {
+            true => worker.seen + self.lease,
+            false => worker.since + self.lease / ON_TRIAL,
         }
     }
 
@@ -257,17 +363,17 @@ impl Shares {
             self.settled = Moment::default();
             self.more = true;
         }
-        let (lease, before) = (self.lease, self.workers.len());
-        self.workers.retain(|worker, seen| {
-            // A clock that was set back would keep it for ever.
-            *seen = (*seen).min(now);
-            let stays = now.since(*seen) < lease;
-            if !stays {
-                tracing::info!(worker, "a worker is not heard of any more");
-            }
-            stays
-        });
-        self.more |= self.workers.len() < before;
+        let gone: Vec<String> = self
+            .workers
+            .iter()
+            .filter(|(_, worker)| self.remembered(worker) <= now)
+            .map(|(name, _)| name.clone())
+            .collect();
+        for worker in gone {
+            tracing::info!(worker, "a worker is not heard of any more");
+            self.workers.remove(&worker);
+            self.more = true;
+        }
         self.forget_unwanted();
         self.balance();
     }
@@ -279,7 +385,7 @@ impl Shares {
             .values()
             .filter_map(|remote| remote.lease.as_ref());
         let ends = leases.map(|lease| lease.until);
-        let gone = self.workers.values().map(|seen| *seen + self.lease);
+        let gone = self.workers.values().map(|worker| self.remembered(worker));
         let settled = Some(self.settled).filter(|settled| *settled > now);
         ends.chain(gone).chain(settled).min()
     }
@@ -296,12 +402,14 @@ impl Shares {
         }
     }
 
-    /// How many wanted relays each worker that is heard of holds.
-    fn held(&self) -> BTreeMap<&str, usize> {
+    /// How many wanted relays each worker holds that is heard of; of those that have only just come
+    /// too, or not.
+    fn held(&self, new_too: bool) -> BTreeMap<&str, usize> {
         let mut held: BTreeMap<&str, usize> = self
             .workers
-            .keys()
-            .map(|worker| (worker.as_str(), 0))
+            .iter()
+            .filter(|(_, worker)| worker.stays || new_too)
+            .map(|(name, _)| (name.as_str(), 0))
             .collect();
         for remote in self.relays.values().filter(|remote| remote.is_wanted()) {
             if let Some(count) = remote.worker().and_then(|worker| held.get_mut(worker)) {
@@ -313,10 +421,10 @@ impl Shares {
 
     /// How many relays each worker may hold: the same for all within one, and the one more for
     /// those who hold more already.
-    fn allowed(&self) -> BTreeMap<String, usize> {
+    fn allowed(&self, new_too: bool) -> BTreeMap<String, usize> {
         let wanted = self.relays.values().filter(|remote| remote.is_wanted());
         let wanted = wanted.count();
-        let held = self.held();
+        let held = self.held(new_too);
         let Some(each) = wanted.checked_div(held.len()) else {
             return BTreeMap::new();
         };
@@ -331,12 +439,14 @@ impl Shares {
 
     /// Says of each leased relay whether it is to be given back.
     fn balance(&mut self) {
-        let allowed = self.allowed();
+        // Nobody gives anything back for one that has only just come, and may be gone already.
+        let allowed = self.allowed(false);
         let mut surplus: BTreeMap<String, usize> = BTreeMap::new();
-        for (worker, held) in self.held() {
+        for (worker, held) in self.held(false) {
             let allowed = allowed.get(worker).copied().unwrap_or_default();
             surplus.insert(worker.to_owned(), held.saturating_sub(allowed));
         }
+        let is_told = self.is_told;
         let mut leased: Vec<(&RelayUrl, &mut Remote)> = self
             .relays
             .iter_mut()
@@ -355,7 +465,7 @@ impl Shares {
                 continue;
             };
             let give_back = match surplus.get_mut(&lease.worker) {
-                _ if !is_wanted => true,
+                _ if !is_wanted => is_told,
                 Some(left) if *left > 0 => {
                     *left -= 1;
                     true
@@ -376,8 +486,9 @@ impl Shares {
         if now < self.settled {
             return Vec::new();
         }
-        let held = self.held().get(worker).copied().unwrap_or_default();
-        let allowed = self.allowed().get(worker).copied().unwrap_or_default();
+        let held = self.held(true).get(worker).copied().unwrap_or_default();
+        let allowed = self.allowed(true).get(worker).copied();
+        let allowed = allowed.unwrap_or_default();
         let room = allowed.saturating_sub(held);
         let mut free: Vec<(bool, RelayUrl)> = self
             .relays
@@ -398,6 +509,7 @@ impl Shares {
                 token,
                 until: now + self.lease,
                 give_back: false,
+                counted: Some(Counts::default()),
             });
             let bootstrap = remote.bootstrap && remote.targets == 0;
             self.writes.push(Write::leased(&url, token, worker));
@@ -450,6 +562,10 @@ impl Shares {
                 kept.push((url, token));
             }
         }
+        // Who holds something has been here for a while, under an earlier run perhaps.
+        if let Some(worker) = self.workers.get_mut(worker).filter(|_| !kept.is_empty()) {
+            worker.stays = true;
+        }
         // The worker may be new to this run: whose leases are whose share is known only now.
         self.balance();
         let renewed = |(url, token): (RelayUrl, u64)| {
@@ -461,6 +577,21 @@ impl Shares {
             })
         };
         kept.into_iter().filter_map(renewed).collect()
+    }
+
+    /// Of what a worker counted since its lease began: what it had not said before.
+    pub fn more_counted(
+        &mut self,
+        url: &RelayUrl,
+        worker: &str,
+        token: u64,
+        totals: Counts,
+    ) -> Counts {
+        let Ok(lease) = self.holder(url, worker, token) else {
+            return Counts::default();
+        };
+        let before = lease.counted.replace(totals);
+        before.map_or_else(Counts::default, |before| totals.since(&before))
     }
 
     /// What a worker says of a relay that it holds.

@@ -116,6 +116,12 @@ impl World {
     }
 }
 
+/// All that one worker gets.
+fn leased_by(shares: &mut Shares, worker: &str) -> Vec<Leased> {
+    shares.lease(worker, at(0));
+    shares.lease(worker, at(500))
+}
+
 #[test]
 fn those_who_start_together_share_from_the_beginning() {
     let mut world = World::new(40);
@@ -156,6 +162,7 @@ fn a_relay_is_not_leased_again_before_it_is_given_back() {
     world.settle(&["a"]);
     world.lease("b");
     world.passes(SETTLED);
+    world.lease("b");
     // It knows that it shall, and takes its time.
     let held = world.holds["a"].clone();
     let renewed = world.shares.renew("a", held, world.now);
@@ -244,6 +251,179 @@ fn the_number_of_relays_is_bounded_and_served_repositories_come_first() {
     shares.want(&many);
     assert_eq!(shares.all().count(), RELAYS);
     assert!(shares.get(&url(9_999)).is_some());
+}
+
+#[test]
+fn what_waits_makes_room_for_what_is_served_even_when_it_was_there_first() {
+    let mut strangers = asked(0..RELAYS);
+    for asked in strangers.values_mut() {
+        asked.full = 0;
+    }
+    let mut shares = Shares::new(LEASE, 0, None);
+    shares.want(&strangers);
+    let leased = leased_by(&mut shares, "a");
+    assert_eq!(leased.len(), RELAYS);
+    let served = asked(RELAYS..RELAYS + 10);
+    let mut all = strangers.clone();
+    all.extend(served.clone());
+    shares.want(&all);
+    assert!(served.keys().all(|url| shares.get(url).is_some()));
+    let held = leased.iter().map(|one| (one.url.clone(), one.token));
+    let renewed = shares.renew("a", held, at(600));
+    let back: Vec<_> = renewed.iter().filter(|one| one.give_back).collect();
+    assert_eq!(back.len(), 10);
+    let back: Vec<_> = back
+        .iter()
+        .map(|one| (one.url.clone(), one.token))
+        .collect();
+    shares.release("a", back, at(600));
+    assert_eq!(shares.all().count(), RELAYS);
+    // Nothing more moves, and what is served is not pushed out by what is served too.
+    let before: Vec<RelayUrl> = shares.all().map(|(url, _)| url.clone()).collect();
+    let mut more = all.clone();
+    more.extend(asked(0..RELAYS));
+    shares.want(&more);
+    assert!(served.keys().all(|url| shares.get(url).is_some()));
+    shares.want(&all);
+    let after: Vec<RelayUrl> = shares.all().map(|(url, _)| url.clone()).collect();
+    assert_eq!(after, before);
+}
+
+#[test]
+fn what_is_on_its_way_back_is_bounded_too() {
+    let mut shares = Shares::new(LEASE, 0, None);
+    for round in 0..4 {
+        shares.want(&asked(round * RELAYS..(round + 1) * RELAYS));
+        // The worker gives nothing back.
+        leased_by(&mut shares, "a");
+        assert!(shares.all().count() <= 2 * RELAYS);
+    }
+}
+
+#[test]
+fn one_host_has_a_few_addresses_and_its_own_is_among_them() {
+    let mut many = BTreeMap::new();
+    let mut name = |text: &str, full| {
+        let label = text.into();
+        let targets = 1;
+        many.insert(
+            RelayUrl::parse(text).unwrap(),
+            Asked {
+                label,
+                targets,
+                full,
+            },
+        );
+    };
+    for n in 0..100 {
+        name(&format!("wss://victim.example/{n}"), 0);
+        name(&format!("wss://victim.example:{}/", 1_000 + n), 0);
+        name(&format!("ws://127.0.0.1:{}", 1_000 + n), 0);
+    }
+    name("wss://victim.example/served", 1);
+    name("wss://victim.example", 0);
+    let mut shares = Shares::new(LEASE, 0, None);
+    shares.want(&many);
+    let of_victim = |shares: &Shares| -> Vec<String> {
+        let all = shares.all().map(|(url, _)| url);
+        let of_victim = all.filter(|url| url.place() == "victim.example");
+        of_victim.map(ToString::to_string).collect()
+    };
+    assert_eq!(of_victim(&shares).len(), OF_ONE_HOST);
+    assert!(of_victim(&shares).contains(&"wss://victim.example/served".to_owned()));
+    assert_eq!(shares.all().count(), OF_ONE_HOST + 100);
+    // Its own address comes late, and all the same.
+    let late = RelayUrl::parse("wss://victim.example/zzz").unwrap();
+    let own = RelayUrl::parse("wss://victim.example").unwrap();
+    let mut paths: BTreeMap<RelayUrl, Asked> = many.clone();
+    paths.retain(|url, _| !url.is_plain());
+    let mut shares = Shares::new(LEASE, 0, None);
+    shares.want(&paths);
+    assert_eq!(of_victim(&shares).len(), OF_ONE_HOST);
+    paths.insert(late.clone(), many[&own].clone());
+    paths.insert(own.clone(), many[&own].clone());
+    shares.want(&paths);
+    assert_eq!(of_victim(&shares).len(), OF_ONE_HOST);
+    assert!(shares.get(&own).is_some() && shares.get(&late).is_none());
+}
+
+#[test]
+fn who_comes_and_goes_takes_nothing_from_those_who_stay() {
+    let mut world = World::new(8);
+    world.settle(&["a", "b"]);
+    world.settle(&["a", "b"]);
+    world.settle(&["a", "b"]);
+    assert_eq!(world.counts(), [4, 4]);
+    let before = world.holds.clone();
+    for round in 0..200 {
+        // It starts, asks, and falls over.
+        world.shares.lease(&format!("broken-{round}"), world.now);
+        world
+            .shares
+            .renew(&format!("broken-{round}"), [], world.now);
+        world.passes(Duration::from_millis(200));
+        world.renew("a");
+        world.renew("b");
+        assert!(world.shares.workers() <= 2 + 10);
+    }
+    assert_eq!(world.holds, before);
+    // A relay that comes free is given to one of those who stay.
+    world.shares.want(&asked(0..30));
+    world.passes(LEASE / ON_TRIAL);
+    world.settle(&["a", "b"]);
+    assert_eq!(world.counts(), [15, 15]);
+}
+
+#[test]
+fn who_comes_while_others_settle_does_not_put_it_off() {
+    let mut shares = Shares::new(LEASE, 0, None);
+    shares.want(&asked(0..4));
+    for (n, time) in [0, 200, 400].into_iter().enumerate() {
+        assert!(shares.lease(&format!("w{n}"), at(time)).is_empty());
+    }
+    assert_eq!(shares.lease("w0", at(500)).len(), 2, "a share of three");
+    assert_eq!(shares.lease("w1", at(500)).len(), 1);
+}
+
+#[test]
+fn after_a_start_nothing_is_unwanted_before_it_is_said_what_is_wanted() {
+    let mut shares = Shares::new(LEASE, 1_000, None);
+    for n in 0..3 {
+        shares.restore(&url(n), "old", 7 + n as u64, at(0));
+    }
+    let held = || (0..3).map(|n| (url(n), 7 + n as u64));
+    for time in [100, 700, 1_300] {
+        let renewed = shares.renew("old", held(), at(time));
+        assert_eq!(renewed.len(), 3);
+        assert!(renewed.iter().all(|one| !one.give_back));
+        shares.lease("old", at(time));
+    }
+    shares.want(&asked(0..2));
+    let renewed = shares.renew("old", held(), at(2_000));
+    let back: Vec<bool> = renewed.iter().map(|one| one.give_back).collect();
+    assert_eq!(back, [false, false, true]);
+}
+
+#[test]
+fn totals_are_counted_once_however_often_they_are_said() {
+    let counts = |failed| Counts {
+        failed,
+        ..Counts::default()
+    };
+    let mut shares = Shares::new(LEASE, 1_000, None);
+    shares.restore(&url(0), "a", 7, at(0));
+    shares.want(&asked(0..2));
+    let leased = leased_by(&mut shares, "a").remove(0);
+    let token = leased.token;
+    for (total, more) in [(3, 3), (3, 0), (5, 2)] {
+        let counted = shares.more_counted(&leased.url, "a", token, counts(total));
+        assert_eq!(counted, counts(more));
+    }
+    let stranger = shares.more_counted(&leased.url, "b", token, counts(9));
+    assert_eq!(stranger, counts(0));
+    // What an earlier run was told is not counted again.
+    assert_eq!(shares.more_counted(&url(0), "a", 7, counts(8)), counts(0));
+    assert_eq!(shares.more_counted(&url(0), "a", 7, counts(9)), counts(1));
 }
 
 #[test]

@@ -6,19 +6,19 @@
 //! change; one that does not keep up is cut off and begins anew, and holds up nobody.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use futures::{StreamExt, stream};
-use grasp_proto::words::{EventId, RepoId};
+use grasp_proto::words::RepoId;
 use nostr::{Event, Filter, Kind};
 use tokio::sync::{Notify, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Change, Level, Target, Targets, relay_url::Named};
+use super::{Change, Level, Root, Target, Targets, all_of, relay_url::Named};
 use crate::{
     domain::Domain,
     nip34::{self, announcement::Announcement},
@@ -46,8 +46,10 @@ const AT_ONCE: usize = 8;
 struct Noted {
     /// Bounded by what is announced, now or a window ago.
     repositories: HashSet<RepoId>,
-    /// At most `NOTED`.
-    roots: Vec<(EventId, BTreeSet<RepoId>)>,
+    /// Of these: what was found of them so far does not count.
+    anew: HashSet<RepoId>,
+    /// Root events that came or went, as they did: at most `NOTED`.
+    roots: Vec<(Root, BTreeSet<RepoId>, bool)>,
     /// More roots came than were noted.
     missed: bool,
 }
@@ -75,7 +77,7 @@ struct Found {
     /// `None`: it is not wanted.
     wanted: Option<(Level, Vec<Named>)>,
     /// All its root events, if it is served and was not before.
-    roots: Vec<EventId>,
+    roots: Vec<Root>,
 }
 
 impl Wanted {
@@ -111,8 +113,27 @@ impl Wanted {
         self.0.wake.notify_one();
     }
 
+    /// What was found of a repository so far does not count, if it is wanted: it went, and may be
+    /// back when it is looked up, or events were rejected that may be accepted now.
+    pub fn anew(&self, repo: &RepoId) {
+        let mut noted = self.noted();
+        noted.repositories.insert(repo.clone());
+        noted.anew.insert(repo.clone());
+        drop(noted);
+        self.0.wake.notify_one();
+    }
+
     /// An event is served.
     pub fn served(&self, event: &Event) {
+        self.note_root(event, true);
+    }
+
+    /// An event is served no more.
+    pub fn removed(&self, event: &Event) {
+        self.note_root(event, false);
+    }
+
+    fn note_root(&self, event: &Event, is_served: bool) {
         if !ROOT_KINDS.contains(&event.kind) {
             return;
         }
@@ -122,8 +143,12 @@ impl Wanted {
         }
         let mut noted = self.noted();
         match noted.roots.len() < NOTED {
-            true => noted.roots.push((nip34::id_of(event), repositories)),
-            false => noted.missed = true,
+            true => {
+                let root = (event.created_at, nip34::id_of(event));
+                noted.roots.push((root, repositories, is_served));
+            }
+            // One that went is followed up until the next start.
+            false => noted.missed |= is_served,
         }
         drop(noted);
         self.0.wake.notify_one();
@@ -140,6 +165,7 @@ impl Wanted {
     pub async fn look_up(&self, release: &Release) -> bool {
         let Noted {
             repositories,
+            anew,
             roots,
             missed,
         } = mem::take(&mut *self.noted());
@@ -149,7 +175,10 @@ impl Wanted {
         }
         known.extend(repositories);
         let looks = stream::iter(known)
-            .map(|repo| async { (self.find(&repo, missed, release).await, repo) })
+            .map(|repo| async {
+                let all_roots = missed || anew.contains(&repo);
+                (self.find(&repo, all_roots, release).await, repo)
+            })
             .buffer_unordered(AT_ONCE);
         let results: Vec<_> = looks.collect().await;
         let mut found = Vec::new();
@@ -158,11 +187,14 @@ impl Wanted {
                 Ok(one) => found.push(one),
                 Err(error) => {
                     tracing::error!(%repo, %error, "what is to be synced of it is looked up again");
-                    self.announced(&repo);
+                    match anew.contains(&repo) {
+                        true => self.anew(&repo),
+                        false => self.announced(&repo),
+                    }
                 }
             }
         }
-        self.apply(found, roots)
+        self.apply(found, &anew, roots)
     }
 
     async fn find(
@@ -203,21 +235,45 @@ impl Wanted {
         })
     }
 
-    fn apply(&self, found: Vec<Found>, roots: Vec<(EventId, BTreeSet<RepoId>)>) -> bool {
+    fn apply(
+        &self,
+        found: Vec<Found>,
+        anew: &HashSet<RepoId>,
+        roots: Vec<(Root, BTreeSet<RepoId>, bool)>,
+    ) -> bool {
         // Told under the lock: a snapshot is taken between two messages, never within one.
         let mut index = self.index();
         let mut changes = Vec::new();
-        for one in found {
-            match one.wanted {
-                Some((level, relays)) => changes.extend(index.set(&one.repo, level, &relays)),
-                None => changes.extend(index.remove(&one.repo)),
-            }
-            changes.extend(index.add_roots(&one.repo, one.roots));
-        }
-        for (root, repositories) in roots {
+        // Grouped, so that a repository is told once and not with each of its roots.
+        let mut came: BTreeMap<RepoId, BTreeSet<Root>> = BTreeMap::new();
+        for (root, repositories, is_served) in roots {
             for repo in repositories {
-                changes.extend(index.add_roots(&repo, [root]));
+                if is_served {
+                    came.entry(repo).or_default().insert(root);
+                    continue;
+                }
+                if let Some(came) = came.get_mut(&repo) {
+                    came.remove(&root);
+                }
+                index.remove_root(&repo, &root);
             }
+        }
+        for one in found {
+            let Some((level, relays)) = one.wanted else {
+                changes.extend(index.remove(&one.repo));
+                continue;
+            };
+            let was_wanted = index.get(&one.repo).is_some();
+            let set = index.set(&one.repo, level, &relays);
+            let came = came.remove(&one.repo).unwrap_or_default();
+            let added = index.add_roots(&one.repo, one.roots.into_iter().chain(came));
+            match was_wanted && anew.contains(&one.repo) {
+                true => changes.extend(index.begin_anew(&one.repo)),
+                false => changes.extend(set.into_iter().chain(added)),
+            }
+        }
+        for (repo, roots) in came {
+            changes.extend(index.add_roots(&repo, roots));
         }
         let changed = !changes.is_empty();
         for message in messages(changes) {
@@ -233,12 +289,7 @@ impl Wanted {
         // Ends with the feed only, and this is one.
         let _ = self.0.built.subscribe().wait_for(|built| *built).await;
         let index = self.index();
-        let set = |(repo, target): (&RepoId, &Target)| Change::Set {
-            repo: repo.clone(),
-            level: target.level,
-            relays: target.relays.clone(),
-            new_roots: target.roots.iter().copied().collect(),
-        };
+        let set = |(repo, target): (&RepoId, &Target)| all_of(repo, target);
         let all = index.all().map(set).collect();
         (messages(all), self.0.news.subscribe())
     }
@@ -270,13 +321,13 @@ impl Wanted {
 }
 
 /// The ids of a repository's root events that are served.
-async fn roots_of(repo: &RepoId, release: &Release) -> Result<Vec<EventId>, StoreError> {
+async fn roots_of(repo: &RepoId, release: &Release) -> Result<Vec<Root>, StoreError> {
     let coordinate = repo.coordinate();
     let mut roots = Vec::new();
     for tag in related::TO_ADDRESSES {
         let filter = Filter::new().kinds(ROOT_KINDS).custom_tag(tag, &coordinate);
         let items = release.store.items(filter).await?;
-        roots.extend(items.into_iter().map(|(id, _)| id));
+        roots.extend(items.into_iter().map(|(id, at)| (at, id)));
     }
     Ok(roots)
 }
@@ -311,6 +362,7 @@ fn split(change: Change) -> Vec<Change> {
             level,
             relays,
             new_roots,
+            generation,
         } if new_roots.len() > ROOTS_A_MESSAGE => new_roots
             .chunks(ROOTS_A_MESSAGE)
             .map(|chunk| Change::Set {
@@ -318,6 +370,7 @@ fn split(change: Change) -> Vec<Change> {
                 level,
                 relays: relays.clone(),
                 new_roots: chunk.to_vec(),
+                generation,
             })
             .collect(),
         other => vec![other],
@@ -326,6 +379,8 @@ fn split(change: Change) -> Vec<Change> {
 
 #[cfg(test)]
 mod tests {
+    use grasp_proto::words::EventId;
+
     use super::*;
     use crate::nip34::{
         ANNOUNCEMENT,
@@ -346,6 +401,7 @@ mod tests {
             level: Level::Full,
             relays: vec![],
             new_roots: roots.map(root).collect(),
+            generation: 1,
         };
         let mut changes = vec![set(0..4_000), set(4_000..8_000), set(8_000..33_000)];
         changes.extend((0..1_200).map(|_| Change::Removed(repo.clone())));

@@ -1,6 +1,10 @@
 //! Addresses of remote relays, in their normal form: what is one relay is one value.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
 
 use url::Url;
 
@@ -49,9 +53,43 @@ impl RelayUrl {
         Domain::of_url(&self.0).is_some_and(|domain| domain.is_same_place(service))
     }
 
+    /// Whose it is, as far as the address shows: its host; at an address that is nobody's in
+    /// particular, host and port.
+    pub fn place(&self) -> &str {
+        let rest = self.0.split_once("://").map_or(&*self.0, |(_, rest)| rest);
+        let authority = rest.split(['/', '?']).next().unwrap_or(rest);
+        let host = match authority.rsplit_once(':') {
+            // Colons of an IPv6 address are within brackets.
+            Some((host, port)) if !port.contains(']') => host,
+            _ => authority,
+        };
+        match is_nobodys(host) {
+            true => authority,
+            false => host,
+        }
+    }
+
+    /// Whether it is a host and nothing behind it, as relays' addresses mostly are.
+    pub fn is_plain(&self) -> bool {
+        let rest = self.0.split_once("://").map_or(&*self.0, |(_, rest)| rest);
+        !rest.contains(['/', '?'])
+    }
+
     /// The address.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+/// Whether it is loopback, or in a network of the reader's own.
+fn is_nobodys(host: &str) -> bool {
+    if let Ok(v4) = host.parse::<Ipv4Addr>() {
+        return v4.is_loopback() || v4.is_private() || v4.is_link_local();
+    }
+    let v6 = host.trim_start_matches('[').trim_end_matches(']');
+    match v6.parse::<Ipv6Addr>() {
+        Ok(v6) => v6.is_loopback() || v6.is_unique_local() || v6.is_unicast_link_local(),
+        Err(_) => host == "localhost" || host.ends_with(".localhost"),
     }
 }
 
@@ -118,6 +156,26 @@ mod tests {
         let long = format!("wss://a/{}", "é".repeat(100));
         for none in ["https://a", "a.example", "wss://", "wss://.", "", &long] {
             assert_eq!(normal(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn addresses_of_one_host_are_of_one_place() {
+        for (text, place, plain) in [
+            ("wss://a.example", "a.example", true),
+            ("wss://a.example:7777", "a.example", true),
+            ("ws://a.example/x?y", "a.example", false),
+            ("wss://a.example?y:1", "a.example", false),
+            ("wss://1.2.3.4:99/x", "1.2.3.4", false),
+            ("wss://[2001:db8::1]:99", "[2001:db8::1]", true),
+            ("ws://127.0.0.1:99/x", "127.0.0.1:99", false),
+            ("ws://10.0.0.1:99", "10.0.0.1:99", true),
+            ("ws://[::1]:99", "[::1]:99", true),
+            ("ws://[::1]", "[::1]", true),
+            ("ws://localhost:99", "localhost:99", true),
+        ] {
+            let url = RelayUrl::parse(text).unwrap();
+            assert_eq!((url.place(), url.is_plain()), (place, plain), "{text}");
         }
     }
 

@@ -365,7 +365,10 @@ async fn a_newer_announcement_changes_the_relays_and_roots_of_before_are_found()
     let wanted = Wanted::new(Domain::parse("grasp.example").unwrap());
     wanted.build(&inside.release).await;
     let known = |wanted: &Wanted| wanted.look(|targets| targets.get(&repo).cloned().unwrap());
-    assert_eq!(known(&wanted).roots, BTreeSet::from([id_of(&issue)]));
+    assert_eq!(
+        known(&wanted).roots,
+        BTreeSet::from([(issue.created_at, id_of(&issue))])
+    );
     inside
         .served(&named(1, "x", 30, &[], &["wss://new.example"]))
         .await;

@@ -39,6 +39,10 @@ async fn relays_are_shared_among_workers_who_come_and_die() {
         tokio::task::yield_now().await;
     }
     open.passes(SETTLES);
+    // They are still there, and so they count.
+    while open.syncing.act(|shares, _| shares.counting()) < 4 {
+        tokio::task::yield_now().await;
+    }
     for worker in &mut workers {
         let own = held.get_mut(&worker.name).unwrap();
         let renewed = worker.renew(own).await;
@@ -156,6 +160,11 @@ async fn a_restart_gives_nobody_what_another_may_still_hold() {
     let mut inside = Inside::new().await;
     inside.tokens = tokens;
     let again = Open::over(inside, journal, &records).await;
+    // Workers renew before everything has been looked up.
+    let mut early = again.worker("old");
+    let renewed = early.renew(&held).await;
+    assert_eq!(renewed.len(), 2);
+    assert!(renewed.iter().all(|relay| !relay.give_back));
     again.want(3).await;
     let mut new = again.worker("new");
     new.lease(0).await;
@@ -248,11 +257,22 @@ async fn what_workers_say_is_shown() {
     let dead = wire::RelayReport {
         state: RelayState::Disconnected.into(),
         dead: true,
-        ..report
+        ..report.clone()
     };
     worker.say(vec![dead]).await;
     shows("ngit_sync_relay_status{relay=\"wss://Shown.example/\"} 3");
     shows(&format!("{attempts},result=\"failure\"}} 8"));
+    // Totals are told again, until somebody hears.
+    let totals = wire::RelayReport {
+        totals: true,
+        attempts_failed: 5,
+        attempts_succeeded: 1,
+        ..report.clone()
+    };
+    for _ in 0..3 {
+        worker.say(vec![totals.clone()]).await;
+    }
+    shows(&format!("{attempts},result=\"failure\"}} 13"));
     // A worker that dies takes its connections along; the series stay.
     open.passes(LEASE);
     shows("ngit_sync_relay_connected{relay=\"wss://Shown.example/\"} 0");
