@@ -81,9 +81,6 @@ impl Relays {
         let patience = every.max(Duration::from_secs(1));
         match timeout(patience, self.world.sync.renew(reports)).await {
             Ok(Ok(answer)) => {
-                for (relay, report) in reported {
-                    relay.status.told(report);
-                }
                 self.renewed(reported, sent, answer).await;
                 true
             }

@@ -53,7 +53,7 @@ impl Default for Facts {
     }
 }
 
-/// What has been counted since the lease began, or of it, what has been told.
+/// What has been counted since the lease began.
 #[derive(Debug, Default)]
 struct Counts {
     succeeded: AtomicU64,
@@ -68,7 +68,6 @@ struct Counts {
 pub struct Status {
     facts: Mutex<Facts>,
     counts: Counts,
-    told: Counts,
     /// Something has changed since the last report,
     fresh: AtomicBool,
     /// and whoever reports is woken by this.
@@ -152,13 +151,12 @@ impl Status {
         metrics::counter!("ngit_relays_events_total", "method" => name).increment(1);
     }
 
-    /// As the relay is told, with what was counted since it was told last.
+    /// As the relay is told, with all that was counted: what it did not hear is not lost, and what it
+    /// heard without our hearing of it counts once.
     pub fn report(&self, url: &str, token: u64) -> RelayReport {
         // First: what changes from now on is news again.
         self.fresh.swap(false, AcqRel);
-        let since = |which: fn(&Counts) -> &AtomicU64| {
-            which(&self.counts).load(Relaxed) - which(&self.told).load(Relaxed)
-        };
+        let all = |which: &AtomicU64| which.load(Relaxed);
         let number = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         let facts = self.facts();
         RelayReport {
@@ -171,24 +169,14 @@ impl Status {
             subscriptions: number(facts.subscriptions),
             confirmed: number(facts.confirmed),
             wanted: number(facts.wanted),
-            attempts_succeeded: since(|counts| &counts.succeeded),
-            attempts_failed: since(|counts| &counts.failed),
-            events_live: since(|counts| &counts.live),
-            events_negentropy: since(|counts| &counts.negentropy),
-            events_paged: since(|counts| &counts.paged),
+            attempts_succeeded: all(&self.counts.succeeded),
+            attempts_failed: all(&self.counts.failed),
+            events_live: all(&self.counts.live),
+            events_negentropy: all(&self.counts.negentropy),
+            events_paged: all(&self.counts.paged),
+            totals: true,
             last_error: facts.last_error.chars().take(LONGEST_REASON).collect(),
-            totals: false,
         }
-    }
-
-    /// This report was answered: what it counted is told.
-    pub fn told(&self, report: &RelayReport) {
-        let add = |which: &AtomicU64, count| which.fetch_add(count, Relaxed);
-        add(&self.told.succeeded, report.attempts_succeeded);
-        add(&self.told.failed, report.attempts_failed);
-        add(&self.told.live, report.events_live);
-        add(&self.told.negentropy, report.events_negentropy);
-        add(&self.told.paged, report.events_paged);
     }
 }
 
@@ -199,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_told_is_not_told_again_and_what_was_not_heard_is() {
+    fn everything_that_was_counted_is_told_each_time() {
         let status = Status::default();
         status.received(Method::Live);
         status.attempted(true);
@@ -207,11 +195,9 @@ mod tests {
         status.received(Method::Live);
         status.received(Method::Paged);
         let second = status.report("wss://x", 1);
+        assert!(first.totals && second.totals);
         assert_eq!((first.events_live, second.events_live), (1, 2));
-        status.told(&second);
-        let third = status.report("wss://x", 1);
-        assert_eq!((third.events_live, third.events_paged), (0, 0));
-        assert_eq!(third.attempts_succeeded, 0);
+        assert_eq!((second.events_paged, second.attempts_succeeded), (1, 1));
     }
 
     #[test]

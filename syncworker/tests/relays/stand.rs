@@ -167,11 +167,19 @@ impl Stand {
         known.renewals.push(std::time::Instant::now());
         let mut renewed = Vec::new();
         for report in reports {
-            known.events_told +=
-                report.events_live + report.events_negentropy + report.events_paged;
+            assert!(report.totals);
+            let all = |report: &RelayReport| {
+                report.events_live + report.events_negentropy + report.events_paged
+            };
             let key = (report.url.clone(), report.token);
             let give_back = known.give_back.contains(&report.url);
-            if let Some(last) = known.leased.get_mut(&key) {
+            let Known {
+                leased,
+                events_told,
+                ..
+            } = &mut *known;
+            if let Some(last) = leased.get_mut(&key) {
+                *events_told += all(&report) - all(last);
                 renewed.push(RenewedRelay {
                     url: report.url.clone(),
                     token: report.token,
