@@ -173,7 +173,7 @@ impl Session<'_> {
         }
         if timers.poll <= now {
             timers.poll = now + timing.poll;
-            memory.poll(timing.from_now_on());
+            memory.poll(timing.overlap_begin());
         }
         if is_due {
             memory.refresh(longest);

@@ -407,7 +407,7 @@ impl Session<'_> {
             Some(number) => {
                 let was = lock(&self.routes).remove(id);
                 if was.is_some() {
-                    let since = self.relay.world.timing.from_now_on();
+                    let since = self.relay.world.timing.overlap_begin();
                     let mut news = lock(&self.news);
                     news.since.get_or_insert(since);
                     news.closed.push((number, why.to_owned()));
@@ -424,7 +424,7 @@ impl Session<'_> {
         if asks_for_silence(text) {
             self.hush(text);
             // It does not say what it did not do.
-            let since = self.relay.world.timing.from_now_on();
+            let since = self.relay.world.timing.overlap_begin();
             let mut news = lock(&self.news);
             news.since.get_or_insert(since);
             news.unheard = true;

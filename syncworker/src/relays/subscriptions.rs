@@ -44,7 +44,7 @@ impl Session<'_> {
             let again = self.to_be_sent_again(news.again, news.unheard);
             {
                 let mut memory = lock(self.memory);
-                let since = news.since.unwrap_or_else(|| timing.from_now_on());
+                let since = news.since.unwrap_or_else(|| timing.overlap_begin());
                 memory.cover(&wanted, live.covered(), since);
                 if news.unheard {
                     let items = again.iter().flat_map(|number| live.items(*number));
@@ -58,7 +58,7 @@ impl Session<'_> {
                 commands = live.change(&wanted);
                 if interrupt(&commands) {
                     let mut memory = lock(self.memory);
-                    memory.coverage.lose(&before, timing.from_now_on());
+                    memory.coverage.lose(&before, timing.overlap_begin());
                 }
             }
             commands.extend(live.again(|number| again.contains(&number)));
@@ -73,7 +73,7 @@ impl Session<'_> {
             {
                 let generations = targets.generations(&self.relay.url);
                 let mut memory = lock(self.memory);
-                memory.cover(&wanted, live.covered(), timing.from_now_on());
+                memory.cover(&wanted, live.covered(), timing.overlap_begin());
                 memory.generations(generations, |repo| targets.items(repo));
                 memory.wanted = wanted;
                 if std::mem::take(&mut first) {

@@ -88,7 +88,7 @@ impl Timing {
     }
 
     /// Since when something is asked for that may be missing from now on.
-    pub(super) fn from_now_on(&self) -> u64 {
+    pub(super) fn overlap_begin(&self) -> u64 {
         self.seconds_ago(self.overlap)
     }
 

@@ -216,6 +216,58 @@ async fn what_came_while_it_was_not_followed_is_asked_for_when_it_is() {
 }
 
 #[tokio::test]
+async fn one_that_names_what_it_does_not_send_is_read_by_pages() {
+    let project = Project::new(10);
+    let manners = Manners {
+        refusal: Refusal::Lies,
+        ..Manners::default()
+    };
+    let remote = Remote::start(manners, project.all.clone()).await;
+    let stand = Stand::new();
+    stand.tell(told(vec![project.target(Level::Full, &[&remote.url])]));
+    stand.lease(&remote.url, 1);
+    let _worker = work(&stand, config(), timing());
+    until("its history is complete", || {
+        stand.is(&remote.url, RelayState::Connected)
+    })
+    .await;
+    assert!(stand.has(&project.all));
+    let asked = remote.asked();
+    let opened = asked
+        .iter()
+        .filter(|asked| asked.verb == "NEG-OPEN")
+        .count();
+    let by_id = asked.iter().filter(|asked| {
+        let mut filters = asked.filters.iter();
+        filters.any(|filter| filter.ids.is_some())
+    });
+    assert_eq!((opened, by_id.count()), (2, 6), "three times each");
+}
+
+#[tokio::test]
+async fn what_is_for_the_moment_only_is_not_synced() {
+    let project = Project::new(0);
+    let remote = Remote::start(Manners::default(), project.all.clone()).await;
+    let stand = Stand::new();
+    stand.tell(told(vec![project.target(Level::Full, &[&remote.url])]));
+    stand.lease(&remote.url, 1);
+    let _worker = work(&stand, config(), timing());
+    until("it is synced", || {
+        stand.is(&remote.url, RelayState::Connected)
+    })
+    .await;
+    let id = project.root.id.to_hex();
+    let of = |kind| event(&project.owner, kind, 1_800_000_000, &[["e", &id]]);
+    let passing = [of(20_000), of(29_999)];
+    let lasting = of(1111);
+    for event in passing.iter().chain([&lasting]) {
+        remote.publish(event.clone());
+    }
+    until("what lasts comes", || stand.has([&lasting])).await;
+    assert!(passing.iter().all(|event| !stand.has([event])));
+}
+
+#[tokio::test]
 async fn one_that_wants_to_know_who_asks_is_told() {
     let project = Project::new(10);
     let manners = Manners {
@@ -407,7 +459,7 @@ async fn what_cannot_be_judged_now_is_left_on_the_wire_and_not_lost() {
     for event in &live {
         remote.publish(event.clone());
     }
-    let received = || stand.report(&remote.url).unwrap().events_live + stand.known().events_told;
+    let received = || stand.known().events_told;
     until("some of it is read", || received() > 150).await;
     // 2 MiB of it, no more, while another one is synced.
     let other = Project::new(30);

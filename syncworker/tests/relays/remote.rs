@@ -11,6 +11,7 @@ use std::{
 
 use futures::{SinkExt, StreamExt};
 use grasp_syncworker::relays::filters::matches;
+use negentropy::{Id, Negentropy, NegentropyStorageVector};
 use nostr::{Event, Filter};
 use serde_json::{Value, json};
 use tokio::{
@@ -38,6 +39,26 @@ pub enum Refusal {
     Seats,
     Closed,
     Silence,
+    /// Not at all, but what it names is not there.
+    Lies,
+}
+
+/// The next step of a reconciliation with one that names two thousand events.
+fn lie(theirs: &Value) -> String {
+    let mut storage = NegentropyStorageVector::new();
+    for n in 0..2_000_u64 {
+        let mut id = [0xaa; 32];
+        id[..8].copy_from_slice(&n.to_be_bytes());
+        storage
+            .insert(1_700_000_000, Id::from_byte_array(id))
+            .unwrap();
+    }
+    storage.seal().unwrap();
+    let theirs = theirs.as_str().unwrap();
+    let mut message = vec![0; theirs.len() / 2];
+    faster_hex::hex_decode(theirs.as_bytes(), &mut message).unwrap();
+    let mut ours = Negentropy::owned(storage, 0).unwrap();
+    faster_hex::hex_string(&ours.reconcile(&message).unwrap())
 }
 
 /// What is sent as the `n`th.
@@ -294,6 +315,7 @@ impl Remote {
                 subscriptions.remove(&id);
                 return vec![];
             }
+            "NEG-MSG" => return vec![json!(["NEG-MSG", id, lie(&message[2])])],
             _ => return vec![],
         };
         let asked = Asked {
@@ -323,6 +345,7 @@ impl Remote {
                 Refusal::Seats => vec![json!(["NEG-ERR", id, "blocked: too many sessions"])],
                 Refusal::Closed => vec![json!(["CLOSED", id, "unsupported"])],
                 Refusal::Silence => vec![],
+                Refusal::Lies => vec![json!(["NEG-MSG", id, lie(&message[3])])],
             };
         }
         if subscriptions.len() >= manners.subscriptions && !subscriptions.contains_key(&id) {
