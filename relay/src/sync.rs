@@ -10,6 +10,7 @@
 //! Tasks: [`Syncing::run`] moves time on, [`judge::Judge::run`] judges again, and
 //! [`crate::targets::feed::Wanted::run`] looks up what changed.
 
+pub mod choice;
 pub mod holdings;
 mod hourly;
 pub mod judge;

@@ -18,11 +18,10 @@ use crate::{
     clock::Moment,
     release::Release,
     sync::{
-        Said, Syncing,
+        Said, Syncing, choice,
         holdings::{self, Item},
         judge::{Judge, Judged, Method, Outcome},
         reports::{Counts, Report, State},
-        shares,
     },
     targets::{
         Change, Level,
@@ -32,7 +31,7 @@ use crate::{
 };
 
 /// Relays that one call may name: all there are, and as many that are on their way back.
-const RELAYS: usize = 2 * shares::RELAYS;
+const RELAYS: usize = 2 * choice::RELAYS;
 /// Events in one request, and their bytes.
 const EVENTS: usize = 500;
 const EVENT_BYTES: usize = 4 << 20;

@@ -6,14 +6,14 @@
 //! held under an earlier run of the relay stays its own for one lease time, or longer if it renews.
 
 use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     mem,
     sync::Arc,
     time::Duration,
 };
 
 use super::{
+    choice::{Known, RELAYS, choose},
     records::Write,
     reports::{Counts, Report, State},
 };
@@ -27,11 +27,6 @@ use crate::{
 
 /// Workers that have a share; more of them get nothing.
 const WORKERS: usize = 256;
-/// Remote relays that are synced with: those that served repositories name come first. As many more
-/// are known at most while they are on their way back from workers.
-pub const RELAYS: usize = 4_096;
-/// Of one host so many addresses: whoever names more would have us overrun somebody else.
-const OF_ONE_HOST: usize = 4;
 /// For this part of a lease nothing is leased after a worker has come: those that start together
 /// share from the beginning.
 const SETTLES: u32 = 40;
@@ -231,7 +226,13 @@ impl Shares {
     /// matter most; what was taken before makes room for what served repositories name.
     pub fn want(&mut self, asked: &BTreeMap<RelayUrl, Asked>) {
         self.is_told = true;
-        let chosen = self.choose(asked);
+        let chosen = choose(asked, |url| {
+            let known = self.relays.get(url)?;
+            Some(match known.lease {
+                Some(_) => Known::Leased,
+                None => Known::Free,
+            })
+        });
         if chosen.len() < asked.len() {
             let left_out = asked.len() - chosen.len();
             tracing::debug!(left_out, "more relays are named than are synced with");
@@ -263,42 +264,6 @@ impl Shares {
         }
         self.more = true;
         self.balance();
-    }
-
-    /// Those of the relays that are synced with: of one host `OF_ONE_HOST`, all together `RELAYS`.
-    fn choose<'a>(
-        &self,
-        asked: &'a BTreeMap<RelayUrl, Asked>,
-    ) -> BTreeMap<&'a RelayUrl, &'a Asked> {
-        // What is known already stays before what is like it, so that nothing changes without need.
-        let rank = |(url, asked): &(&RelayUrl, &Asked)| {
-            let known = self.relays.get(*url);
-            let leased = known.is_some_and(|remote| remote.lease.is_some());
-            (
-                asked.full == 0,
-                !leased,
-                known.is_none(),
-                Reverse(asked.targets),
-            )
-        };
-        let mut hosts: HashMap<&str, Vec<(&RelayUrl, &Asked)>> = HashMap::new();
-        for one in asked {
-            hosts.entry(one.0.place()).or_default().push(one);
-        }
-        let mut chosen = Vec::new();
-        for mut of_host in hosts.into_values() {
-            if of_host.len() > OF_ONE_HOST {
-                // A host's own address before what somebody may have put behind it.
-                of_host.sort_by_key(|one| (one.1.full == 0, !one.0.is_plain(), rank(one), one.0));
-                of_host.truncate(OF_ONE_HOST);
-            }
-            chosen.append(&mut of_host);
-        }
-        if chosen.len() > RELAYS {
-            chosen.sort_by_key(|one| (rank(one), one.0));
-            chosen.truncate(RELAYS);
-        }
-        chosen.into_iter().collect()
     }
 
     fn forget_unwanted(&mut self) {

@@ -1,6 +1,7 @@
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
+use crate::sync::choice::OF_ONE_HOST;
 
 const LEASE: Duration = Duration::from_secs(20);
 const SETTLED: Duration = Duration::from_millis(500);
