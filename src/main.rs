@@ -5,6 +5,7 @@
 
 mod backoff;
 mod demo;
+mod health;
 mod launcher;
 mod run_dir;
 mod status;
@@ -79,6 +80,17 @@ fn command() -> Command {
                         .value_parser(value_parser!(u32).range(1..=10_000))
                         .default_value("20")
                         .help("The most lines of each list"),
+                ),
+        )
+        .subcommand(
+            Command::new("health")
+                .about("Say by the exit code whether a process that runs here does its work")
+                .arg(
+                    Arg::new("role")
+                        .value_name("ROLE")
+                        .value_parser(["relay", "gitd", "syncworker"])
+                        .default_value("relay")
+                        .help("Which, if it was started apart; the relay speaks for a whole service"),
                 ),
         )
         .subcommand(
@@ -192,6 +204,12 @@ fn run(matches: &ArgMatches) -> anyhow::Result<()> {
             let most = given.get_one::<u32>("most").copied().unwrap_or_default();
             let settings = load(given)?;
             runtime()?.block_on(status::print(&settings, given.get_flag("json"), most))
+        }
+        Some(("health", given)) => {
+            let role = given.get_one::<String>("role");
+            let role = role.and_then(|name| health::role_named(name));
+            let settings = load(given)?;
+            runtime()?.block_on(health::check(&settings, role.context("no role")?))
         }
         Some((_, given)) => role(given, Role::Relay, launcher::serve),
         None => role(matches, Role::Relay, launcher::serve),

@@ -1,0 +1,55 @@
+//! What can be seen from the files alone.
+
+use std::{collections::BTreeSet, process::Command};
+
+const COMPOSE: &str = include_str!("../../docker-compose.yml");
+const DOCKERFILE: &str = include_str!("../../Dockerfile");
+
+/// Set to what containers need, in other forms than the operator's, or of no use to any role.
+const NOT_PASSED: [&str; 8] = [
+    // As files, made by `init`.
+    "NGIT_INTERNAL_TOKEN_RELAY",
+    "NGIT_INTERNAL_TOKEN_GITD",
+    "NGIT_INTERNAL_TOKEN_WORKER",
+    // A path outside the container.
+    "NGIT_RELAY_OWNER_NSEC_FILE",
+    // Ignored by graspd.
+    "NGIT_OWNER_NPUB",
+    // Not there yet, and paths too.
+    "NGIT_INTERNAL_TLS_CERT",
+    "NGIT_INTERNAL_TLS_KEY",
+    "NGIT_INTERNAL_TLS_CA",
+];
+
+fn variables(text: &str) -> BTreeSet<&str> {
+    let word = |c: char| !(c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_');
+    let words = text.split(word);
+    let named = |word: &&str| {
+        word.strip_prefix("NGIT_")
+            .is_some_and(|rest| !rest.is_empty())
+    };
+    words.filter(named).collect()
+}
+
+pub fn settings() {
+    let graspd = Command::new(env!("CARGO_BIN_EXE_graspd"))
+        .args(["config", "--reference"])
+        .output()
+        .unwrap();
+    assert!(graspd.status.success());
+    let reference = String::from_utf8(graspd.stdout).unwrap();
+    let (known, passed) = (variables(&reference), variables(COMPOSE));
+    let mut expected = known.clone();
+    for name in NOT_PASSED {
+        assert!(expected.remove(name), "{name} is no setting any more");
+    }
+    let missing: Vec<_> = expected.difference(&passed).collect();
+    assert!(missing.is_empty(), "not in docker-compose.yml: {missing:?}");
+    let unknown: Vec<_> = passed.difference(&known).collect();
+    assert!(unknown.is_empty(), "no settings of graspd: {unknown:?}");
+}
+
+pub fn version() {
+    let line = concat!("ARG VERSION=", env!("CARGO_PKG_VERSION"));
+    assert!(DOCKERFILE.lines().any(|other| other == line), "no {line}");
+}
