@@ -8,7 +8,7 @@ use std::{
 };
 
 use tempfile::TempDir;
-use tokio::process::Command;
+use tokio::{process::Command, sync::RwLock};
 
 use crate::support::{
     Client, Event, Project, Service, events, git,
@@ -86,7 +86,15 @@ pub struct Accepted {
     events: Vec<Event>,
 }
 
-async fn run(mut command: Command) -> Output {
+/// Closed while everything is removed, so that nothing is made meanwhile.
+static OPEN: RwLock<()> = RwLock::const_new(());
+
+async fn run(command: Command) -> Output {
+    let _open = OPEN.read().await;
+    run_now(command).await
+}
+
+async fn run_now(mut command: Command) -> Output {
     let what = format!("{:?}", command.as_std());
     command.stdin(Stdio::null()).kill_on_drop(true);
     let output = tokio::time::timeout(PATIENCE, command.output()).await;
@@ -104,16 +112,25 @@ pub async fn docker(arguments: &[&str]) -> String {
 
 /// Whether a docker command succeeds, and what it prints.
 pub async fn try_docker(arguments: &[&str]) -> (bool, String) {
+    said(run(docker_command(arguments)).await)
+}
+
+fn docker_command(arguments: &[&str]) -> Command {
     let mut command = Command::new("docker");
     command.args(arguments).env("DOCKER_BUILDKIT", "0");
-    let output = run(command).await;
+    command
+}
+
+fn said(output: Output) -> (bool, String) {
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text).trim().to_owned();
     (output.status.success(), text)
 }
 
-/// Removes whatever this process has made.
+/// Removes whatever this process has made, once the commands that run have ended. No other is begun
+/// from then on.
 pub async fn remove_everything() {
+    std::mem::forget(OPEN.write().await);
     let project = project();
     let label = format!("label=com.docker.compose.project={project}");
     let own = format!("label={}", own_label());
@@ -132,11 +149,11 @@ pub async fn remove_everything() {
         (&["images", "-q", "--filter", &image], &["rmi", "-f"]),
     ] {
         // What cannot be removed never keeps the rest from going.
-        let (_, found) = try_docker(list).await;
+        let (_, found) = said(run_now(docker_command(list)).await);
         let mut found: Vec<&str> = found.lines().collect();
         found.dedup();
         if !found.is_empty() {
-            try_docker(&[remove, &found].concat()).await;
+            run_now(docker_command(&[remove, &found].concat())).await;
         }
     }
 }

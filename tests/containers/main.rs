@@ -73,7 +73,7 @@ fn main() -> ExitCode {
     }
     let shared: Arc<OnceCell<Deployment>> = Arc::default();
     if engine.is_ok() {
-        clean_up_on_signal(&runtime, shared.clone());
+        clean_up_on_signal(&runtime);
     }
 
     let on_files = ON_FILES.map(|(name, check)| {
@@ -105,15 +105,12 @@ fn main() -> ExitCode {
     conclusion.exit_code()
 }
 
-fn clean_up_on_signal(runtime: &Runtime, shared: Arc<OnceCell<Deployment>>) {
+fn clean_up_on_signal(runtime: &Runtime) {
     runtime.spawn(async move {
         let mut terminate = signal(SignalKind::terminate()).expect("a signal handler");
         tokio::select! {
             _ = terminate.recv() => {}
             _ = tokio::signal::ctrl_c() => {}
-        }
-        if let Some(deployment) = shared.get() {
-            deployment.tell().await;
         }
         deployment::remove_everything().await;
         std::process::exit(1);
