@@ -43,16 +43,9 @@ pub enum Manner {
     Saying(&'static str, Bytes),
 }
 
-/// One attempt to fetch: it begins with `info/refs`.
-#[derive(Debug, Clone)]
-pub struct Attempt {
-    pub at: Instant,
-    pub path: String,
-}
-
 #[derive(Debug, Default)]
 struct Log {
-    attempts: Vec<Attempt>,
+    attempts: Vec<Instant>,
     running: usize,
     most_running: usize,
     bytes: u64,
@@ -159,8 +152,8 @@ impl Host {
         self.url(name)
     }
 
-    /// The attempts so far, oldest first.
-    pub fn attempts(&self) -> Vec<Attempt> {
+    /// When there were attempts to fetch so far, oldest first: each begins with `info/refs`.
+    pub fn attempts(&self) -> Vec<Instant> {
         self.log.lock().unwrap().attempts.clone()
     }
 
@@ -173,8 +166,11 @@ impl Host {
     pub fn most_in_a_minute(&self) -> usize {
         let attempts = self.attempts();
         let within = |from: usize| {
-            let until = attempts[from].at + Duration::from_secs(60);
-            attempts[from..].iter().take_while(|a| a.at < until).count()
+            let until = attempts[from] + Duration::from_secs(60);
+            attempts[from..]
+                .iter()
+                .take_while(|at| **at < until)
+                .count()
         };
         (0..attempts.len()).map(within).max().unwrap_or_default()
     }
@@ -203,12 +199,7 @@ async fn answer(
     let running = Running::begin(&log);
     let path = request.uri().path().to_owned();
     if path.ends_with("/info/refs") {
-        let at = Instant::now();
-        let attempt = Attempt {
-            at,
-            path: path.clone(),
-        };
-        log.lock().unwrap().attempts.push(attempt);
+        log.lock().unwrap().attempts.push(Instant::now());
     }
     let is_pack = path.ends_with("/git-upload-pack");
     match manner {
@@ -240,14 +231,13 @@ async fn answer(
             if kept.is_empty() {
                 match body.frame().await {
                     Some(Ok(frame)) => kept = frame.into_data().ok()?.to_vec(),
-                    Some(Err(_)) => return None,
                     // A band of the pack after its end, again and again.
                     None if endless => {
                         let mut packet = b"fff0\x01".to_vec();
                         packet.resize(0xfff0, 7);
                         kept = packet;
                     }
-                    None => return None,
+                    Some(Err(_)) | None => return None,
                 }
                 if endless {
                     // The end of the answer is kept back.
