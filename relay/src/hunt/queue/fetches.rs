@@ -18,7 +18,7 @@ use crate::{
 pub enum Step {
     /// Ask this URL; the fetch has this number.
     Ask(u64, CloneUrl),
-    /// Nothing, until the lease's [`Notify`] says so.
+    /// Nothing, until the lease's `Notify` says so.
     Wait,
     /// The lease has ended.
     Ended(Why),
