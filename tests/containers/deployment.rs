@@ -61,6 +61,9 @@ impl Engine {
         if !answers(&["docker", "info"]).await {
             return Err("`docker info` finds no engine".to_owned());
         }
+        if !answers(&["tini", "--version"]).await {
+            return Err("`tini`, which the base image is made with, is not here".to_owned());
+        }
         for compose in [&["docker", "compose"][..], &["docker-compose"]] {
             if answers(&[compose, &["version"]].concat()).await {
                 return Ok(Self { compose });
