@@ -11,19 +11,13 @@ pub mod http;
 use std::{
     fmt, io,
     net::{IpAddr, SocketAddr},
-    pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
     time::Duration,
 };
 
 use futures::future::BoxFuture;
 use rustix::io::Errno;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-    time::timeout,
-};
+use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{
     TlsConnector,
     client::TlsStream,
@@ -151,7 +145,7 @@ impl Net {
         };
         let stream = self.dial(host, port).await?;
         if !secure {
-            return Ok(Stream(Either::Left(stream)));
+            return Ok(Either::Left(stream));
         }
         let tls_error = |why: String| NetError::Tls {
             host: host.to_owned(),
@@ -161,7 +155,7 @@ impl Net {
             .map_err(|_| tls_error("no certificate can be for such a name".into()))?;
         let connector = TlsConnector::from(Arc::clone(&self.tls));
         match timeout(HANDSHAKE, connector.connect(name, stream)).await {
-            Ok(Ok(stream)) => Ok(Stream(Either::Right(Box::new(stream)))),
+            Ok(Ok(stream)) => Ok(Either::Right(Box::new(stream))),
             Ok(Err(error)) => Err(tls_error(error.to_string())),
             Err(_) => Err(tls_error(format!(
                 "no answer within {} s",
@@ -315,49 +309,8 @@ fn in_turn(addresses: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
         .collect()
 }
 
-/// A connection, in TLS or without.
-#[derive(Debug)]
-pub struct Stream(Either<TcpStream, Box<TlsStream<TcpStream>>>);
-
-impl AsyncRead for Stream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
-    }
-}
+/// A connection, without TLS or in it.
+pub type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
 #[cfg(test)]
 mod tests;
