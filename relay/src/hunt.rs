@@ -29,18 +29,17 @@ use std::{
 };
 
 use dashmap::DashMap;
-use futures::future::{BoxFuture, FutureExt, join_all};
+use futures::future::{BoxFuture, FutureExt};
 use grasp_proto::{transport::Trace, words::Identifier};
 use tokio_util::sync::CancellationToken;
 
 use self::{
     meters::Meters,
     queue::{Queue, Rules},
-    records::Write,
 };
 use crate::{
     clock::{Clock, Moment},
-    journal::{Journal, JournalError, Key, Record},
+    journal::{Journal, JournalError, Key, Record, Write},
     serial::Serial,
     verdict::Origin,
 };
@@ -115,16 +114,9 @@ impl Hunt {
         let Inside { queue, meters } = &mut *inside;
         let now = self.clock.now();
         let result = act(queue, now);
-        let mut kept = Vec::new();
         // Within the lock: what was decided first is written first.
-        for write in queue.writes() {
-            match write {
-                Write::Keep(key, record) => kept.push(self.journal.keep(key, &record)),
-                Write::Forget(key) => self.journal.forget(key),
-            }
-        }
+        let kept = self.journal.write(queue.writes());
         meters.show(queue, now);
-        let kept = join_all(kept).map(|all| all.into_iter().collect());
         (result, kept.boxed())
     }
 

@@ -6,6 +6,7 @@
 
 use std::{path::Path, sync::mpsc, thread};
 
+use futures::{FutureExt, future::join_all};
 use heed::{Database, Env, EnvOpenOptions, types::Bytes};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
@@ -170,6 +171,22 @@ pub struct Fetch {
 /// What a record is filed under: 1 to 511 bytes.
 pub type Key = Vec<u8>;
 
+/// The key of a record: its kind, and whose it is.
+pub fn key(kind: u8, name: &[u8]) -> Key {
+    let mut key = vec![kind];
+    key.extend_from_slice(name);
+    key
+}
+
+/// Something that is to be on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Write {
+    /// This record.
+    Keep(Key, Record),
+    /// No record.
+    Forget(Key),
+}
+
 /// The longest key that the database takes. One that it does not would fail the batch of all who
 /// write at the same time.
 const LONGEST_KEY: usize = 511;
@@ -274,6 +291,22 @@ impl Journal {
         if check(&key).is_ok() {
             self.send(|| Change::Remove(key));
         }
+    }
+
+    /// Carries out `writes` in their order; they are on their way when this returns. What is given
+    /// ends when all that is to be kept is on disk.
+    pub fn write(
+        &self,
+        writes: Vec<Write>,
+    ) -> impl Future<Output = Result<(), JournalError>> + use<> {
+        let mut kept = Vec::new();
+        for write in writes {
+            match write {
+                Write::Keep(key, record) => kept.push(self.keep(key, &record)),
+                Write::Forget(key) => self.forget(key),
+            }
+        }
+        join_all(kept).map(|all| all.into_iter().collect())
     }
 
     fn send(&self, change: impl FnOnce() -> Change) {

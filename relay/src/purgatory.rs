@@ -23,12 +23,12 @@ use self::{
 };
 use crate::{
     clock::{Clock, Moment},
-    journal::{Journal, JournalError, Key, Record},
+    journal::{Journal, JournalError, Key, Record, key},
     nip34::state::State,
 };
 
 use records::{
-    ANNOUNCEMENT, CLOCK, DOOMED, EXPIRED, PLACEHOLDER, REQUEST, STATE, announcement_record, key,
+    ANNOUNCEMENT, CLOCK, DOOMED, EXPIRED, PLACEHOLDER, REQUEST, STATE, announcement_record,
     placeholder_record, repository_key, request_record, state_record,
 };
 

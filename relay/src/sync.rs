@@ -28,7 +28,7 @@ use std::{
     time::Duration,
 };
 
-use futures::future::{BoxFuture, FutureExt, join_all};
+use futures::future::{BoxFuture, FutureExt};
 use grasp_proto::{transport::GrantKey, words::RepoId};
 use nostr::Event;
 use tokio::{
@@ -40,13 +40,13 @@ use tokio_util::sync::CancellationToken;
 use self::{
     judge::Judge,
     meters::Meters,
-    records::{Before, Write},
+    records::Before,
     reports::{Counts, Health, Report},
     shares::{Leased, Lost, Remote, Renewed, Shares},
 };
 use crate::{
     clock::{Clock, Moment},
-    journal::{Journal, JournalError, Key, Record},
+    journal::{Journal, JournalError, Key, Record, Write},
     live::Served,
     repository::{Announced, Standing},
     targets::{
@@ -167,14 +167,10 @@ impl Syncing {
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
         let Inside { shares, meters } = &mut *inside;
         let result = act(shares, meters, now);
-        let mut kept = Vec::new();
+        let writes = shares.writes();
+        let keeps = writes.iter().any(|write| matches!(write, Write::Keep(..)));
         // Within the lock: what was decided first is written first.
-        for write in shares.writes() {
-            match write {
-                Write::Keep(key, record) => kept.push(self.journal.keep(key, &record)),
-                Write::Forget(key) => self.journal.forget(key),
-            }
-        }
+        let kept = self.journal.write(writes);
         meters.show(shares, now);
         let more = shares.more();
         drop(inside);
@@ -182,10 +178,9 @@ impl Syncing {
             self.more
                 .send_modify(|count| *count = count.wrapping_add(1));
         }
-        if more || !kept.is_empty() {
+        if more || keeps {
             self.sooner.notify_one();
         }
-        let kept = join_all(kept).map(|all| all.into_iter().collect());
         (result, kept.boxed())
     }
 

@@ -23,10 +23,12 @@ use super::{
     costly::Costly,
     entry::{Delays, Timing, Used},
     pending::Rotation,
-    records::Write,
     workers::Workers,
 };
-use crate::{clock::Moment, journal::Key};
+use crate::{
+    clock::Moment,
+    journal::{Key, Write},
+};
 
 pub use fetches::{Answer, Reported, Running, Said, Step};
 pub(super) use leases::Lease;

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     clock::Moment,
-    journal::{Fetch, Key, Record},
+    journal::{Fetch, Key, Record, Write, key},
 };
 
 const RUN: u8 = b'n';
@@ -20,25 +20,10 @@ const LEASE: u8 = b'l';
 const WANTS: u8 = b'o';
 const REQUESTS: u8 = b'r';
 
-fn key(kind: u8, name: &str) -> Key {
-    let mut key = vec![kind];
-    key.extend_from_slice(name.as_bytes());
-    key
-}
-
-/// Something that is to be on disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Write {
-    /// This record.
-    Keep(Key, Record),
-    /// No record.
-    Forget(Key),
-}
-
 impl Write {
     /// The relay has started so often.
     pub fn run(number: u64) -> Self {
-        Self::Keep(key(RUN, ""), Record::Run { number })
+        Self::Keep(key(RUN, b""), Record::Run { number })
     }
 
     /// An identifier is leased.
@@ -57,7 +42,7 @@ impl Write {
             fetch,
             given: lease.given.iter().copied().collect(),
         };
-        Self::Keep(key(LEASE, identifier.as_str()), record)
+        Self::Keep(key(LEASE, identifier.as_str().as_bytes()), record)
     }
 
     /// What the fetch that runs under a lease is for.
@@ -67,17 +52,17 @@ impl Write {
             fetch,
             oids: oids.iter().map(Oid::to_hex).collect(),
         };
-        Self::Keep(key(WANTS, identifier.as_str()), record)
+        Self::Keep(key(WANTS, identifier.as_str().as_bytes()), record)
     }
 
     /// No fetch runs under a lease.
     pub fn no_wants(identifier: &Identifier) -> Self {
-        Self::Forget(key(WANTS, identifier.as_str()))
+        Self::Forget(key(WANTS, identifier.as_str().as_bytes()))
     }
 
     /// An identifier is leased no more.
     pub fn unleased(identifier: &Identifier) -> Self {
-        Self::Forget(key(LEASE, identifier.as_str()))
+        Self::Forget(key(LEASE, identifier.as_str().as_bytes()))
     }
 
     /// A domain was asked.
@@ -86,12 +71,12 @@ impl Write {
             domain: domain.to_owned(),
             at,
         };
-        Self::Keep(key(REQUESTS, domain), record)
+        Self::Keep(key(REQUESTS, domain.as_bytes()), record)
     }
 
     /// A domain was not asked in the last minute.
     pub fn no_requests(domain: &str) -> Self {
-        Self::Forget(key(REQUESTS, domain))
+        Self::Forget(key(REQUESTS, domain.as_bytes()))
     }
 }
 

@@ -8,17 +8,11 @@ use nostr::Event;
 use super::{Purgatory, announcements, pull_requests, states};
 use crate::{
     clock::Moment,
-    journal::{Key, Record},
+    journal::{Key, Record, key},
     nip34::{
         announcement::Announcement, pull_request::PullRequest, repository_coordinate, state::State,
     },
 };
-
-pub(super) fn key(kind: u8, name: &[u8]) -> Key {
-    let mut key = vec![kind];
-    key.extend_from_slice(name);
-    key
-}
 
 pub(super) fn repository_key(kind: u8, repo: &RepoId) -> Key {
     let mut key = key(kind, repo.owner.as_bytes());

@@ -7,7 +7,7 @@ use grasp_proto::{contract::git::Grant, transport::GrantKey};
 use super::shares::Shares;
 use crate::{
     clock::Moment,
-    journal::{Key, Record},
+    journal::{Key, Record, Write, key},
     targets::relay_url::RelayUrl,
 };
 
@@ -16,35 +16,20 @@ const LEASE: u8 = b'w';
 /// Bits of a token that count within one run of the relay.
 const BITS_A_RUN: u32 = 32;
 
-fn key(kind: u8, name: &str) -> Key {
-    let mut key = vec![kind];
-    key.extend_from_slice(name.as_bytes());
-    key
-}
-
-/// Something that is to be on disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Write {
-    /// This record.
-    Keep(Key, Record),
-    /// No record.
-    Forget(Key),
-}
-
 impl Write {
     /// A relay is leased.
-    pub fn leased(url: &RelayUrl, token: u64, worker: &str) -> Self {
+    pub fn relay_leased(url: &RelayUrl, token: u64, worker: &str) -> Self {
         let record = Record::RelayLease {
             url: url.to_string(),
             token,
             worker: worker.to_owned(),
         };
-        Self::Keep(key(LEASE, url.as_str()), record)
+        Self::Keep(key(LEASE, url.as_str().as_bytes()), record)
     }
 
     /// A relay is leased no more.
-    pub fn unleased(url: &RelayUrl) -> Self {
-        Self::Forget(key(LEASE, url.as_str()))
+    pub fn relay_unleased(url: &RelayUrl) -> Self {
+        Self::Forget(key(LEASE, url.as_str().as_bytes()))
     }
 }
 
@@ -88,7 +73,7 @@ impl Before {
             number: self.run,
             sealed: seal.seal(&Grant::default()),
         };
-        (key(RUN, ""), record)
+        (key(RUN, b""), record)
     }
 
     /// Puts the leases back that may still be held; gives what is to be forgotten.

@@ -14,11 +14,11 @@ use std::{
 
 use super::{
     choice::{Known, RELAYS, choose},
-    records::Write,
     reports::{Counts, Report, State},
 };
 use crate::{
     clock::Moment,
+    journal::Write,
     targets::{
         Asked,
         relay_url::{Named, RelayUrl},
@@ -361,7 +361,7 @@ impl Shares {
             && remote.lease.take().is_some()
         {
             remote.report.ended();
-            self.writes.push(Write::unleased(url));
+            self.writes.push(Write::relay_unleased(url));
             self.more = true;
             self.changed.insert(url.clone());
         }
@@ -477,7 +477,7 @@ impl Shares {
                 counted: Some(Counts::default()),
             });
             let bootstrap = remote.bootstrap && remote.targets == 0;
-            self.writes.push(Write::leased(&url, token, worker));
+            self.writes.push(Write::relay_leased(&url, token, worker));
             self.changed.insert(url.clone());
             leased.push(Leased {
                 url,

@@ -10,7 +10,8 @@ use super::{
 };
 use crate::{
     clock::Moment,
-    hunt::{budget::Outcome, costly::OfUrl, records::Write, urls::CloneUrl},
+    hunt::{budget::Outcome, costly::OfUrl, urls::CloneUrl},
+    journal::Write,
 };
 
 /// What is to be done next for a leased identifier.

@@ -11,10 +11,7 @@ use grasp_proto::{transport::Trace, words::Identifier};
 use tokio::sync::Notify;
 
 use super::{Answer, Entry, ONE_IN, Place, Queue, Running, Step};
-use crate::{
-    clock::Moment,
-    hunt::{pending::Rotation, records::Write},
-};
+use crate::{clock::Moment, hunt::pending::Rotation, journal::Write};
 
 /// URLs of one turn.
 pub const URLS_A_TURN: usize = 16;

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use grasp_proto::words::Identifier;
 
 use super::{Lease, Queue, Running, URLS_A_TURN};
-use crate::{clock::Moment, hunt::records::Write};
+use crate::{clock::Moment, journal::Write};
 
 impl Queue {
     /// Puts back what the journal had: a lease that still holds, with the fetch that runs under it.
