@@ -10,9 +10,9 @@ use grasp_proto::{
     contract::{
         git::{
             AlignRequest, AlignResponse, CreateRequest, CreateResponse, DeleteRefRequest,
-            DeleteRefResponse, DeleteRequest, DeleteResponse, ListRefsRequest, ListRefsResponse,
-            MissingRequest, MissingResponse, PutRefRequest, PutRefResponse, Ref, RetireRequest,
-            RetireResponse, repositories_server,
+            DeleteRefResponse, DeleteRequest, DeleteResponse, DescribeRequest, DescribeResponse,
+            ListRefsRequest, ListRefsResponse, MissingRequest, MissingResponse, PutRefRequest,
+            PutRefResponse, Ref, RetireRequest, RetireResponse, repositories_server,
         },
         repository,
     },
@@ -231,6 +231,17 @@ impl repositories_server::Repositories for Service {
             .blocking(move |r| r.delete_ref(&repo, &incarnation, &name, expected));
         done.await?;
         Ok(Response::new(DeleteRefResponse {}))
+    }
+
+    type DescribeStream = Pin<Box<dyn Stream<Item = Result<DescribeResponse, Status>> + Send>>;
+
+    async fn describe(
+        &self,
+        _request: Request<DescribeRequest>,
+    ) -> Result<Response<Self::DescribeStream>, Status> {
+        Err(Status::unimplemented(
+            "this version of the git storage does not describe what lies on disk",
+        ))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Admin: what an operator's commands ask (see `admin.proto`). Figures are read as they are; what
 //! needs a look at every entry is done on a blocking thread.
 
+use futures::stream::BoxStream;
 use grasp_proto::contract::relay::{self as wire, admin_server};
 use tonic::{Request, Response, Status};
 
@@ -244,4 +245,50 @@ impl admin_server::Admin for AdminService {
             sync: self.sync.as_ref().map(|sync| sync_status(sync, most)),
         }))
     }
+
+    type RepositoriesStream = BoxStream<'static, Result<wire::RepositoriesResponse, Status>>;
+
+    async fn repositories(
+        &self,
+        _request: Request<wire::RepositoriesRequest>,
+    ) -> Result<Response<Self::RepositoriesStream>, Status> {
+        Err(unknown("list repositories"))
+    }
+
+    type HoldingStream = BoxStream<'static, Result<wire::HoldingResponse, Status>>;
+
+    async fn holding(
+        &self,
+        _request: Request<wire::HoldingRequest>,
+    ) -> Result<Response<Self::HoldingStream>, Status> {
+        Err(unknown("hold what was taken out of service"))
+    }
+
+    async fn restore(
+        &self,
+        _request: Request<wire::RestoreRequest>,
+    ) -> Result<Response<wire::RestoreResponse>, Status> {
+        Err(unknown("restore what was taken out of service"))
+    }
+
+    async fn eject(
+        &self,
+        _request: Request<wire::EjectRequest>,
+    ) -> Result<Response<wire::EjectResponse>, Status> {
+        Err(unknown("throw away what was taken out of service"))
+    }
+
+    type CleanupEmptyRepositoriesStream =
+        BoxStream<'static, Result<wire::CleanupEmptyRepositoriesResponse, Status>>;
+
+    async fn cleanup_empty_repositories(
+        &self,
+        _request: Request<wire::CleanupEmptyRepositoriesRequest>,
+    ) -> Result<Response<Self::CleanupEmptyRepositoriesStream>, Status> {
+        Err(unknown("clean up empty repositories"))
+    }
+}
+
+fn unknown(what: &str) -> Status {
+    Status::unimplemented(format!("this version of the relay cannot {what}"))
 }
