@@ -1,12 +1,13 @@
 //! What gitd is told.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use grasp_proto::{
     process::settings::{BadSetting, Settings},
     transport::{Endpoint, Tokens},
 };
-use ipnet::IpNet;
+
+use crate::smart_http::door::Door;
 
 /// The settings of one gitd.
 #[derive(Debug, Clone)]
@@ -23,8 +24,8 @@ pub struct Config {
     pub tokens: Tokens,
     /// Public `host[:port]`, for the pages.
     pub domain: String,
-    /// Peers whose word about the client's address is believed.
-    pub trusted_proxies: Vec<IpNet>,
+    /// Who is asking, and what of it is granted.
+    pub door: Arc<Door>,
     /// How long transfers may go on after the stop.
     pub grace: Duration,
     /// Largest pack that a signed event wants.
@@ -44,28 +45,18 @@ impl Config {
         if data.to_str().is_none_or(|path| path.contains('\n')) {
             return Err(settings.bad("NGIT_GIT_DATA_PATH", "a path in UTF-8, on one line"));
         }
-        let trusted_proxies = settings.parse_with("NGIT_TRUSTED_PROXY_CIDRS", |list| {
-            list.split(',')
-                .map(str::trim)
-                .filter(|entry| !entry.is_empty())
-                .map(|entry| {
-                    let address = entry.parse::<std::net::IpAddr>().map(IpNet::from);
-                    entry.parse().or(address)
-                })
-                .collect::<Result<_, _>>()
-                .map_err(|_| "networks like 10.0.0.0/8, separated by commas".to_owned())
-        })?;
+        let tokens = settings.tokens()?;
         Ok(Self {
             data,
             grpc: settings.endpoint("NGIT_GITD_GRPC_ADDRESS")?,
             http: settings.endpoint("NGIT_GITD_HTTP_ADDRESS")?,
             relay: settings.endpoint("NGIT_RELAY_GRPC_ADDRESS")?,
-            tokens: settings.tokens()?,
             domain: settings
                 .get("NGIT_DOMAIN")
                 .unwrap_or("localhost")
                 .to_owned(),
-            trusted_proxies,
+            door: Arc::new(Door::from_settings(settings, &tokens)?),
+            tokens,
             grace: Duration::from_secs(
                 settings.parse("NGIT_SHUTDOWN_GRACE_SECS", "a number of seconds")?,
             ),

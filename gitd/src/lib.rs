@@ -148,7 +148,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
         max_pack_bytes: config.max_pack_bytes,
         max_staged_pack_bytes: config.max_staged_pack_bytes,
         domain: config.domain,
-        trusted_proxies: config.trusted_proxies,
+        door: config.door,
     });
     let stop_http = stop.child_token();
     let http = tokio::spawn(smart_http::serve(server, http_listener, stop_http.clone()));

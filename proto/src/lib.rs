@@ -1,5 +1,6 @@
 //! What graspd's processes have in common, and nothing that only one of them needs.
 //!
+//! - [`client`]: who is asking, and what one client may take
 //! - [`words`]: identifiers, keys, object ids, ref names – checked once, at the border
 //! - [`contract`]: the generated gRPC contracts, and messages turned into words
 //! - [`transport`]: how a contract is reached: endpoints, credentials, deadlines, traces
@@ -7,6 +8,7 @@
 //!
 //! No policy, no git, no Nostr logic.
 
+pub mod client;
 pub mod contract;
 pub mod process;
 pub mod transport;

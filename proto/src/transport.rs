@@ -18,7 +18,9 @@ use std::{
 };
 
 use futures::Stream;
+use hmac::{Hmac, Mac};
 use hyper_util::rt::TokioIo;
+use sha2::Sha256;
 use subtle::ConstantTimeEq;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -310,6 +312,18 @@ impl Tokens {
             Role::Gitd => &self.gitd,
             Role::Worker => &self.worker,
         }
+    }
+
+    /// A key for one purpose that follows from the credentials of relay and gitd: both processes
+    /// know them, and no worker is told them.
+    pub(crate) fn shared_key(&self, purpose: &[u8]) -> Hmac<Sha256> {
+        let keyed = |secret: &[u8]| {
+            <Hmac<Sha256> as Mac>::new_from_slice(secret).expect("HMAC takes keys of any length")
+        };
+        let mut derived = keyed(self.relay.expose().as_bytes());
+        derived.update(purpose);
+        derived.update(self.gitd.expose().as_bytes());
+        keyed(&derived.finalize().into_bytes())
     }
 
     fn role_of(&self, presented: &[u8]) -> Option<Role> {

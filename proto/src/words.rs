@@ -76,8 +76,17 @@ fn hex(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     Ok(())
 }
 
+/// Bytes, shown as lower-case hex.
+pub(crate) struct Hex<'a>(pub(crate) &'a [u8]);
+
+impl fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        hex(self.0, f)
+    }
+}
+
 /// Exactly `N` bytes from `2N` hex digits of either case.
-fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
+pub(crate) fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let digits = text.as_bytes();
     if digits.len() != 2 * N {
         return None;
@@ -125,12 +134,6 @@ macro_rules! fixed_bytes {
 
             /// Its hex digits, in lower case.
             pub fn to_hex(&self) -> String {
-                struct Hex<'a>(&'a [u8]);
-                impl fmt::Display for Hex<'_> {
-                    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                        hex(self.0, f)
-                    }
-                }
                 Hex(&self.0).to_string()
             }
         }

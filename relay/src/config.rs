@@ -3,17 +3,17 @@
 use std::{
     fs, io,
     io::Write,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use grasp_proto::{
+    client::Networks,
     process::settings::{BadSetting, Settings},
     transport::{Endpoint, Tokens},
 };
-use ipnet::IpNet;
 use nostr::{Keys, key::SecretKey};
 
 use crate::{
@@ -46,6 +46,17 @@ pub struct Limits {
     pub max_event_bytes: usize,
     /// Most events one connection may send in a minute.
     pub events_per_minute: u32,
+}
+
+/// Limits on one client, however many connections it has. 0: none.
+#[derive(Debug, Clone)]
+pub struct ClientLimits {
+    /// Most connections at once.
+    pub connections: usize,
+    /// Most events in a minute.
+    pub events_per_minute: u64,
+    /// Whom they do not hold.
+    pub unlimited: Networks,
 }
 
 /// What the hunt for git data goes by.
@@ -169,9 +180,11 @@ pub struct Config {
     /// The service's own keys.
     pub keys: Keys,
     /// Peers whose forwarded client address is believed.
-    pub trusted_proxies: Vec<IpNet>,
+    pub trusted_proxies: Networks,
     /// Limits on one connection.
     pub limits: Limits,
+    /// Limits on one client.
+    pub client_limits: ClientLimits,
     /// The hunt for git data.
     pub hunt: HuntConfig,
     /// Relay-to-relay sync.
@@ -221,7 +234,7 @@ impl Config {
             "memory" => Ok(Backend::Memory),
             _ => Err("lmdb or memory".to_owned()),
         })?;
-        let trusted_proxies = settings.parse_with("NGIT_TRUSTED_PROXY_CIDRS", read_networks)?;
+        let trusted_proxies = settings.parse_with("NGIT_TRUSTED_PROXY_CIDRS", Networks::parse)?;
         let count = "a number greater than 0";
         let positive = |name| settings.parse_with(name, |text| read_positive(text, count));
         let max_connections = match settings.get("NGIT_MAX_CONNECTIONS") {
@@ -234,6 +247,13 @@ impl Config {
             filter_limit: positive("NGIT_RELAY_FILTER_LIMIT")?,
             max_event_bytes: positive("NGIT_RELAY_MAX_EVENT_SIZE_BYTES")?,
             events_per_minute: settings.parse("NGIT_RELAY_EVENTS_PER_MINUTE", count)?,
+        };
+        let unlimited_if_0 = "a number; 0: no limit";
+        let client_limits = ClientLimits {
+            connections: settings.parse("NGIT_MAX_CONNECTIONS_PER_IP", unlimited_if_0)?,
+            events_per_minute: settings
+                .parse("NGIT_RELAY_EVENTS_PER_MINUTE_PER_IP", unlimited_if_0)?,
+            unlimited: settings.parse_with("NGIT_UNLIMITED_CIDRS", Networks::parse)?,
         };
         let name = settings
             .get("NGIT_RELAY_NAME")
@@ -258,6 +278,7 @@ impl Config {
             description,
             trusted_proxies,
             limits,
+            client_limits,
             metrics: settings.switch("NGIT_METRICS_ENABLED")?,
             abuse_threshold: positive("NGIT_METRICS_CONNECTION_PER_IP_ABUSE_THRESHOLD")?,
             test,
@@ -268,11 +289,6 @@ impl Config {
             grace: Duration::from_secs(settings.parse("NGIT_SHUTDOWN_GRACE_SECS", "seconds")?),
         })
     }
-
-    /// Whether a peer's word about whom it forwards for is believed.
-    pub fn trusts(&self, peer: IpAddr) -> bool {
-        self.trusted_proxies.iter().any(|net| net.contains(&peer))
-    }
 }
 
 fn read_positive(text: &str, expected: &str) -> Result<usize, String> {
@@ -280,18 +296,6 @@ fn read_positive(text: &str, expected: &str) -> Result<usize, String> {
         Ok(0) | Err(_) => Err(expected.to_owned()),
         Ok(number) => Ok(number),
     }
-}
-
-fn read_networks(text: &str) -> Result<Vec<IpNet>, String> {
-    text.split(',')
-        .map(str::trim)
-        .filter(|part| !part.is_empty())
-        .map(|part| {
-            part.parse::<IpNet>()
-                .or_else(|_| part.parse::<IpAddr>().map(IpNet::from))
-                .map_err(|_| "networks like 10.0.0.0/8, separated by commas".to_owned())
-        })
-        .collect()
 }
 
 /// The file the service's key is kept in.
@@ -380,6 +384,9 @@ mod tests {
             ("NGIT_REJECTED_COLD_INDEX_EXPIRY_SECS", "never"),
             ("NGIT_SYNC_STARTUP_DELAY_SECS", "x"),
             ("NGIT_TRUSTED_PROXY_CIDRS", "10.0.0.0/40"),
+            ("NGIT_MAX_CONNECTIONS_PER_IP", "many"),
+            ("NGIT_RELAY_EVENTS_PER_MINUTE_PER_IP", "-1"),
+            ("NGIT_UNLIMITED_CIDRS", "home"),
             ("NGIT_DATABASE_BACKEND", "sqlite"),
             ("NGIT_RELAY_OWNER_NSEC", "nsec1nonsense"),
         ] {

@@ -8,7 +8,6 @@
 //! Everything that goes out goes through the connection's [`Outbox`]. The connection ends when the
 //! client goes, or when somebody has ended its outbox: the writer then tells the client why.
 
-mod allowance;
 mod answers;
 mod identity;
 mod library;
@@ -18,12 +17,14 @@ mod writer;
 
 use std::{
     fmt,
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use futures::{StreamExt, stream::SplitStream};
+use grasp_proto::client::{Allowance, Client, Rates};
 use nostr::{Event, Timestamp};
 use nostr_database::NostrDatabase;
 use tokio::{
@@ -43,7 +44,6 @@ use tokio_tungstenite::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    allowance::Allowance,
     answers::{Answers, Ask, Waiting},
     identity::Identity,
     library::Library,
@@ -68,6 +68,8 @@ const READ_BUFFER: usize = 4 << 10;
 /// How long what a client still sends is read after we have ended the connection. Closing while
 /// something is unread would take our last words back.
 const LINGER: Duration = Duration::from_secs(3);
+
+const MINUTE: Duration = Duration::from_secs(60);
 
 const TOO_LARGE: Farewell = Farewell {
     code: 1009,
@@ -97,6 +99,8 @@ pub struct Sessions {
     live: Arc<Live>,
     library: Arc<Library>,
     negotiations: Arc<Semaphore>,
+    /// Events that one client may send.
+    events: Option<Arc<Rates>>,
     patience: Patience,
     stop: CancellationToken,
 }
@@ -123,6 +127,7 @@ impl Sessions {
         Self {
             library: Library::new(database),
             negotiations: Arc::new(Semaphore::new(answers::ALL_NEGOTIATIONS)),
+            events: Rates::new(config.client_limits.events_per_minute, MINUTE).map(Arc::new),
             config,
             door,
             live,
@@ -131,8 +136,16 @@ impl Sessions {
         }
     }
 
-    /// Serves one websocket, whose handshake is done, until it ends. `read` was read already.
-    pub async fn serve(&self, tcp: TcpStream, read: Bytes) {
+    /// What a client may send, if that is limited.
+    fn of_client(&self, address: IpAddr) -> Option<(Arc<Rates>, Client)> {
+        let is_limited = !self.config.client_limits.unlimited.contain(address);
+        let events = self.events.clone().filter(|_| is_limited)?;
+        Some((events, Client::of(address)))
+    }
+
+    /// Serves one websocket, whose handshake is done, until it ends. `read` was read already;
+    /// `address` is the client's.
+    pub async fn serve(&self, tcp: TcpStream, read: Bytes, address: IpAddr) {
         let (socket, traffic) = Socket::new(tcp);
         let max = max_message_bytes(self.config.limits.max_event_bytes);
         let config = WebSocketConfig::default()
@@ -164,7 +177,12 @@ impl Sessions {
             asks,
             event_room: Arc::new(Semaphore::new(2 * max)),
             ask_room: Arc::new(Semaphore::new(2 * max)),
-            allowance: Allowance::new(self.config.limits.events_per_minute, Instant::now()),
+            allowance: Allowance::new(
+                self.config.limits.events_per_minute.into(),
+                MINUTE,
+                Instant::now(),
+            ),
+            of_client: self.of_client(address),
             identity: Identity::default(),
         };
         let gone = tokio::select! {
@@ -218,6 +236,8 @@ struct Reader<'a> {
     event_room: Arc<Semaphore>,
     ask_room: Arc<Semaphore>,
     allowance: Allowance,
+    /// What all connections of its client may send.
+    of_client: Option<(Arc<Rates>, Client)>,
     identity: Identity,
 }
 
@@ -303,9 +323,19 @@ impl Reader<'_> {
 
     async fn event(&mut self, event: Box<Event>, size: usize) {
         let id = event.id.to_hex();
-        if !self.allowance.take(Instant::now()) {
+        if self.allowance.take(Instant::now()).is_err() {
             let most = self.config.limits.events_per_minute;
             let reason = format!("rate-limited: {most} events a minute are allowed");
+            self.say(message::ok(&id, false, &reason)).await;
+            return;
+        }
+        if let Some((events, client)) = &self.of_client
+            && let Err(refused) = events.take(*client, Instant::now())
+        {
+            metrics::counter!("ngit_limits_refused_total", "limit" => "events").increment(1);
+            let wait = refused.wait.as_secs() + 1;
+            let reason =
+                format!("rate-limited: too many events from your address, try again in {wait} s");
             self.say(message::ok(&id, false, &reason)).await;
             return;
         }

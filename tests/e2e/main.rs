@@ -14,6 +14,7 @@ mod deployment;
 mod git_input;
 mod hunt;
 mod internals;
+mod limits;
 mod load;
 mod pages;
 mod promotion;

@@ -6,6 +6,7 @@ pub mod advertise;
 pub mod asked;
 pub mod body;
 pub mod commands;
+pub mod door;
 pub mod pace;
 pub mod pkt_line;
 pub mod receive_pack;
@@ -13,7 +14,13 @@ pub mod stream;
 pub mod unread;
 pub mod upload_pack;
 
-use std::{convert::Infallible, io, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use futures::TryStreamExt;
@@ -36,11 +43,10 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::graceful::GracefulShutdown,
 };
-use ipnet::IpNet;
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{body::Upload, pace::Budget, unread::Unread};
+use self::{body::Upload, door::Door, pace::Budget, unread::Unread};
 use crate::{
     relay::Relay,
     repository::{Error, Repositories, git::Places},
@@ -73,8 +79,8 @@ pub struct Server {
     pub max_staged_pack_bytes: u64,
     /// Public `host[:port]`.
     pub domain: String,
-    /// Peers whose word about the client's address is believed.
-    pub trusted_proxies: Vec<IpNet>,
+    /// Who is asking, and what of it is granted.
+    pub door: Arc<Door>,
 }
 
 /// Which version of the protocol a client asked for.
@@ -239,7 +245,7 @@ async fn handle(
     peer: Option<IpAddr>,
     request: Request<Incoming>,
 ) -> Response<Body> {
-    let client = client_address(&server.trusted_proxies, peer, request.headers());
+    let client = server.door.client(peer, request.headers());
     tracing::debug!(
         method = %request.method(),
         path = request.uri().path(),
@@ -249,10 +255,27 @@ async fn handle(
     let mut response = if request.method() == Method::OPTIONS {
         status(StatusCode::NO_CONTENT, whole(""))
     } else {
-        route(server, client, request.map(Unread::new)).await
+        admitted(server, client, request).await
     };
     cors(response.headers_mut());
     response
+}
+
+/// Answers a request if its client may ask it.
+async fn admitted(
+    server: Arc<Server>,
+    client: Option<IpAddr>,
+    request: Request<Incoming>,
+) -> Response<Body> {
+    let door = Arc::clone(&server.door);
+    match door.enter(client, &request, Instant::now()) {
+        Ok(visit) => {
+            let request = request.map(|body| Unread::new(body, visit.meter(&door)));
+            let response = route(server, client, request).await;
+            response.map(|body| visit.answered(&door, body))
+        }
+        Err(refused) => door::refuse(&refused, &request.map(|body| Unread::new(body, None))),
+    }
 }
 
 /// Every answer carries these (GRASP-01).
@@ -420,39 +443,9 @@ fn request_body(request: Request<Unread>) -> Result<Upload, Box<Response<Body>>>
     Ok(Upload::new(stream, gzip))
 }
 
-/// Who is behind a connection: what the nearest untrusted hop is called by the trusted ones. A peer
-/// without an address is on this machine's socket, and is the relay.
-fn client_address(trusted: &[IpNet], peer: Option<IpAddr>, headers: &HeaderMap) -> Option<IpAddr> {
-    let believed = |address: IpAddr| trusted.iter().any(|net| net.contains(&address));
-    if peer.is_some_and(|peer| !believed(peer)) {
-        return peer;
-    }
-    let forwarded = headers
-        .get_all("x-forwarded-for")
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|hop| hop.trim().parse::<IpAddr>().ok());
-    let hops: Vec<IpAddr> = forwarded.collect();
-    let nearest = hops.iter().rev().find(|hop| !believed(**hop)).copied();
-    nearest.or_else(|| hops.first().copied()).or(peer)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_stranger_is_not_believed() {
-        let mut headers = HeaderMap::new();
-        headers.insert("x-forwarded-for", "9.9.9.9, 10.0.0.2".parse().unwrap());
-        let trusted = ["10.0.0.0/8".parse().unwrap()];
-        let address = |text: &str| text.parse::<IpAddr>().unwrap();
-        let of = |peer: Option<IpAddr>| client_address(&trusted, peer, &headers);
-        assert_eq!(of(Some(address("8.8.8.8"))), Some(address("8.8.8.8")));
-        assert_eq!(of(Some(address("10.0.0.1"))), Some(address("9.9.9.9")));
-        assert_eq!(of(None), Some(address("9.9.9.9")));
-    }
 
     #[test]
     fn the_version_is_read_and_nothing_else() {

@@ -13,6 +13,8 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
+use super::door::Meter;
+
 /// How much of a body is read for its sender's sake alone.
 const MOST: usize = 8 << 20;
 /// How long.
@@ -20,12 +22,16 @@ const LONGEST: Duration = Duration::from_secs(10);
 
 /// A request's body that is read to its end, if need be after its last reader has gone.
 #[derive(Debug)]
-pub struct Unread(Option<Incoming>);
+pub struct Unread {
+    body: Option<Incoming>,
+    meter: Option<Meter>,
+}
 
 impl Unread {
-    /// The body as it comes in.
-    pub fn new(body: Incoming) -> Self {
-        Self(Some(body))
+    /// The body as it comes in, counted by `meter`.
+    pub fn new(body: Incoming, meter: Option<Meter>) -> Self {
+        let body = Some(body);
+        Self { body, meter }
     }
 }
 
@@ -37,24 +43,31 @@ impl Body for Unread {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match &mut self.0 {
-            Some(body) => Pin::new(body).poll_frame(cx),
-            None => Poll::Ready(None),
+        let Some(body) = &mut self.body else {
+            return Poll::Ready(None);
+        };
+        let polled = Pin::new(body).poll_frame(cx);
+        if let (Poll::Ready(Some(Ok(frame))), Some(meter)) = (&polled, &mut self.meter) {
+            meter.count(frame.data_ref().map_or(0, Bytes::len));
         }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.as_ref().is_none_or(Incoming::is_end_stream)
+        self.body.as_ref().is_none_or(Incoming::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0.as_ref().map(Incoming::size_hint).unwrap_or_default()
+        self.body
+            .as_ref()
+            .map(Incoming::size_hint)
+            .unwrap_or_default()
     }
 }
 
 impl Drop for Unread {
     fn drop(&mut self) {
-        let Some(body) = self.0.take().filter(|body| !body.is_end_stream()) else {
+        let Some(body) = self.body.take().filter(|body| !body.is_end_stream()) else {
             return;
         };
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {

@@ -23,18 +23,10 @@ impl std::fmt::Debug for GrantKey {
     }
 }
 
-fn keyed(secret: &[u8]) -> Hmac<Sha256> {
-    Hmac::new_from_slice(secret).expect("HMAC takes keys of any length")
-}
-
 impl GrantKey {
-    /// The key that follows from the credentials of relay and gitd: both processes know them, and no
-    /// worker is told them.
+    /// The key that follows from the credentials that relay and gitd share.
     pub fn new(tokens: &Tokens) -> Self {
-        let mut derived = keyed(tokens.relay.expose().as_bytes());
-        derived.update(b"graspd grant 1\0");
-        derived.update(tokens.gitd.expose().as_bytes());
-        Self(keyed(&derived.finalize().into_bytes()))
+        Self(tokens.shared_key(b"graspd grant 1\0"))
     }
 
     /// Seals a grant: an encoded `SealedGrant`.

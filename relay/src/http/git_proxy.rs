@@ -20,6 +20,7 @@ use axum::{
 };
 use bytes::Bytes;
 use grasp_proto::{
+    client::{FORWARDED_CLIENT, ForwardKey, X_FORWARDED_FOR},
     process::drain,
     transport::{Connection, Endpoint, Trace},
     words::RepoId,
@@ -41,7 +42,7 @@ use hyper_util::{
 use tokio::time::timeout;
 use tower::service_fn;
 
-use super::{client_address::X_FORWARDED_FOR, pages};
+use super::pages;
 
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -78,6 +79,7 @@ type Connector = tower::util::BoxCloneSyncService<Uri, Io, io::Error>;
 #[derive(Clone)]
 pub struct GitProxy {
     client: Client<Connector, Body>,
+    key: ForwardKey,
 }
 
 impl std::fmt::Debug for GitProxy {
@@ -101,8 +103,8 @@ pub fn is_git_path(path: &str) -> bool {
 }
 
 impl GitProxy {
-    /// To gitd at this endpoint.
-    pub fn new(gitd: &Endpoint) -> Self {
+    /// To gitd at this endpoint; what is said of clients is sealed with `key`.
+    pub fn new(gitd: &Endpoint, key: ForwardKey) -> Self {
         let gitd = gitd.clone();
         let connector = service_fn(move |_: Uri| {
             let gitd = gitd.clone();
@@ -113,7 +115,7 @@ impl GitProxy {
             .pool_idle_timeout(Duration::from_secs(20))
             .pool_max_idle_per_host(8)
             .build(Connector::new(connector));
-        Self { client }
+        Self { client, key }
     }
 
     /// Passes a request on, and the answer back.
@@ -122,6 +124,8 @@ impl GitProxy {
         let path = request.uri().path().to_owned();
         let trace = Trace::from_headers(request.headers());
         rewrite_headers(request.headers_mut(), asker, trace);
+        let client = self.key.seal(asker.address);
+        request.headers_mut().insert(FORWARDED_CLIENT, client);
         *request.uri_mut() = internal(request.uri().path_and_query().cloned());
         *request.version_mut() = http::Version::HTTP_11;
         let body = SharedBody::new(std::mem::take(request.body_mut()));

@@ -4,20 +4,13 @@
 //! are known to one tracker, so that a stop can close the listener and the websockets at once and
 //! give running transfers their time.
 
-mod client_address;
 mod git_proxy;
 mod metrics;
 mod nip11;
 mod pages;
 mod websocket;
 
-use std::{
-    convert::Infallible,
-    fmt,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{convert::Infallible, fmt, net::IpAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -28,17 +21,23 @@ use axum::{
     routing::get,
 };
 use futures::future::BoxFuture;
-use grasp_proto::{process, words::RepoId};
+use grasp_proto::{
+    client::{Client, ForwardKey, Seats, client_address},
+    process,
+    words::RepoId,
+};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use hyper::{body::Incoming, server::conn::http1};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nostr_database::NostrDatabase;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
 use self::{
-    client_address::client_address,
     git_proxy::{Asker, GitProxy},
     websocket::Connections,
 };
@@ -51,6 +50,8 @@ use crate::{
 
 /// How long a client may take to send the head of a request.
 const HEAD: Duration = Duration::from_secs(30);
+/// How long a client that is turned away may take to hear it.
+const TURNED_AWAY: Duration = Duration::from_secs(2);
 /// The longest path and query.
 const URI_BYTES: usize = 16 << 10;
 /// The most headers of a request, by number and by size.
@@ -109,13 +110,19 @@ struct Peer(IpAddr);
 /// to end.
 pub async fn serve(face: Face, listener: TcpListener, stop: CancellationToken, grace: Duration) {
     let tasks = TaskTracker::new();
-    let limits = &face.config.limits;
-    let connections = Connections::new(limits.max_connections, face.config.abuse_threshold);
-    let git = GitProxy::new(&face.config.gitd_http);
+    let config = face.config.clone();
+    let limits = &config.client_limits;
+    let peers = Seats::new(limits.connections);
+    let connections = Connections::new(
+        config.limits.max_connections,
+        limits,
+        config.abuse_threshold,
+    );
+    let git = GitProxy::new(&config.gitd_http, ForwardKey::new(&config.tokens));
     let context = Context {
         connections,
         git,
-        config: face.config.clone(),
+        config: config.clone(),
         ready: face.ready,
         sessions: Arc::new(Sessions::new(
             face.config,
@@ -136,7 +143,22 @@ pub async fn serve(face: Face, listener: TcpListener, stop: CancellationToken, g
         };
         match accepted {
             Ok((tcp, peer)) => {
-                let connection = connection(tcp, peer, router.clone(), stop.clone());
+                let address = peer.ip();
+                // A proxy has its clients' connections, which are counted as theirs.
+                let counted = peers.as_ref().filter(|_| {
+                    !limits.unlimited.contain(address) && !config.trusted_proxies.contain(address)
+                });
+                let seat = counted.map(|peers| peers.take(Client::of(address)));
+                if let Some(None) = seat {
+                    limited("connections");
+                    tasks.spawn(kill.clone().run_until_cancelled_owned(turn_away(tcp)));
+                    continue;
+                }
+                let connection = connection(tcp, address, router.clone(), stop.clone());
+                let connection = async move {
+                    let _seat = seat;
+                    connection.await;
+                };
                 tasks.spawn(kill.clone().run_until_cancelled_owned(connection));
             }
             Err(error) => {
@@ -154,13 +176,34 @@ pub async fn serve(face: Face, listener: TcpListener, stop: CancellationToken, g
     }
 }
 
-async fn connection(tcp: TcpStream, peer: SocketAddr, router: Router, stop: CancellationToken) {
+/// Counts what was refused to a client for having taken all it may.
+fn limited(limit: &'static str) {
+    ::metrics::counter!("ngit_limits_refused_total", "limit" => limit).increment(1);
+}
+
+/// Tells a client that has all the connections it may have, without reading what it asks.
+async fn turn_away(mut tcp: TcpStream) {
+    const ANSWER: &str = "HTTP/1.1 429 Too Many Requests\r\nAccess-Control-Allow-Origin: *\r\n\
+                          Content-Type: text/plain\r\nContent-Length: 40\r\n\
+                          Connection: close\r\n\r\ntoo many connections from your address\r\n";
+    let answer = async {
+        tcp.write_all(ANSWER.as_bytes()).await?;
+        tcp.shutdown().await?;
+        // Closed with something unread, the answer would be lost.
+        let mut asked = [0; 512];
+        while tcp.read(&mut asked).await? > 0 {}
+        Ok::<_, std::io::Error>(())
+    };
+    let _ = tokio::time::timeout(TURNED_AWAY, answer).await;
+}
+
+async fn connection(tcp: TcpStream, peer: IpAddr, router: Router, stop: CancellationToken) {
     if let Err(error) = socket::prepare(&tcp) {
         tracing::debug!(%error, "a connection was gone at once");
         return;
     }
     let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
-        request.extensions_mut().insert(Peer(peer.ip()));
+        request.extensions_mut().insert(Peer(peer));
         let answer = router.clone().oneshot(request.map(Body::new));
         async move { Ok::<_, Infallible>(answer.await.unwrap_or_else(|never| match never {})) }
     });
@@ -245,10 +288,10 @@ async fn bounded(request: Request, next: Next) -> Response {
 fn asker(context: &Context, request: &Request) -> Asker {
     let peer = request.extensions().get::<Peer>();
     let peer = peer.map_or(IpAddr::from([0, 0, 0, 0]), |Peer(ip)| *ip);
-    let trusts = |ip| context.config.trusts(ip);
+    let trusted = &context.config.trusted_proxies;
     Asker {
-        address: client_address(peer, request.headers(), trusts),
-        proxied: trusts(peer.to_canonical()),
+        address: client_address(peer, request.headers(), trusted),
+        proxied: trusted.contain(peer),
     }
 }
 

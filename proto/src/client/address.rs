@@ -4,6 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use http::{HeaderMap, HeaderName, header::FORWARDED};
 
+use super::Networks;
+
 /// `X-Forwarded-For`
 pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
@@ -13,11 +15,8 @@ pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for
 /// Of `X-Forwarded-For` and `Forwarded` a proxy writes one and passes the other on as it came. If
 /// both are there and say different things, one of them is the client's invention, and neither is
 /// believed.
-pub fn client_address(
-    peer: IpAddr,
-    headers: &HeaderMap,
-    trusted: impl Fn(IpAddr) -> bool,
-) -> IpAddr {
+pub fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &Networks) -> IpAddr {
+    let trusted = |address| trusted.contain(address);
     let peer = peer.to_canonical();
     if !trusted(peer) {
         return peer;
@@ -93,8 +92,8 @@ mod tests {
         for (name, value) in headers {
             map.append(HeaderName::try_from(*name).unwrap(), value.parse().unwrap());
         }
-        let trusted = |ip: IpAddr| ip.to_string().starts_with("10.");
-        client_address(peer.parse().unwrap(), &map, trusted).to_string()
+        let trusted = Networks::parse("10.0.0.0/8").unwrap();
+        client_address(peer.parse().unwrap(), &map, &trusted).to_string()
     }
 
     #[test]
