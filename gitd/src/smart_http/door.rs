@@ -284,8 +284,8 @@ mod tests {
         Request::post(path).body(()).unwrap()
     }
 
-    fn address(text: &str) -> Option<IpAddr> {
-        Some(text.parse().unwrap())
+    fn address(text: &str) -> IpAddr {
+        text.parse().unwrap()
     }
 
     async fn told(response: Response<Body>) -> String {
@@ -297,7 +297,7 @@ mod tests {
     fn one_client_is_refused_and_no_other() {
         let door = door(&[("NGIT_GIT_REQUESTS_PER_MINUTE_PER_IP", "2")]);
         let now = Instant::now();
-        let enter = |text| door.enter(address(text), &fetch(), now).is_ok();
+        let enter = |text| door.enter(Some(address(text)), &fetch(), now).is_ok();
         assert!(enter("192.0.2.1") && enter("192.0.2.1"));
         assert!(!enter("192.0.2.1"));
         assert!(enter("192.0.2.2"));
@@ -306,32 +306,44 @@ mod tests {
             assert!(enter("10.0.0.1") && enter("::1"));
         }
         let later = now + Duration::from_secs(31);
-        assert!(door.enter(address("192.0.2.1"), &fetch(), later).is_ok());
+        assert!(
+            door.enter(Some(address("192.0.2.1")), &fetch(), later)
+                .is_ok()
+        );
     }
 
     #[tokio::test]
     async fn what_was_taken_is_owed_and_what_runs_goes_on() {
         let door = door(&[("NGIT_GIT_BYTES_PER_HOUR_PER_IP", "1000")]);
         let now = Instant::now();
-        let visit = door.enter(address("192.0.2.1"), &fetch(), now).unwrap();
+        let visit = door
+            .enter(Some(address("192.0.2.1")), &fetch(), now)
+            .unwrap();
         let body = visit.answered(&door, whole(vec![0; 5_000]));
-        let other = door.enter(address("192.0.2.1"), &fetch(), now).unwrap();
+        let other = door
+            .enter(Some(address("192.0.2.1")), &fetch(), now)
+            .unwrap();
         assert_eq!(body.collect().await.unwrap().to_bytes().len(), 5_000);
         drop(other);
-        let refused = door.enter(address("192.0.2.1"), &fetch(), now).unwrap_err();
+        let refused = door
+            .enter(Some(address("192.0.2.1")), &fetch(), now)
+            .unwrap_err();
         let words = told(refuse(&refused, &fetch())).await;
         assert!(
             words.contains("ERR too much data was taken from your address"),
             "{words}"
         );
-        assert!(door.enter(address("192.0.2.2"), &fetch(), now).is_ok());
+        assert!(
+            door.enter(Some(address("192.0.2.2")), &fetch(), now)
+                .is_ok()
+        );
     }
 
     #[tokio::test]
     async fn a_place_is_held_to_the_end_of_the_answer() {
         let door = door(&[("NGIT_GIT_TRANSFERS_PER_IP", "1")]);
         let enter =
-            |request: &Request<()>| door.enter(address("192.0.2.1"), request, Instant::now());
+            |request: &Request<()>| door.enter(Some(address("192.0.2.1")), request, Instant::now());
         let body = enter(&fetch()).unwrap().answered(&door, whole("x"));
         assert!(enter(&fetch()).is_err());
         let page = Request::get("/npub1x/y.git").body(()).unwrap();
@@ -377,27 +389,27 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert("x-forwarded-for", "9.9.9.9, 10.0.0.2".parse().unwrap());
         assert_eq!(
-            door.client(address("8.8.8.8"), &headers),
-            address("8.8.8.8")
+            door.client(Some(address("8.8.8.8")), &headers),
+            Some(address("8.8.8.8"))
         );
         assert_eq!(
-            door.client(address("10.0.0.1"), &headers),
-            address("9.9.9.9")
+            door.client(Some(address("10.0.0.1")), &headers),
+            Some(address("9.9.9.9"))
         );
         assert_eq!(door.client(None, &headers), None);
         let sealed = door.relay.seal("192.0.2.7".parse().unwrap());
         headers.insert(grasp_proto::client::FORWARDED_CLIENT, sealed);
         assert_eq!(
-            door.client(address("8.8.8.8"), &headers),
-            address("192.0.2.7")
+            door.client(Some(address("8.8.8.8")), &headers),
+            Some(address("192.0.2.7"))
         );
         headers.insert(
             grasp_proto::client::FORWARDED_CLIENT,
             "192.0.2.7".parse().unwrap(),
         );
         assert_eq!(
-            door.client(address("8.8.8.8"), &headers),
-            address("8.8.8.8")
+            door.client(Some(address("8.8.8.8")), &headers),
+            Some(address("8.8.8.8"))
         );
     }
 }

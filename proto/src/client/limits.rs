@@ -24,7 +24,7 @@ impl Client {
                 let network = address.to_bits() & !u128::from(u64::MAX);
                 Ipv6Addr::from_bits(network).into()
             }
-            address => address,
+            address @ IpAddr::V4(_) => address,
         })
     }
 }
