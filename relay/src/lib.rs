@@ -75,7 +75,10 @@ use crate::{
     repository::Repositories,
     serial::Serial,
     session::Patience,
-    store::{Store, StoreError},
+    store::{
+        Store, StoreError,
+        format::{self, Foreign},
+    },
     sync::{Hooks, Overview, Syncing, judge::Judge},
     targets::{feed::Wanted, relay_url::Named},
 };
@@ -86,6 +89,9 @@ pub enum Error {
     /// The event store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The data path holds a database of another kind.
+    #[error(transparent)]
+    Foreign(#[from] Foreign),
     /// The purgatory journal.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -122,6 +128,10 @@ pub async fn run(
     process::metrics();
     if config.test {
         tracing::warn!("NGIT_TEST is set: quick clocks, for tests only");
+    }
+    if config.backend == Backend::Lmdb {
+        let directory = config.data_path.clone();
+        tokio::task::spawn_blocking(move || format::check(&directory)).await??;
     }
     let store = Store::open(config.backend, &config.data_path).await?;
     let (journal, records) = open_journal(&config).await?;

@@ -3,6 +3,8 @@
 //! The database's own handling of deletions (NIP-09) and vanishing (NIP-62) is off: deletions are
 //! judged by `admit`, by rules that are ours.
 
+pub mod format;
+
 use std::{
     cmp::Ordering,
     collections::HashSet,

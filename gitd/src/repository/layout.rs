@@ -29,6 +29,10 @@ pub const STAGED: &str = "staged";
 pub const VIEWS: &str = "views";
 /// File of a pool: packs whose objects are all in others, about to go.
 pub const ROLLED_UP: &str = "rolled-up";
+/// All pools, below the git data directory.
+pub const POOLS: &str = ".pools";
+/// File of a view that was adopted: the configuration that another server gave it. Nobody reads it.
+pub const FORMER_CONFIG: &str = "config.before-adoption";
 /// Directory of a pool: packs being taken in.
 pub const QUARANTINE: &str = "quarantine";
 
@@ -67,7 +71,7 @@ impl Layout {
 
     /// All pools.
     pub fn pools(&self) -> PathBuf {
-        self.root.join(".pools")
+        self.root.join(POOLS)
     }
 
     /// Where the objects of an identifier lie.
@@ -77,12 +81,18 @@ impl Layout {
 
     fn pool_below_root(identifier: &Identifier) -> String {
         let digest = digest(identifier);
-        format!(".pools/{}/{digest}.git", &digest[..2])
+        format!("{POOLS}/{}/{digest}.git", &digest[..2])
     }
 
     /// The line of a view's `objects/info/alternates` that leads to its pool.
     pub fn alternate(identifier: &Identifier) -> String {
         format!("../../../{}/objects", Self::pool_below_root(identifier))
+    }
+
+    /// The line of a pool's `objects/info/alternates` that leads to what lies at `below` in the git
+    /// data directory: relative, so that the directory can be moved.
+    pub fn alternate_of_pool(below: &Path) -> String {
+        format!("../../../../{}", below.display())
     }
 
     /// Where a view is moved when it is retired.

@@ -7,6 +7,7 @@
 //! order. Every change is made so that a kill between any two steps leaves a state from which the
 //! same call, or the sweep at the next start, finishes.
 
+mod alternates;
 pub mod change;
 pub mod consolidate;
 pub mod fetched;
@@ -35,7 +36,7 @@ use tokio::sync::Semaphore;
 use self::{
     consolidate::Consolidator,
     fetched::Arrivals,
-    layout::{INCARNATION, Layout, Marker, REPOSITORY},
+    layout::{FORMER_CONFIG, INCARNATION, Layout, Marker, REPOSITORY},
     locks::{Closing, Locks, Upload, Uploads},
     refs::Entry,
 };
@@ -138,10 +139,12 @@ fn fresh_repository(path: &Path) -> io::Result<()> {
         fs::create_dir_all(path.join(directory))?;
     }
     fs::write(path.join("HEAD"), "ref: refs/heads/master\n")?;
-    let config = "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n\
-                  [gc]\n\tauto = 0\n";
-    fs::write(path.join("config"), config)
+    fs::write(path.join("config"), CONFIG)
 }
+
+/// The configuration of every repository of ours.
+const CONFIG: &str = "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n\
+                      [gc]\n\tauto = 0\n";
 
 /// What is not here, of what was asked for.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -166,6 +169,8 @@ pub struct Repositories {
     /// Views of another server that do not lean on a pool yet, by identifier. Bounded by what lay
     /// in the data directory at the start.
     unadopted: Mutex<HashMap<Identifier, Vec<RepoId>>>,
+    /// Those of them that are not served, and why not. Bounded likewise.
+    refused: Mutex<HashMap<RepoId, String>>,
     threads: Arc<Semaphore>,
     consolidator: Arc<Consolidator>,
 }
@@ -183,6 +188,7 @@ impl Repositories {
             uploads: Uploads::default(),
             arrivals: Arrivals::default(),
             unadopted: Mutex::default(),
+            refused: Mutex::default(),
             threads: Arc::new(Semaphore::new(BLOCKING)),
             consolidator,
         };
@@ -217,10 +223,13 @@ impl Repositories {
     pub fn view(&self, repo: &RepoId) -> Result<PathBuf, Error> {
         let view = self.layout.view(repo);
         // An identifier may be as long as a file name; what follows it is checked by opening.
-        if view.join("HEAD").is_file() {
-            Ok(view)
-        } else {
-            Err(Error::NotFound)
+        if !view.join("HEAD").is_file() {
+            return Err(Error::NotFound);
+        }
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        match refused.get(repo) {
+            Some(reason) => Err(Error::Precondition(reason.clone())),
+            None => Ok(view),
         }
     }
 
@@ -248,10 +257,13 @@ impl Repositories {
     /// Makes a repository if it is not there; says its incarnation and whether it was made.
     pub fn create(&self, repo: &RepoId) -> Result<(String, bool), Error> {
         self.views.hold(repo, || {
-            if self.view(repo).is_ok() {
-                self.adopt(repo)?;
-                let view = self.layout.view(repo);
-                return Ok((give_incarnation(&view)?, false));
+            match self.view(repo) {
+                Err(Error::NotFound) => {}
+                view => {
+                    let view = view?;
+                    self.adopt(repo)?;
+                    return Ok((give_incarnation(&view)?, false));
+                }
             }
             let incarnation = new_incarnation();
             let scratch = Scratch(self.layout.scratch());
@@ -281,32 +293,38 @@ impl Repositories {
         let view = self.view(repo)?;
         let pool = self.layout.pool(&repo.identifier);
         let alternate = Layout::alternate(&repo.identifier);
-        let file = view.join("objects/info/alternates");
-        let lines = match fs::read_to_string(&file) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-            lines => lines?,
-        };
-        if lines.lines().any(|line| line == alternate) {
+        let objects = view.join("objects");
+        let mut lines = alternates::lines(&objects)?;
+        if lines.contains(&alternate) {
             return Ok(pool);
         }
         refs::check_adoptable(&view)?;
+        alternates::check_place(&self.layout, &view)?;
+        let lenders = alternates::lenders(&self.layout, &objects, &alternate)?;
         let incarnation = give_incarnation(&view)?;
         let owner = repo.owner;
         self.identifiers.hold(&repo.identifier, || {
             let pool = pool::ensure(&self.layout, &repo.identifier)?;
             pool::mark(&pool, &Marker { owner, incarnation })?;
-            sweep::link_objects(&view.join("objects"), &pool.join("objects"), &lines)?;
-            Ok::<_, Error>(())
+            // What is borrowed first: nothing comes into a pool before what it leads to.
+            pool::borrow(&pool, &lenders.stores)?;
+            for lender in &lenders.repositories {
+                pool::link_objects(&self.layout.root().join(lender), &pool)?;
+            }
+            pool::link_objects(&objects, &pool)
         })?;
         if !view.join(REPOSITORY).exists() {
             write_file(&view.join(REPOSITORY), format!("{repo}\n").as_bytes())?;
         }
-        fs::create_dir_all(view.join("objects/info"))?;
-        let separator = match lines.is_empty() || lines.ends_with('\n') {
-            true => "",
-            false => "\n",
-        };
-        write_file(&file, format!("{lines}{separator}{alternate}\n").as_bytes())?;
+        if !view.join(FORMER_CONFIG).exists() {
+            let former = fs::read(view.join("config"))?;
+            write_file(&view.join(FORMER_CONFIG), &former)?;
+        }
+        write_file(&view.join("config"), CONFIG.as_bytes())?;
+        fs::create_dir_all(objects.join("info"))?;
+        lines.push(alternate);
+        let text = lines.join("\n") + "\n";
+        write_file(&objects.join("info/alternates"), text.as_bytes())?;
         tracing::info!(%repo, "a repository of another server was adopted");
         self.consolidator.consider(&pool);
         Ok(pool)

@@ -3,12 +3,15 @@
 //! **Invariant**: whatever object is in a pool, everything it leads to is there as well. Packs
 //! come in through `intake` alone, which checks the links of every object of a pack against what is
 //! there; so one look at a pack's own objects proves full connectivity, however long the history.
-//! Adoption links another server's repository in whole, its alternates included. Nothing is ever
-//! taken out of a pool that has views: consolidation rewrites packs, it drops no object.
+//! Adoption links another server's repository in whole, and the pool borrows from the stores that
+//! that one borrowed from: what lies in them counts as here, is neither copied nor written, and must
+//! stay. Nothing is ever taken out of a pool that has views: consolidation rewrites packs, it drops
+//! no object.
 //!
 //! Reachability cannot be asked of a pool, since it has no refs. Never run `gc` or `prune` in one.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     io::{Read, Seek, SeekFrom},
     path::{Path, PathBuf},
@@ -17,7 +20,7 @@ use std::{
 use grasp_proto::words::{Identifier, Oid};
 
 use super::{
-    Error, Scratch, fresh_repository,
+    Error, Scratch, alternates, fresh_repository,
     layout::{IDENTIFIER, Layout, Marker, QUARANTINE, VIEWS},
     rename_over_nothing, sync_directory, write_file,
 };
@@ -82,6 +85,55 @@ pub fn views(pool: &Path, most: usize) -> Vec<Marker> {
         .collect()
 }
 
+/// Lets a pool borrow from stores, relative to the git data directory. Under the identifier's lock.
+pub fn borrow(pool: &Path, stores: &BTreeSet<PathBuf>) -> Result<(), Error> {
+    let objects = pool.join("objects");
+    let mut lines = alternates::lines(&objects)?;
+    let known = lines.len();
+    for store in stores {
+        let line = Layout::alternate_of_pool(store);
+        if !lines.contains(&line) {
+            lines.push(line);
+        }
+    }
+    if lines.len() > known {
+        let text = lines.join("\n") + "\n";
+        write_file(&objects.join("info/alternates"), text.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// Links all packs and loose objects of one object directory into a pool.
+pub fn link_objects(from: &Path, pool: &Path) -> Result<(), Error> {
+    let to = pool.join("objects");
+    // What has nothing in it at all need not have the directory.
+    if from.join("pack").is_dir() {
+        for pack in packs(&from.join("pack"))? {
+            link_pack(&from.join("pack"), &to.join("pack"), &pack)?;
+        }
+    }
+    for shelf in fs::read_dir(from)? {
+        let shelf = shelf?;
+        let name = shelf.file_name().into_string().unwrap_or_default();
+        if name.len() != 2 || !name.bytes().all(|b| b.is_ascii_hexdigit()) {
+            continue;
+        }
+        let target = to.join(&name);
+        fs::create_dir_all(&target)?;
+        for entry in fs::read_dir(shelf.path())? {
+            let entry = entry?;
+            let file = entry.file_name();
+            // Temporary files of a git that was killed are no objects.
+            if file.to_str().is_some_and(|f| f.len() == 38) {
+                link(&entry.path(), &target.join(&file))?;
+            }
+        }
+        sync_directory(&target)?;
+    }
+    sync_directory(&to)?;
+    Ok(())
+}
+
 /// The files of one pack that are kept, the one that makes it visible last.
 const PARTS: [&str; 3] = ["pack", "rev", "idx"];
 
@@ -101,8 +153,13 @@ pub fn link_pack(from: &Path, to: &Path, name: &str) -> io::Result<()> {
 /// Behind the name of a file that is being copied.
 pub const INCOMING: &str = ".incoming";
 
-/// Hard link, or copy across devices; what is there already stays.
+/// Hard link, or copy across devices; what is there already stays. Of a symbolic link, what it leads
+/// to.
 pub fn link(from: &Path, to: &Path) -> io::Result<()> {
+    let from = match fs::symlink_metadata(from)?.is_symlink() {
+        true => &fs::canonicalize(from)?,
+        false => from,
+    };
     match fs::hard_link(from, to) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),

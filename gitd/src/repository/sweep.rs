@@ -3,15 +3,15 @@
 
 use std::{
     fs, io,
-    path::{Component, Path, PathBuf},
+    path::{Path, PathBuf},
 };
 
 use grasp_proto::words::{Identifier, Npub, RefName, RepoId};
 
 use super::{
-    Error, PoisonError, Repositories, consolidate,
+    Error, PoisonError, Repositories, alternates, consolidate,
     layout::{IDENTIFIER, Layout, QUARANTINE, STAGED},
-    pool, refs, staging, sync_directory, write_file,
+    pool, refs, staging,
 };
 
 impl Repositories {
@@ -85,9 +85,11 @@ impl Repositories {
     /// another server's.
     fn sweep_view(&self, repo: &RepoId, view: &Path) -> Result<(), Error> {
         let alternate = Layout::alternate(&repo.identifier);
-        let lines = fs::read_to_string(view.join("objects/info/alternates")).unwrap_or_default();
-        if !lines.lines().any(|line| line == alternate) {
+        let objects = view.join("objects");
+        let is_ours = alternates::lines(&objects).is_ok_and(|lines| lines.contains(&alternate));
+        if !is_ours {
             if view.join("HEAD").is_file() {
+                self.look_at_foreign(repo, view);
                 self.unadopted
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)
@@ -109,6 +111,26 @@ impl Repositories {
             }
         }
         Ok(())
+    }
+}
+
+impl Repositories {
+    /// A repository that another server left is served as it lies, unless it is of a kind that we
+    /// cannot serve, or leads where it should not.
+    fn look_at_foreign(&self, repo: &RepoId, view: &Path) {
+        let objects = view.join("objects");
+        let look = || {
+            refs::open(view)?;
+            alternates::check_place(&self.layout, view)?;
+            alternates::lenders(&self.layout, &objects, "").map(drop)
+        };
+        if let Err(error) = look() {
+            tracing::warn!(%repo, "a repository of another server is not served: {error}");
+            self.refused
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(repo.clone(), error.to_string());
+        }
     }
 }
 
@@ -156,65 +178,4 @@ fn remove_leftovers(repository: &Path) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Links all packs and loose objects of one object directory into a pool's, and tells the pool of
-/// the alternates it leaned on.
-pub(super) fn link_objects(from: &Path, to: &Path, alternates: &str) -> Result<(), Error> {
-    if !alternates.is_empty() {
-        let file = to.join("info/alternates");
-        let mut lines = fs::read_to_string(&file).unwrap_or_default();
-        for line in alternates.lines().filter(|line| !line.starts_with('#')) {
-            let Some(target) =
-                resolve(from, line).and_then(|path| path.to_str().map(str::to_owned))
-            else {
-                continue;
-            };
-            if !lines.lines().any(|known| known == target) {
-                lines.push_str(&target);
-                lines.push('\n');
-            }
-        }
-        write_file(&file, lines.as_bytes())?;
-    }
-    // What has nothing in it at all need not have the directory.
-    if from.join("pack").is_dir() {
-        for pack in pool::packs(&from.join("pack"))? {
-            pool::link_pack(&from.join("pack"), &to.join("pack"), &pack)?;
-        }
-    }
-    for shelf in directories(from)? {
-        let name = shelf.file_name().and_then(|name| name.to_str());
-        let Some(name) = name.filter(|n| n.len() == 2 && n.bytes().all(|b| b.is_ascii_hexdigit()))
-        else {
-            continue;
-        };
-        let target = to.join(name);
-        fs::create_dir_all(&target)?;
-        for entry in fs::read_dir(&shelf)? {
-            let entry = entry?;
-            let file = entry.file_name();
-            // Temporary files of a git that was killed are no objects.
-            if file.to_str().is_some_and(|f| f.len() == 38) {
-                pool::link(&entry.path(), &target.join(&file))?;
-            }
-        }
-        sync_directory(&target)?;
-    }
-    Ok(())
-}
-
-/// Where a line of an alternates file leads, as an absolute path.
-fn resolve(objects: &Path, line: &str) -> Option<PathBuf> {
-    let path = objects.join(line);
-    let mut resolved = PathBuf::new();
-    for part in path.components() {
-        match part {
-            Component::ParentDir => {
-                resolved.pop();
-            }
-            part => resolved.push(part),
-        }
-    }
-    Some(resolved).filter(|path| path.is_dir())
 }

@@ -73,8 +73,9 @@ pub async fn answer(
             Err(bad) => return error(&bad.to_string()),
         }
     }
-    let Ok(view) = server.repositories.view(&repo) else {
-        return Answer::NotFound;
+    let view = match server.repositories.view(&repo) {
+        Ok(view) => view,
+        Err(error) => return Answer::from_error(&error),
     };
     // One piece on its way to the client, one being read: more would only be memory.
     let (maker, pieces) = stream::answer(1);
