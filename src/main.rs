@@ -6,6 +6,7 @@
 mod backoff;
 mod demo;
 mod health;
+mod import;
 mod launcher;
 mod run_dir;
 mod status;
@@ -38,6 +39,7 @@ Examples:
   graspd --bind-address 127.0.0.1:0 --database-backend memory
                                                 a free port, nothing kept
   graspd status                                 what waits and what is looked for, right now
+  graspd import wss://old.example               take over the events of another server
   graspd config                                 what is in effect, and where it comes from
   graspd completions bash > /etc/bash_completion.d/graspd
 
@@ -82,6 +84,7 @@ fn command() -> Command {
                         .help("The most lines of each list"),
                 ),
         )
+        .subcommand(import::command())
         .subcommand(
             Command::new("health")
                 .about("Say by the exit code whether a process that runs here does its work")
@@ -204,6 +207,10 @@ fn run(matches: &ArgMatches) -> anyhow::Result<()> {
             let most = given.get_one::<u32>("most").copied().unwrap_or_default();
             let settings = load(given)?;
             runtime()?.block_on(status::print(&settings, given.get_flag("json"), most))
+        }
+        Some(("import", given)) => {
+            let settings = load(given)?;
+            runtime()?.block_on(import::run(&settings, import::Import::from(given)))
         }
         Some(("health", given)) => {
             let role = given.get_one::<String>("role");

@@ -39,7 +39,7 @@ async fn ask(settings: &Settings, most: u32) -> anyhow::Result<StatusResponse> {
 }
 
 /// Where the relay's internal services are, and the credential for them.
-fn find(settings: &Settings) -> anyhow::Result<(Endpoint, Token)> {
+pub fn find(settings: &Settings) -> anyhow::Result<(Endpoint, Token)> {
     if settings.is_set("NGIT_RELAY_GRPC_ADDRESS") {
         let endpoint = settings.endpoint("NGIT_RELAY_GRPC_ADDRESS")?;
         return Ok((endpoint, settings.token_of(Role::Relay)?));
@@ -117,7 +117,7 @@ fn bytes(count: u64) -> String {
 }
 
 /// What a stranger chose, safe for a terminal.
-fn plain(text: &str) -> String {
+pub fn plain(text: &str) -> String {
     let clean = |c: char| if c.is_control() { '\u{fffd}' } else { c };
     text.chars().map(clean).collect()
 }

@@ -1,10 +1,11 @@
 //! How a contract is reached: endpoints, credentials, deadlines, traces.
 //!
 //! Every internal call carries the caller's credential, a deadline and a `traceparent`; every
-//! service is wrapped in a [`Guard`] that knows which roles may call it. Sockets of the machine
-//! and TCP are the same to everything above this file.
+//! service is wrapped in a [`Guard`] that knows which roles may call it. Sockets of the machine,
+//! TCP, and TCP with mutual TLS ([`tls`]) are the same to everything above this file.
 
 mod grant;
+mod tls;
 mod trace;
 
 use std::{
@@ -26,7 +27,6 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
 };
-use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Request, Status,
@@ -40,16 +40,20 @@ use tonic_health::{
 };
 
 pub use grant::{BadGrant, GrantKey};
+pub use tls::{BadTls, Tls};
 pub use trace::{Trace, TraceLayer, Traced};
 
 /// How long an internal call may take unless its caller says otherwise.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Where an internal service listens and is found: `http://host:port` or `unix:/path`.
+/// Where an internal service listens and is found: `http://host:port`, `https://host:port` (mutual
+/// TLS) or `unix:/path`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Endpoint {
     /// `host:port`.
     Tcp(String),
+    /// `host:port`, with what both sides show each other.
+    Tls(String, Tls),
     /// The path of a socket.
     Unix(PathBuf),
 }
@@ -61,6 +65,16 @@ impl FromStr for Endpoint {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        Self::parse(text, None)
+    }
+}
+
+/// The forms an address may have.
+const FORMS: &str = "http://host:port, https://host:port or unix:/path";
+
+impl Endpoint {
+    /// Reads an address; `https` needs certificates.
+    pub fn parse(text: &str, tls: Option<&Tls>) -> Result<Self, String> {
         if let Some(path) = text.strip_prefix("unix:") {
             if path.is_empty() || path.len() > SOCKET_PATH_MAX {
                 return Err(format!(
@@ -70,15 +84,21 @@ impl FromStr for Endpoint {
             }
             return Ok(Self::Unix(path.into()));
         }
-        let authority = text
-            .strip_prefix("http://")
-            .ok_or("must be http://host:port or unix:/path")?
-            .trim_end_matches('/');
+        let (authority, is_tls) = match text.strip_prefix("https://") {
+            Some(authority) => (authority, true),
+            None => (text.strip_prefix("http://").ok_or(FORMS)?, false),
+        };
+        let authority = authority.trim_end_matches('/');
         match authority.rsplit_once(':') {
-            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
-                Ok(Self::Tcp(authority.to_owned()))
-            }
-            _ => Err("must be http://host:port or unix:/path".to_owned()),
+            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {}
+            _ => return Err(FORMS.to_owned()),
+        }
+        match (is_tls, tls) {
+            (false, _) => Ok(Self::Tcp(authority.to_owned())),
+            (true, Some(tls)) => Ok(Self::Tls(authority.to_owned(), tls.clone())),
+            (true, None) => Err(
+                "http://host:port or unix:/path, as no NGIT_INTERNAL_TLS_CERT is set".to_owned(),
+            ),
         }
     }
 }
@@ -87,6 +107,7 @@ impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(authority) => write!(f, "http://{authority}"),
+            Self::Tls(authority, _) => write!(f, "https://{authority}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
@@ -97,6 +118,10 @@ impl Endpoint {
     pub async fn listen(&self) -> io::Result<Listener> {
         match self {
             Self::Tcp(authority) => Ok(Listener::Tcp(TcpListener::bind(authority).await?)),
+            Self::Tls(authority, tls) => {
+                let listener = TcpListener::bind(authority).await?;
+                Ok(Listener::Tls(listener, tls.clone()))
+            }
             Self::Unix(path) => {
                 match std::fs::remove_file(path) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -113,9 +138,15 @@ impl Endpoint {
             Self::Tcp(authority) => {
                 let stream = TcpStream::connect(authority).await?;
                 stream.set_nodelay(true)?;
-                Ok(Connection(Either::Left(stream)))
+                Ok(Connection::Tcp(stream))
             }
-            Self::Unix(path) => Ok(Connection(Either::Right(UnixStream::connect(path).await?))),
+            Self::Tls(authority, tls) => {
+                let stream = TcpStream::connect(authority).await?;
+                stream.set_nodelay(true)?;
+                let host = authority.rsplit_once(':').map_or("", |(host, _)| host);
+                Ok(Connection::Tls(tls.connect(host, stream).await?))
+            }
+            Self::Unix(path) => Ok(Connection::Unix(UnixStream::connect(path).await?)),
         }
     }
 
@@ -147,6 +178,8 @@ pub type AuthorizedChannel = InterceptedService<Channel, Caller>;
 pub enum Listener {
     /// Over the network.
     Tcp(TcpListener),
+    /// Over the network, from those who show a certificate.
+    Tls(TcpListener, Tls),
     /// On this machine.
     Unix(UnixListener),
 }
@@ -158,11 +191,16 @@ impl Listener {
             Self::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
                 stream.set_nodelay(true)?;
-                Ok((Connection(Either::Left(stream)), Some(peer)))
+                Ok((Connection::Tcp(stream), Some(peer)))
+            }
+            Self::Tls(listener, tls) => {
+                let (stream, peer) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                Ok((Connection::Tls(tls.accept(stream)), Some(peer)))
             }
             Self::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
-                Ok((Connection(Either::Right(stream)), None))
+                Ok((Connection::Unix(stream), None))
             }
         }
     }
@@ -180,47 +218,69 @@ impl Listener {
     }
 }
 
-/// A connection of either kind, without Nagle's delay.
+/// A connection of any kind, without Nagle's delay.
 #[derive(Debug)]
-pub struct Connection(Either<TcpStream, UnixStream>);
+pub enum Connection {
+    /// Over the network.
+    Tcp(TcpStream),
+    /// Over the network, encrypted; as an accepted one is first read or written, it shakes hands.
+    Tls(tls::Secured),
+    /// On this machine.
+    Unix(UnixStream),
+}
+
+/// The same call of whichever stream it is.
+macro_rules! each {
+    ($connection:expr, $stream:ident => $call:expr) => {
+        match $connection.get_mut() {
+            Self::Tcp($stream) => $call,
+            Self::Tls($stream) => $call,
+            Self::Unix($stream) => $call,
+        }
+    };
+}
 
 impl AsyncRead for Connection {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
+        each!(self, stream => Pin::new(stream).poll_read(cx, buf))
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
+        each!(self, stream => Pin::new(stream).poll_write(cx, buf))
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, stream => Pin::new(stream).poll_flush(cx))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, stream => Pin::new(stream).poll_shutdown(cx))
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
+        each!(self, stream => Pin::new(stream).poll_write_vectored(cx, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
+        match self {
+            Self::Tcp(stream) => stream.is_write_vectored(),
+            Self::Tls(stream) => stream.is_write_vectored(),
+            Self::Unix(stream) => stream.is_write_vectored(),
+        }
     }
 }
 
@@ -457,6 +517,7 @@ mod tests {
             assert_eq!(good.parse::<Endpoint>().unwrap().to_string(), good);
         }
         let long = format!("unix:/{}", "x".repeat(107));
+        // `https` without certificates would be a promise.
         for bad in ["gitd:7001", "http://gitd", "unix:", "https://x:1", &long] {
             assert!(bad.parse::<Endpoint>().is_err(), "{bad}");
         }

@@ -11,6 +11,8 @@ use grasp_proto::{
 use tonic::{Code, Status};
 use tonic_health::pb::health_client::HealthClient;
 
+use crate::policy::lists::Entry;
+
 /// Why gitd did not do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GitError {
@@ -122,6 +124,9 @@ pub trait Git: Send + Sync + 'static {
         repo: &'a RepoId,
         name: &'a RefName,
     ) -> BoxFuture<'a, Result<(), GitError>>;
+
+    /// Just these are not served over HTTP from now on, by whichever way gitd is reached.
+    fn withhold(&self, entries: Vec<Entry>) -> BoxFuture<'_, Result<(), GitError>>;
 
     /// Whether gitd answers.
     fn reachable(&self) -> BoxFuture<'_, bool>;
@@ -305,6 +310,33 @@ impl Git for Gitd {
         };
         Box::pin(async move {
             client.delete_ref(request).await?;
+            Ok(())
+        })
+    }
+
+    fn withhold(&self, entries: Vec<Entry>) -> BoxFuture<'_, Result<(), GitError>> {
+        const BATCH: usize = 1000;
+        let entry = |entry: &Entry| match entry {
+            Entry::Owner(owner) => wire::Withheld {
+                owner: owner.as_bytes().to_vec(),
+                identifier: String::new(),
+            },
+            Entry::Identifier(identifier) => wire::Withheld {
+                owner: Vec::new(),
+                identifier: identifier.to_string(),
+            },
+            Entry::Repository(repo) => wire::Withheld {
+                owner: repo.owner.as_bytes().to_vec(),
+                identifier: repo.identifier.to_string(),
+            },
+        };
+        let batch = |entries: &[Entry]| wire::WithholdRequest {
+            withheld: entries.iter().map(entry).collect(),
+        };
+        let batches: Vec<_> = entries.chunks(BATCH).map(batch).collect();
+        let mut client = self.client.clone();
+        Box::pin(async move {
+            client.withhold(futures::stream::iter(batches)).await?;
             Ok(())
         })
     }

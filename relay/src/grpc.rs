@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod hunt;
+mod import;
 pub mod push;
 pub mod relay_sync;
 

@@ -211,11 +211,13 @@ pub async fn run(
     let relay_sync = RelaySyncServer::new(relay_sync)
         .max_decoding_message_size(relay_sync::MAX_MESSAGE)
         .max_encoding_message_size(relay_sync::MAX_MESSAGE);
-    let admin = AdminService::new(release.clone(), hunt.clone()).with_sync(Overview {
-        wanted: wanted.clone(),
-        syncing: syncing.clone(),
-        judge: judge.clone(),
-    });
+    let admin = AdminService::new(release.clone(), hunt.clone())
+        .with_sync(Overview {
+            wanted: wanted.clone(),
+            syncing: syncing.clone(),
+            judge: judge.clone(),
+        })
+        .with_door(door.clone());
     let admin = AdminServer::new(admin);
     let routes = transport::standard_routes(&config.tokens)
         .await
@@ -241,6 +243,11 @@ pub async fn run(
         internal.cancel();
         return Ok(());
     }
+    let telling = tokio::spawn(withhold::tell_git(
+        git.clone(),
+        config.curation.clone(),
+        internal.clone(),
+    ));
     withhold::settle(&release, &serial, &config.curation).await;
     sweep::try_everything(&release, &serial).await;
     let sweeping = tokio::spawn(sweep::run(
@@ -294,7 +301,7 @@ pub async fn run(
     let face = tokio::spawn(http::serve(face, public, stop.clone(), config.grace));
     // The public face ends by `stop` alone; anything else that ends, ends the process.
     tokio::pin!(
-        services, sweeping, clockwork, healing, leasing, judging, feeding, curating, face
+        services, sweeping, clockwork, healing, leasing, judging, feeding, curating, telling, face
     );
     tokio::select! {
         ended = &mut face => ended?,
@@ -306,6 +313,7 @@ pub async fn run(
         ended = &mut judging => ended?,
         ended = &mut feeding => ended?,
         ended = &mut curating => ended?,
+        ended = &mut telling => ended?,
     }
     internal.cancel();
     Ok(())

@@ -7,10 +7,13 @@
 //! more is back.
 //!
 //! What waits in purgatory and would not be accepted now is dropped; it can be sent again.
+//!
+//! gitd is told what the blacklists name ([`tell_git`]), since git's ways may lead past this process.
 
 use std::{
     collections::{BTreeSet, HashSet},
     sync::Arc,
+    time::Duration,
 };
 
 use futures::{StreamExt, stream};
@@ -20,7 +23,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    git::GitError,
+    git::{Git, GitError},
     hunt::{Hunt, heal},
     nip34::{self, announcement::Announcement, id_of},
     policy::curation::{Curation, Place, Rules},
@@ -35,6 +38,9 @@ use crate::{
 const AT_ONCE: usize = 4;
 /// Looks at what changed while it was looked at, one after the other.
 const LOOKS: usize = 3;
+
+/// How often it is looked whether gitd knows the lists as they are.
+const TELL_EVERY: Duration = Duration::from_millis(250);
 
 /// What the store holds of announcements, into memory.
 pub async fn load_served(
@@ -262,6 +268,40 @@ async fn make_archived(release: &Release, serial: &Serial, rules: &Rules) {
     };
     let all = stream::iter(release.repositories.all());
     all.for_each_concurrent(AT_ONCE, archived).await;
+}
+
+/// Tells gitd what the blacklists name, whenever that has changed or gitd was away, until `stop`. It
+/// remembers what it was told; but who started again may have been given another disk.
+pub async fn tell_git(git: Arc<dyn Git>, curation: Curation, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(TELL_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut told: Option<Arc<Rules>> = None;
+    let mut complained = false;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let rules = curation.rules();
+        if told.as_ref().is_some_and(|told| Arc::ptr_eq(told, &rules)) {
+            if !git.reachable().await {
+                told = None;
+            }
+            continue;
+        }
+        match git.withhold(rules.blocked()).await {
+            Ok(()) => {
+                told = Some(rules);
+                complained = false;
+            }
+            Err(GitError::Unreachable(_)) => {}
+            Err(error) if !complained => {
+                complained = true;
+                tracing::error!(%error, "git paths that lead past the relay may show what is on a blacklist");
+            }
+            Err(_) => {}
+        }
+    }
 }
 
 /// Hears SIGHUP from now on, if some list is a file; otherwise the signal keeps its meaning.

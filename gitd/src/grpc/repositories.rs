@@ -3,27 +3,29 @@
 //! What changes something runs on a thread of its own: a caller that goes away does not stop it
 //! half-way.
 
-use std::{pin::Pin, sync::Arc};
+use std::{collections::HashSet, pin::Pin, sync::Arc};
 
 use futures::Stream;
 use grasp_proto::{
     contract::{
         git::{
-            AlignRequest, AlignResponse, CreateRequest, CreateResponse, DeleteRefRequest,
-            DeleteRefResponse, DeleteRequest, DeleteResponse, DescribeRequest, DescribeResponse,
-            ListRefsRequest, ListRefsResponse, MissingRequest, MissingResponse, PutRefRequest,
-            PutRefResponse, Ref, RetireRequest, RetireResponse, repositories_server,
+            self as wire, AlignRequest, AlignResponse, CreateRequest, CreateResponse,
+            DeleteRefRequest, DeleteRefResponse, DeleteRequest, DeleteResponse, DescribeRequest,
+            DescribeResponse, ListRefsRequest, ListRefsResponse, MissingRequest, MissingResponse,
+            PutRefRequest, PutRefResponse, Ref, RetireRequest, RetireResponse, WithholdRequest,
+            WithholdResponse, repositories_server,
         },
         repository,
     },
-    words::{Identifier, Oid, RefName},
+    words::{Identifier, Npub, Oid, RefName, RepoId},
 };
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::repository::{
     Repositories,
     change::{Alignment, Expected, Put},
     refs::Entry,
+    withheld,
 };
 
 /// The largest message: an alignment of a hundred thousand refs.
@@ -242,6 +244,42 @@ impl repositories_server::Repositories for Service {
         Err(Status::unimplemented(
             "this version of the git storage does not describe what lies on disk",
         ))
+    }
+
+    async fn withhold(
+        &self,
+        request: Request<Streaming<WithholdRequest>>,
+    ) -> Result<Response<WithholdResponse>, Status> {
+        let mut stream = request.into_inner();
+        let mut entries = HashSet::new();
+        while let Some(batch) = stream.message().await? {
+            for entry in batch.withheld {
+                entries.insert(withheld_entry(&entry)?);
+            }
+            if entries.len() > withheld::MOST {
+                return Err(Status::invalid_argument("too many entries"));
+            }
+        }
+        let count = entries.len() as u64;
+        let replaced = self
+            .repositories
+            .blocking(move |r| r.withheld.replace(entries));
+        replaced.await?;
+        Ok(Response::new(WithholdResponse { entries: count }))
+    }
+}
+
+fn withheld_entry(message: &wire::Withheld) -> Result<withheld::Entry, Status> {
+    let owner = || Npub::from_slice(&message.owner);
+    let identifier = || Identifier::parse(&message.identifier);
+    match (message.owner.is_empty(), message.identifier.is_empty()) {
+        (false, true) => Ok(withheld::Entry::Owner(owner()?)),
+        (true, false) => Ok(withheld::Entry::Identifier(identifier()?)),
+        (false, false) => Ok(withheld::Entry::Repository(RepoId {
+            owner: owner()?,
+            identifier: identifier()?,
+        })),
+        (true, true) => Err(Status::invalid_argument("an entry names nothing")),
     }
 }
 

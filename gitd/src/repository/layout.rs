@@ -7,6 +7,7 @@
 //! <data>/.pools/…/rolled-up                  packs that are about to go, one to a line
 //! <data>/.pools/…/quarantine/<random>/       a pack that is being taken in
 //! <data>/.retired/<owner>-<sha256>-<incarnation>.git   a view moved aside
+//! <data>/.withheld                           what is not served, one entry to a line
 //! <data>/.new/<random>                       what is being made or thrown away; empty between runs
 //! ```
 //!
@@ -100,6 +101,11 @@ impl Layout {
         let digest = &digest(&repo.identifier)[..16];
         let name = format!("{}-{digest}-{incarnation}.git", repo.owner.to_hex());
         self.root.join(".retired").join(name)
+    }
+
+    /// What is not served.
+    pub fn withheld(&self) -> PathBuf {
+        self.root.join(".withheld")
     }
 
     /// Where things are made before they are seen, and moved before they are thrown away.

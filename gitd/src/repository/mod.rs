@@ -20,6 +20,7 @@ pub mod reachable;
 pub mod refs;
 pub mod staging;
 mod sweep;
+pub mod withheld;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -39,6 +40,7 @@ use self::{
     layout::{FORMER_CONFIG, INCARNATION, Layout, Marker, REPOSITORY},
     locks::{Closing, Locks, Upload, Uploads},
     refs::Entry,
+    withheld::Withheld,
 };
 
 /// Why something was not done.
@@ -171,6 +173,8 @@ pub struct Repositories {
     unadopted: Mutex<HashMap<Identifier, Vec<RepoId>>>,
     /// Those of them that are not served, and why not. Bounded likewise.
     refused: Mutex<HashMap<RepoId, String>>,
+    /// What is not served to anybody. The relay's calls reach it all the same.
+    pub withheld: Withheld,
     threads: Arc<Semaphore>,
     consolidator: Arc<Consolidator>,
 }
@@ -181,8 +185,10 @@ impl Repositories {
     pub fn open(root: PathBuf, consolidator: Arc<Consolidator>) -> Result<Self, Error> {
         // Repositories are opened for one request: a cache would only be memory.
         git2::opts::enable_caching(false);
+        let layout = Layout::new(root);
         let repositories = Self {
-            layout: Layout::new(root),
+            withheld: Withheld::open(layout.withheld())?,
+            layout,
             views: Locks::default(),
             identifiers: Locks::default(),
             uploads: Uploads::default(),

@@ -335,6 +335,9 @@ async fn route(
     let Some((repo, rest)) = RepoId::from_url_path(&path) else {
         return not_found(&path);
     };
+    if server.repositories.withheld.covers(&repo) {
+        return not_found(&path);
+    }
     let version = Version::from_headers(request.headers());
     let (answer, kind) = match (rest, get) {
         ("" | "/", true) => {

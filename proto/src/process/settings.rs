@@ -15,7 +15,7 @@ use std::{
 
 pub use variables::{VARIABLES, Variable};
 
-use crate::transport::{Endpoint, Role, Token, Tokens};
+use crate::transport::{BadTls, Endpoint, Role, Tls, Token, Tokens};
 
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -265,9 +265,43 @@ impl Settings {
         Token::parse(&text).map_err(|_| self.bad(name, "at least 16 visible ASCII characters"))
     }
 
-    /// An internal address, which must be set.
+    /// An internal address, which must be set. Where certificates are, calls go encrypted or stay on
+    /// this machine: there is no falling back. gitd's HTTP alone may be plain all the same, for an edge
+    /// that leads git's paths to it.
     pub fn endpoint(&self, name: &'static str) -> Result<Endpoint, BadSetting> {
-        self.parse_with(name, str::parse)
+        let tls = self.tls()?;
+        match self.parse_with(name, |text| Endpoint::parse(text, tls.as_ref()))? {
+            Endpoint::Tcp(_) if tls.is_some() && name != "NGIT_GITD_HTTP_ADDRESS" => Err(self.bad(
+                name,
+                "https://host:port or unix:/path, as NGIT_INTERNAL_TLS_CERT is set",
+            )),
+            endpoint => Ok(endpoint),
+        }
+    }
+
+    /// What internal connections over the network show each other; `None`: nothing is set.
+    fn tls(&self) -> Result<Option<Tls>, BadSetting> {
+        const NAMES: [&str; 3] = [
+            "NGIT_INTERNAL_TLS_CERT",
+            "NGIT_INTERNAL_TLS_KEY",
+            "NGIT_INTERNAL_TLS_CA",
+        ];
+        if !NAMES.iter().any(|name| self.is_set(name)) {
+            return Ok(None);
+        }
+        let [certificate, key, authority] = NAMES.map(|name| {
+            let expected = "set, as the others of NGIT_INTERNAL_TLS_CERT, _KEY and _CA are";
+            self.get(name).ok_or_else(|| self.bad(name, expected))
+        });
+        let loaded = Tls::load(certificate?.as_ref(), key?.as_ref(), authority?.as_ref());
+        loaded.map(Some).map_err(|error| {
+            let name = match &error {
+                BadTls::Certificate(_) => NAMES[0],
+                BadTls::Key(_) => NAMES[1],
+                BadTls::Authority(_) => NAMES[2],
+            };
+            self.bad(name, error.to_string())
+        })
     }
 
     /// Every variable with its effective value and where that came from, secrets hidden.

@@ -1,10 +1,13 @@
 //! Admin: what an operator's commands ask (see `admin.proto`). Figures are read as they are; what
 //! needs a look at every entry is done on a blocking thread.
 
+use std::sync::Arc;
+
 use futures::stream::BoxStream;
 use grasp_proto::contract::relay::{self as wire, admin_server};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
+use super::import;
 use crate::{
     clock::Moment,
     hunt::{Hunt, budget::DomainFigures, queue::EntryFigures, workers::Worker},
@@ -12,6 +15,7 @@ use crate::{
     release::Release,
     sync::{Overview, RemoteFigures, reports::State},
     targets::Level,
+    verdict::Door,
 };
 
 /// Lines of a list, unless the caller says otherwise.
@@ -25,16 +29,17 @@ pub struct AdminService {
     release: Release,
     hunt: Hunt,
     sync: Option<Overview>,
+    door: Option<Arc<dyn Door>>,
 }
 
 impl AdminService {
     /// The service over what is served and what is hunted for.
     pub fn new(release: Release, hunt: Hunt) -> Self {
-        let sync = None;
         Self {
             release,
             hunt,
-            sync,
+            sync: None,
+            door: None,
         }
     }
 
@@ -43,6 +48,13 @@ impl AdminService {
     pub fn with_sync(self, overview: Overview) -> Self {
         let sync = Some(overview);
         Self { sync, ..self }
+    }
+
+    /// Besides, with the door that events go through which are handed over.
+    #[must_use]
+    pub fn with_door(self, door: Arc<dyn Door>) -> Self {
+        let door = Some(door);
+        Self { door, ..self }
     }
 }
 
@@ -286,6 +298,17 @@ impl admin_server::Admin for AdminService {
         _request: Request<wire::CleanupEmptyRepositoriesRequest>,
     ) -> Result<Response<Self::CleanupEmptyRepositoriesStream>, Status> {
         Err(unknown("clean up empty repositories"))
+    }
+
+    type ImportStream = import::Answers;
+
+    async fn import(
+        &self,
+        request: Request<Streaming<wire::ImportRequest>>,
+    ) -> Result<Response<Self::ImportStream>, Status> {
+        let door = self.door.clone();
+        let door = door.ok_or_else(|| unknown("take events in"))?;
+        Ok(Response::new(import::judge(door, request.into_inner())))
     }
 }
 

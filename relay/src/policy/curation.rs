@@ -177,6 +177,12 @@ impl Rules {
         self.bans(&repo.owner) || self.blocked.contains(repo)
     }
 
+    /// The repositories that are on a blacklist, or their owners are.
+    pub fn blocked(&self) -> Vec<Entry> {
+        let owners = self.banned.iter().copied().map(Entry::Owner);
+        owners.chain(self.blocked.entries().cloned()).collect()
+    }
+
     /// Whether nobody is on a blacklist.
     pub fn blocks_nothing(&self) -> bool {
         self.banned.is_empty() && self.blocked.is_empty()

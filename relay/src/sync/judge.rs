@@ -117,7 +117,7 @@ impl Outcome {
 pub type Judged = (Outcome, String);
 
 /// What a verdict of the door comes to: words before a colon are what machines read (NIP-01).
-fn outcome(event: &Event, verdict: &Verdict) -> Outcome {
+pub fn outcome(event: &Event, verdict: &Verdict) -> Outcome {
     let by_repository = matches!(
         Meaning::of(event.kind),
         Meaning::Announcement | Meaning::State

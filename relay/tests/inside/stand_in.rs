@@ -10,7 +10,10 @@ use std::{
 
 use futures::future::BoxFuture;
 use grasp_proto::words::{Identifier, Oid, RefKind, RefName, RepoId};
-use grasp_relay::git::{Absent, Alignment, Git, GitError, Refs};
+use grasp_relay::{
+    git::{Absent, Alignment, Git, GitError, Refs},
+    policy::lists::Entry,
+};
 
 #[derive(Debug, Clone, Default)]
 pub struct Repo {
@@ -30,6 +33,7 @@ pub struct World {
     pub broken: BTreeSet<RepoId>,
     pub retired: BTreeSet<RepoId>,
     pub aligned: u32,
+    pub withheld: Vec<Entry>,
 }
 
 /// The stand-in for gitd.
@@ -216,6 +220,13 @@ impl Git for StandIn {
         self.answer(|world| {
             let repo = world.repos.get_mut(repo).ok_or(GitError::NotFound)?;
             repo.refs.remove(name);
+            Ok(())
+        })
+    }
+
+    fn withhold(&self, entries: Vec<Entry>) -> BoxFuture<'_, Result<(), GitError>> {
+        self.answer(|world| {
+            world.withheld = entries;
             Ok(())
         })
     }

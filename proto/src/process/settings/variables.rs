@@ -114,9 +114,9 @@ pub static VARIABLES: &[Variable] = &[
     variable("NGIT_ARCHIVE_GRASP_SERVICES", None, "and those that name one of these services in `clone`: domains, separated by commas."),
     variable("NGIT_ARCHIVE_READ_ONLY", None, "Whether pushes to what is archived are refused, so that its data comes from the servers it lists alone. They are unless this is `false`. What lists this service can be pushed to all the same."),
     reserved("NGIT_GRASP06_ENABLE", "GRASP-06."),
-    reserved("NGIT_INTERNAL_TLS_CERT", "Mutual TLS between the processes."),
-    reserved("NGIT_INTERNAL_TLS_KEY", "Mutual TLS between the processes."),
-    reserved("NGIT_INTERNAL_TLS_CA", "Mutual TLS between the processes."),
+    variable("NGIT_INTERNAL_TLS_CERT", None, "Certificate of this process, as a PEM file with its chain, for mutual TLS between processes on different machines: internal addresses are then `https://host:port`, and its name or address must be the one they are found by. Tokens are needed all the same: they say which role calls. `NGIT_GITD_HTTP_ADDRESS` may stay `http://` for an edge that leads git's paths there."),
+    variable("NGIT_INTERNAL_TLS_KEY", None, "Its private key, as a PEM file."),
+    variable("NGIT_INTERNAL_TLS_CA", None, "Certificates, as a PEM file, of those who sign the certificates of the other processes. Nobody else is let in or called."),
 ];
 
 impl Variable {

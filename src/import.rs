@@ -1,0 +1,479 @@
+//! `graspd import`: the events of another server, or of a file, handed to the one that runs.
+//!
+//! Everything is gathered first, in unnamed files, by what rests on what ([`Heap`]); then it goes to
+//! the relay's Admin service in that order, where each event is judged as if a user had sent it. What
+//! is rejected for want of something that may still come is handed over again, as long as that
+//! brings anything. Memory does not grow with the number of events; repeated, nothing happens twice.
+
+mod source;
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, BufRead, BufReader, BufWriter, Seek, Write},
+};
+
+use anyhow::{Context, bail};
+use clap::{Arg, ArgAction, ArgMatches, Command, ValueHint};
+use futures::StreamExt;
+use grasp_proto::{
+    contract::relay::{ImportRequest, ImportResponse, admin_client::AdminClient},
+    process::settings::Settings,
+    transport::AuthorizedChannel,
+};
+use nostr::Event;
+use serde_json::json;
+use tokio::sync::mpsc;
+use tonic::Request;
+
+use crate::status;
+
+/// The longest event that is read, in bytes.
+const LONGEST: usize = 4 << 20;
+/// Bytes that all events together may take on the disk.
+const MOST_BYTES: u64 = 64 << 30;
+/// Rounds of what was rejected for want of something: one for each link of a chain of replies whose
+/// last comes first.
+const ROUNDS: usize = 32;
+/// Reasons of rejection that are told apart.
+const REASONS: usize = 64;
+/// How long an import may take.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 3600);
+/// Events that wait for their answer.
+const AHEAD: usize = 64;
+
+/// What is said of an event that waits for git data.
+const WAITS: &str = "purgatory:";
+
+/// The command line.
+pub fn command() -> Command {
+    Command::new("import")
+        .about("Hand the events of a file or of another server to the service that runs here")
+        .arg(
+            Arg::new("from")
+                .value_name("FROM")
+                .required(true)
+                .value_hint(ValueHint::AnyPath)
+                .help("A file with one event to a line, `-` for standard input, or ws(s)://relay"),
+        )
+        .arg(
+            Arg::new("json")
+                .long("json")
+                .action(ArgAction::SetTrue)
+                .help("Report as JSON"),
+        )
+        .arg(
+            Arg::new("dry-run")
+                .long("dry-run")
+                .action(ArgAction::SetTrue)
+                .help("Read everything, check ids and signatures, and hand over nothing"),
+        )
+}
+
+/// What was asked for.
+#[derive(Debug)]
+pub struct Import {
+    from: String,
+    as_json: bool,
+    dry_run: bool,
+}
+
+impl From<&ArgMatches> for Import {
+    fn from(given: &ArgMatches) -> Self {
+        Self {
+            from: given.get_one::<String>("from").cloned().unwrap_or_default(),
+            as_json: given.get_flag("json"),
+            dry_run: given.get_flag("dry-run"),
+        }
+    }
+}
+
+/// What came of it.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Report {
+    read: u64,
+    accepted: u64,
+    waiting: u64,
+    duplicate: u64,
+    /// By reason.
+    rejected: BTreeMap<String, u64>,
+}
+
+impl Report {
+    fn add(&mut self, answer: &ImportResponse) {
+        let message = answer.message.as_str();
+        match answer.accepted {
+            true if message.starts_with(WAITS) => self.waiting += 1,
+            true if message.starts_with("duplicate:") => self.duplicate += 1,
+            true => self.accepted += 1,
+            false => self.reject(message),
+        }
+    }
+
+    fn reject(&mut self, reason: &str) {
+        let is_known = self.rejected.contains_key(reason) || self.rejected.len() < REASONS;
+        let reason = if is_known { reason } else { "other reasons" };
+        *self.rejected.entry(status::plain(reason)).or_default() += 1;
+    }
+
+    fn to_json(&self, dry_run: bool) -> String {
+        let report = json!({
+            "dry_run": dry_run,
+            "read": self.read,
+            "accepted": self.accepted,
+            "waiting": self.waiting,
+            "duplicate": self.duplicate,
+            "rejected": self.rejected,
+        });
+        format!("{report:#}\n")
+    }
+
+    fn to_text(&self, dry_run: bool) -> String {
+        let rejected: u64 = self.rejected.values().sum();
+        let mut lines = vec![format!("{} events read", self.read)];
+        match dry_run {
+            true => lines.push(format!(
+                "  {} are well-formed and signed; nothing was handed over",
+                self.read - rejected
+            )),
+            false => {
+                lines.push(format!("  {} accepted and served", self.accepted));
+                lines.push(format!("  {} accepted, waiting for git data", self.waiting));
+                lines.push(format!("  {} were here", self.duplicate));
+            }
+        }
+        lines.push(format!("  {rejected} rejected"));
+        for (reason, count) in &self.rejected {
+            lines.push(format!("    {count} {reason}"));
+        }
+        lines.join("\n") + "\n"
+    }
+}
+
+/// Lines in an unnamed file.
+struct Lines(BufWriter<File>);
+
+impl Lines {
+    fn new() -> io::Result<Self> {
+        Ok(Self(BufWriter::new(tempfile::tempfile()?)))
+    }
+
+    fn push(&mut self, line: &str) -> io::Result<()> {
+        self.0.write_all(line.as_bytes())?;
+        self.0.write_all(b"\n")
+    }
+
+    /// From the beginning.
+    fn read(self) -> io::Result<BufReader<File>> {
+        let mut file = self
+            .0
+            .into_inner()
+            .map_err(io::IntoInnerError::into_error)?;
+        file.rewind()?;
+        Ok(BufReader::new(file))
+    }
+}
+
+/// Events, by what rests on what.
+pub struct Heap {
+    parts: [Lines; PARTS],
+    bytes: u64,
+    dry_run: bool,
+    report: Report,
+}
+
+/// The parts of a heap: deletions, which keep what they name from coming; announcements; states; what
+/// begins a conversation; and everything else.
+const PARTS: usize = 5;
+
+/// Which part an event belongs to.
+fn part(kind: u16) -> usize {
+    match kind {
+        5 => 0,
+        30617 => 1,
+        30618 => 2,
+        1617 | 1618 | 1621 | 10317 => 3,
+        _ => 4,
+    }
+}
+
+impl Heap {
+    fn new(dry_run: bool) -> io::Result<Self> {
+        let new = |_| Lines::new();
+        let parts: Vec<Lines> = (0..PARTS).map(new).collect::<io::Result<_>>()?;
+        let parts = parts.try_into().map_err(|_| io::Error::other("parts"))?;
+        Ok(Self {
+            parts,
+            bytes: 0,
+            dry_run,
+            report: Report::default(),
+        })
+    }
+
+    /// Takes one event, as JSON.
+    fn add(&mut self, text: &str) -> anyhow::Result<()> {
+        self.report.read += 1;
+        let Ok(event) = Event::from_json(text) else {
+            self.report.reject("invalid: not an event");
+            return Ok(());
+        };
+        if self.dry_run {
+            if !event.verify_id() || !event.verify_signature() {
+                self.report
+                    .reject("invalid: the id or the signature is wrong");
+            }
+            return Ok(());
+        }
+        let line = event.as_json();
+        self.bytes += line.len() as u64;
+        if self.bytes > MOST_BYTES {
+            bail!("more than {MOST_BYTES} bytes of events; import them in parts");
+        }
+        let kind = event.kind.as_u16();
+        Ok(self.parts[part(kind)].push(&line)?)
+    }
+
+    /// Notes something that is no event.
+    fn refuse(&mut self, reason: &str) {
+        self.report.read += 1;
+        self.report.reject(reason);
+    }
+}
+
+/// Imports, and prints what came of it.
+pub async fn run(settings: &Settings, import: Import) -> anyhow::Result<()> {
+    let mut admin = match import.dry_run {
+        true => None,
+        // Before anything is read: nobody waits for hours to be told that nothing runs.
+        false => {
+            let (endpoint, token) = status::find(settings)?;
+            Some(AdminClient::new(endpoint.authorized(&token)))
+        }
+    };
+    let mut heap = Heap::new(import.dry_run).context("no room for temporary files")?;
+    match import.from.as_str() {
+        "-" => source::lines(io::stdin().lock(), &mut heap)?,
+        url if url.starts_with("ws://") || url.starts_with("wss://") => {
+            source::relay(url, &mut heap).await?;
+        }
+        path => {
+            let file = File::open(path).with_context(|| format!("cannot read {path}"))?;
+            source::lines(BufReader::new(file), &mut heap)?;
+        }
+    }
+    let Heap {
+        parts, mut report, ..
+    } = heap;
+    let mut outcome = Ok(());
+    if let Some(admin) = &mut admin {
+        outcome = hand_over(admin, parts, &mut report).await;
+    }
+    let text = match import.as_json {
+        true => report.to_json(import.dry_run),
+        false => report.to_text(import.dry_run),
+    };
+    crate::print(text.as_bytes())?;
+    outcome.context("not everything was handed over; the command can be repeated")
+}
+
+type Admin = AdminClient<AuthorizedChannel>;
+
+async fn hand_over(
+    admin: &mut Admin,
+    parts: [Lines; PARTS],
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let mut again = Lines::new()?;
+    let mut left = 0;
+    for part in parts {
+        left += one_round(admin, part, &mut again, report).await?;
+    }
+    for round in 0.. {
+        if left == 0 {
+            return Ok(());
+        }
+        let mut next = Lines::new()?;
+        let done = one_round(admin, again, &mut next, report).await?;
+        // What is rejected for the last time is counted with its reason.
+        if done == left || round == ROUNDS {
+            let mut last = next.read()?;
+            return count_rejected(admin, &mut last, report).await;
+        }
+        (again, left) = (next, done);
+    }
+    Ok(())
+}
+
+/// Hands over all events of `lines`; those that may be accepted later go to `again`. Says how many.
+async fn one_round(
+    admin: &mut Admin,
+    lines: Lines,
+    again: &mut Lines,
+    report: &mut Report,
+) -> anyhow::Result<u64> {
+    let mut left = 0;
+    let mut lines = lines.read()?;
+    exchange(admin, &mut lines, |line, answer| {
+        if answer.may_come {
+            left += 1;
+            again.push(line)?;
+        } else {
+            report.add(&answer);
+        }
+        Ok(())
+    })
+    .await?;
+    Ok(left)
+}
+
+/// The last try: now it is counted.
+async fn count_rejected(
+    admin: &mut Admin,
+    lines: &mut BufReader<File>,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    exchange(admin, lines, |_, answer| {
+        report.add(&answer);
+        Ok(())
+    })
+    .await
+}
+
+/// Sends every line and hears every answer, no more than [`AHEAD`] of them on their way.
+async fn exchange(
+    admin: &mut Admin,
+    lines: &mut BufReader<File>,
+    mut heard: impl FnMut(&str, ImportResponse) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let (sender, receiver) = mpsc::channel::<ImportRequest>(AHEAD);
+    let requests = futures::stream::unfold(receiver, |mut receiver| async move {
+        receiver.recv().await.map(|request| (request, receiver))
+    });
+    let mut request = Request::new(requests);
+    request.set_timeout(PATIENCE);
+    let mut asked = std::collections::VecDeque::new();
+    let answers = admin.import(request).await;
+    let mut answers = answers.map_err(words)?.into_inner();
+    let mut line = String::new();
+    let mut sender = Some(sender);
+    loop {
+        while asked.len() < AHEAD
+            && let Some(to) = &sender
+        {
+            line.clear();
+            if lines.read_line(&mut line)? == 0 {
+                sender = None;
+                break;
+            }
+            let event = line.trim_end().to_owned();
+            let request = ImportRequest {
+                event: event.clone(),
+            };
+            // Who has stopped listening says why below.
+            if to.send(request).await.is_err() {
+                sender = None;
+            }
+            asked.push_back(event);
+        }
+        match answers.next().await {
+            Some(answer) => {
+                let answer = answer.map_err(words)?;
+                let event = asked
+                    .pop_front()
+                    .context("an answer that nobody asked for")?;
+                heard(&event, answer)?;
+            }
+            None if asked.is_empty() => return Ok(()),
+            None => bail!("the relay stopped answering"),
+        }
+    }
+}
+
+fn words(status: tonic::Status) -> anyhow::Error {
+    match status.message() {
+        "" => anyhow::anyhow!("the relay answered {:?}", status.code()),
+        words => anyhow::anyhow!("the relay: {words}"),
+    }
+}
+
+/// Reads one line of bounded length; `None`: the end; an empty one: it was too long, or empty.
+pub fn bounded_line(input: &mut impl BufRead) -> io::Result<Option<Result<String, ()>>> {
+    let mut line = Vec::new();
+    let mut too_long = false;
+    loop {
+        let bytes = input.fill_buf()?;
+        if bytes.is_empty() {
+            let ended = line.is_empty() && !too_long;
+            return Ok((!ended).then(|| text_of(line, too_long)));
+        }
+        let end = bytes.iter().position(|byte| *byte == b'\n');
+        let piece = &bytes[..end.unwrap_or(bytes.len())];
+        too_long |= line.len() + piece.len() > LONGEST;
+        if !too_long {
+            line.extend_from_slice(piece);
+        }
+        let read = end.map_or(bytes.len(), |end| end + 1);
+        input.consume(read);
+        if end.is_some() {
+            return Ok(Some(text_of(line, too_long)));
+        }
+    }
+}
+
+fn text_of(line: Vec<u8>, too_long: bool) -> Result<String, ()> {
+    match too_long {
+        true => Err(()),
+        false => String::from_utf8(line).map_err(|_| ()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_rests_on_something_comes_after_it() {
+        let order = [5, 30617, 30618, 1621, 1111];
+        assert!(order.map(part).is_sorted());
+        assert_eq!(part(1618), part(1617));
+    }
+
+    #[test]
+    fn answers_are_counted_by_what_they_say() {
+        let answer = |accepted, message: &str| ImportResponse {
+            accepted,
+            message: message.to_owned(),
+            may_come: false,
+        };
+        let mut report = Report::default();
+        for (accepted, message) in [
+            (true, ""),
+            (true, "purgatory: won't be served until git data arrives"),
+            (true, "duplicate: already have this event"),
+            (false, "blocked: x"),
+            (false, "blocked: x"),
+        ] {
+            report.add(&answer(accepted, message));
+        }
+        let counts = (report.accepted, report.waiting, report.duplicate);
+        assert_eq!(counts, (1, 1, 1));
+        assert_eq!(report.rejected["blocked: x"], 2);
+        for number in 0..200 {
+            report.reject(&number.to_string());
+        }
+        assert!(report.rejected.len() <= REASONS + 1);
+        assert_eq!(report.rejected.values().sum::<u64>(), 202);
+    }
+
+    #[test]
+    fn lines_are_read_to_their_end_however_long() {
+        let mut long = vec![b'x'; LONGEST + 1];
+        long.extend_from_slice(b"\nshort\n\xff");
+        let mut input = BufReader::with_capacity(1000, long.as_slice());
+        assert_eq!(bounded_line(&mut input).unwrap(), Some(Err(())));
+        let short = bounded_line(&mut input).unwrap();
+        assert_eq!(short, Some(Ok("short".to_owned())));
+        assert_eq!(bounded_line(&mut input).unwrap(), Some(Err(())));
+        assert_eq!(bounded_line(&mut input).unwrap(), None);
+    }
+}
