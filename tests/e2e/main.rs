@@ -11,6 +11,7 @@ mod crash;
 mod curation;
 mod deletion;
 mod deployment;
+mod drop_in;
 mod git_input;
 mod hunt;
 mod internals;

@@ -219,9 +219,9 @@ mod tests {
             #[allow(unsafe_code)]
             match unsafe { options.open(directory) } {
                 Ok(env) => break env,
-                // The library closes it when its own thread ends.
-                Err(heed::Error::BadOpenOptions { .. } | heed::Error::DatabaseClosing) => {
-                    std::thread::yield_now();
+                // The library lets go of it when its own thread ends, and heed keeps it open.
+                Err(heed::Error::BadOpenOptions { env, .. }) => {
+                    env.prepare_for_closing().wait();
                 }
                 Err(error) => panic!("{error}"),
             }

@@ -56,6 +56,8 @@ pub struct Service {
     pub port: u16,
     directory: TempDir,
     settings: Vec<(String, String)>,
+    /// Settings are in a file, and nothing else is said at the start.
+    from_file: bool,
     child: Option<Child>,
     _room: OwnedSemaphorePermit,
 }
@@ -96,6 +98,7 @@ impl Service {
             port: free_port(),
             directory,
             settings: own.collect(),
+            from_file: false,
             child: None,
             _room: room,
         }
@@ -105,6 +108,13 @@ impl Service {
     pub fn set(&mut self, name: &str, value: &str) {
         self.settings.retain(|(other, _)| other != name);
         self.settings.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// From the next start on it is told by the file `.env` in its directory alone, and started without
+    /// arguments.
+    pub fn told_by(&mut self, file: &str) {
+        fs::write(self.path(".env"), file).unwrap();
+        self.from_file = true;
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -131,6 +141,11 @@ impl Service {
             .env("PATH", std::env::var_os("PATH").unwrap())
             .env("HOME", self.directory.path())
             .env("TMPDIR", self.directory.path())
+            .stdin(Stdio::null());
+        if self.from_file {
+            return command;
+        }
+        command
             .env("NGIT_BIND_ADDRESS", format!("127.0.0.1:{}", self.port))
             .env("NGIT_DOMAIN", self.domain())
             .env("NGIT_GIT_DATA_PATH", self.git_data())
@@ -138,8 +153,7 @@ impl Service {
             .env("NGIT_DATABASE_BACKEND", "lmdb")
             .env("NGIT_RELAY_EVENTS_PER_MINUTE", "1000000")
             .env("NGIT_LOG_LEVEL", "info,grasp_relay=debug,grasp_gitd=debug")
-            .env("NGIT_TEST", "1")
-            .stdin(Stdio::null());
+            .env("NGIT_TEST", "1");
         for (name, value) in &self.settings {
             command.env(name, value);
         }
@@ -153,7 +167,8 @@ impl Service {
             .append(true)
             .open(self.path("log"))
             .unwrap();
-        let mut command = self.command(&["serve"]);
+        let arguments: &[&str] = if self.from_file { &[] } else { &["serve"] };
+        let mut command = self.command(arguments);
         command.stdout(log.try_clone().unwrap()).stderr(log);
         self.child = Some(command.spawn().unwrap());
         self.ready().await;
