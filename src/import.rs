@@ -44,6 +44,8 @@ const AHEAD: usize = 64;
 
 /// What is said of an event that waits for git data.
 const WAITS: &str = "purgatory:";
+/// What is said of one that waited before.
+const WAITS_ALREADY: &str = "duplicate: in purgatory";
 
 /// The command line.
 pub fn command() -> Command {
@@ -103,7 +105,7 @@ impl Report {
     fn add(&mut self, answer: &ImportResponse) {
         let message = answer.message.as_str();
         match answer.accepted {
-            true if message.starts_with(WAITS) => self.waiting += 1,
+            true if message.starts_with(WAITS) || message == WAITS_ALREADY => self.waiting += 1,
             true if message.starts_with("duplicate:") => self.duplicate += 1,
             true => self.accepted += 1,
             false => self.reject(message),
@@ -151,16 +153,23 @@ impl Report {
 }
 
 /// Lines in an unnamed file.
-struct Lines(BufWriter<File>);
+struct Lines {
+    file: BufWriter<File>,
+    count: u64,
+}
 
 impl Lines {
     fn new() -> io::Result<Self> {
-        Ok(Self(BufWriter::new(tempfile::tempfile()?)))
+        Ok(Self {
+            file: BufWriter::new(tempfile::tempfile()?),
+            count: 0,
+        })
     }
 
     fn push(&mut self, line: &str) -> io::Result<()> {
-        self.0.write_all(line.as_bytes())?;
-        self.0.write_all(b"\n")
+        self.count += 1;
+        self.file.write_all(line.as_bytes())?;
+        self.file.write_all(b"\n")
     }
 
     /// From the beginning.
@@ -283,57 +292,53 @@ async fn hand_over(
     parts: [Lines; PARTS],
     report: &mut Report,
 ) -> anyhow::Result<()> {
-    let mut again = Lines::new()?;
-    let mut left = 0;
+    let (mut again, mut waits) = (Lines::new()?, Lines::new()?);
     for part in parts {
-        left += one_round(admin, part, &mut again, report).await?;
+        one_round(admin, part, &mut again, &mut waits, report).await?;
     }
-    for round in 0.. {
-        if left == 0 {
-            return Ok(());
-        }
+    for _ in 0..ROUNDS {
+        let tried = again.count;
         let mut next = Lines::new()?;
-        let done = one_round(admin, again, &mut next, report).await?;
-        // What is rejected for the last time is counted with its reason.
-        if done == left || round == ROUNDS {
-            let mut last = next.read()?;
-            return count_rejected(admin, &mut last, report).await;
+        one_round(admin, again, &mut next, &mut waits, report).await?;
+        again = next;
+        if again.count == tried {
+            break;
         }
-        (again, left) = (next, done);
     }
-    Ok(())
+    // Now whatever is said is the last word: of what waited, too, for what came after it.
+    exchange(admin, again, |_, answer| {
+        report.add(&answer);
+        Ok(())
+    })
+    .await?;
+    exchange(admin, waits, |_, answer| {
+        match (answer.accepted, answer.message.as_str()) {
+            (true, WAITS_ALREADY) => report.waiting += 1,
+            (true, _) => report.accepted += 1,
+            (false, reason) => report.reject(reason),
+        }
+        Ok(())
+    })
+    .await
 }
 
-/// Hands over all events of `lines`; those that may be accepted later go to `again`. Says how many.
+/// Hands over all events of `lines`; those that may be accepted later go to `again`, and to `waits`
+/// those that wait.
 async fn one_round(
     admin: &mut Admin,
     lines: Lines,
     again: &mut Lines,
+    waits: &mut Lines,
     report: &mut Report,
-) -> anyhow::Result<u64> {
-    let mut left = 0;
-    let mut lines = lines.read()?;
-    exchange(admin, &mut lines, |line, answer| {
+) -> anyhow::Result<()> {
+    exchange(admin, lines, |line, answer| {
         if answer.may_come {
-            left += 1;
             again.push(line)?;
+        } else if answer.accepted && answer.message.starts_with(WAITS) {
+            waits.push(line)?;
         } else {
             report.add(&answer);
         }
-        Ok(())
-    })
-    .await?;
-    Ok(left)
-}
-
-/// The last try: now it is counted.
-async fn count_rejected(
-    admin: &mut Admin,
-    lines: &mut BufReader<File>,
-    report: &mut Report,
-) -> anyhow::Result<()> {
-    exchange(admin, lines, |_, answer| {
-        report.add(&answer);
         Ok(())
     })
     .await
@@ -342,9 +347,10 @@ async fn count_rejected(
 /// Sends every line and hears every answer, no more than [`AHEAD`] of them on their way.
 async fn exchange(
     admin: &mut Admin,
-    lines: &mut BufReader<File>,
+    lines: Lines,
     mut heard: impl FnMut(&str, ImportResponse) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
+    let mut lines = lines.read()?;
     let (sender, receiver) = mpsc::channel::<ImportRequest>(AHEAD);
     let requests = futures::stream::unfold(receiver, |mut receiver| async move {
         receiver.recv().await.map(|request| (request, receiver))

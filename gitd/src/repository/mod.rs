@@ -371,9 +371,26 @@ impl Repositories {
             .ok_or_else(|| Error::Precondition(reason()))
     }
 
+    /// Whether another server left this repository, with something in it.
+    fn was_left(&self, repo: &RepoId) -> Result<bool, Error> {
+        let view = self.view(repo)?;
+        let lines = alternates::lines(&view.join("objects"))?;
+        let is_adopted = lines.contains(&Layout::alternate(&repo.identifier));
+        if is_adopted && !view.join(FORMER_CONFIG).exists() {
+            return Ok(false);
+        }
+        Ok(!refs::list(&refs::open(&view)?, &[""], false)?.is_empty())
+    }
+
     /// Deletes a repository, and its pool if it was the last view. One that is not there is deleted.
+    /// What another server left may have been served by it, and is moved aside.
     pub fn delete(&self, repo: &RepoId, incarnation: &str) -> Result<(), Error> {
         let _closing = self.close(repo)?;
+        match self.was_left(repo) {
+            Ok(true) => return self.retire(repo, incarnation),
+            Ok(false) | Err(Error::NotFound) => {}
+            Err(error) => return Err(error),
+        }
         let rubbish = self.views.hold(repo, || {
             match self.expect_incarnation(repo, incarnation) {
                 Err(Error::NotFound) => return Ok(Vec::new()),
