@@ -174,10 +174,8 @@ impl Lines {
 
     /// From the beginning.
     fn read(self) -> io::Result<BufReader<File>> {
-        let mut file = self
-            .0
-            .into_inner()
-            .map_err(io::IntoInnerError::into_error)?;
+        let file = self.file.into_inner();
+        let mut file = file.map_err(io::IntoInnerError::into_error)?;
         file.rewind()?;
         Ok(BufReader::new(file))
     }
