@@ -363,7 +363,7 @@ async fn a_pack_on_its_way_keeps_its_pool_and_no_view() {
         taken_in(&service).await;
         let request = DeleteRequest {
             repository: Some((&repo).into()),
-            incarnation: String::new(),
+            ..DeleteRequest::default()
         };
         service.git.clone().delete(request.clone()).await.unwrap();
         assert_eq!(service.pools().len(), 1);

@@ -15,6 +15,7 @@ async fn delete(service: &Service, repo: &RepoId, incarnation: &str) -> Result<(
     let request = DeleteRequest {
         repository: Some(repo.into()),
         incarnation: incarnation.to_owned(),
+        only_empty: false,
     };
     let answer = service.git.clone().delete(request).await;
     answer.map(|_| ()).map_err(|status| status.code())

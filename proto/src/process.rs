@@ -2,6 +2,7 @@
 //!
 //! What it is told lives in [`settings`].
 
+pub mod restoring;
 pub mod settings;
 
 use std::{io::IsTerminal, sync::OnceLock, time::Duration};

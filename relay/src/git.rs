@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use futures::future::BoxFuture;
+use futures::{StreamExt, future::BoxFuture, stream::BoxStream};
 use grasp_proto::{
     contract::git::{self as wire, repositories_client::RepositoriesClient},
     transport::{AuthorizedChannel, Endpoint, Token},
-    words::{Identifier, Oid, RefName, RepoId},
+    words::{Identifier, Npub, Oid, RefName, RepoId},
 };
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 use tonic_health::pb::health_client::HealthClient;
 
@@ -76,6 +78,12 @@ pub struct Alignment {
     pub incarnation: String,
 }
 
+/// What lies on disk, a few repositories at a time.
+pub type Descriptions = BoxStream<'static, Result<Vec<wire::RepositoryDescription>, GitError>>;
+
+/// The answers to the steps of a snapshot.
+pub type SnapshotAnswers = BoxStream<'static, Result<wire::snapshot_response::Answer, GitError>>;
+
 /// The git side, as the relay sees it. Every call ends within a deadline.
 pub trait Git: Send + Sync + 'static {
     /// Makes a repository if it is not there; gives its incarnation.
@@ -86,6 +94,27 @@ pub trait Git: Send + Sync + 'static {
 
     /// Deletes a repository that was never served. Refused while an upload into it runs.
     fn delete<'a>(&'a self, repo: &'a RepoId) -> BoxFuture<'a, Result<(), GitError>>;
+
+    /// Deletes a repository that has neither a ref nor an object of its own; otherwise refused, and
+    /// while an upload into it runs.
+    fn delete_empty<'a>(
+        &'a self,
+        repo: &'a RepoId,
+        incarnation: &'a str,
+    ) -> BoxFuture<'a, Result<(), GitError>>;
+
+    /// What lies on disk of an owner, or of an identifier, or of all, known here or not.
+    fn describe(
+        &self,
+        owner: Option<Npub>,
+        identifier: Option<Identifier>,
+    ) -> BoxFuture<'_, Result<Descriptions, GitError>>;
+
+    /// Everything on disk at one moment, as `Repositories.Snapshot` has it.
+    fn snapshot(
+        &self,
+        steps: mpsc::Receiver<wire::SnapshotRequest>,
+    ) -> BoxFuture<'_, Result<SnapshotAnswers, GitError>>;
 
     /// The refs of these names, as far as they exist.
     fn refs<'a>(
@@ -189,11 +218,61 @@ impl Git for Gitd {
         let mut client = self.client.clone();
         let request = wire::DeleteRequest {
             repository: Some(repo.into()),
-            incarnation: String::new(),
+            ..wire::DeleteRequest::default()
         };
         Box::pin(async move {
             client.delete(request).await?;
             Ok(())
+        })
+    }
+
+    fn delete_empty<'a>(
+        &'a self,
+        repo: &'a RepoId,
+        incarnation: &'a str,
+    ) -> BoxFuture<'a, Result<(), GitError>> {
+        let mut client = self.client.clone();
+        let request = wire::DeleteRequest {
+            repository: Some(repo.into()),
+            incarnation: incarnation.to_owned(),
+            only_empty: true,
+        };
+        Box::pin(async move {
+            client.delete(request).await?;
+            Ok(())
+        })
+    }
+
+    fn describe(
+        &self,
+        owner: Option<Npub>,
+        identifier: Option<Identifier>,
+    ) -> BoxFuture<'_, Result<Descriptions, GitError>> {
+        let mut client = self.client.clone();
+        let request = wire::DescribeRequest {
+            owner: owner.map_or_else(Vec::new, |owner| owner.as_bytes().to_vec()),
+            identifier: identifier.map_or_else(String::new, |name| name.to_string()),
+        };
+        Box::pin(async move {
+            let batches = client.describe(request).await?.into_inner();
+            let batches = batches.map(|batch| Ok(batch?.repositories));
+            Ok(batches.boxed())
+        })
+    }
+
+    fn snapshot(
+        &self,
+        steps: mpsc::Receiver<wire::SnapshotRequest>,
+    ) -> BoxFuture<'_, Result<SnapshotAnswers, GitError>> {
+        let mut client = self.client.clone();
+        Box::pin(async move {
+            let steps = ReceiverStream::new(steps);
+            let answers = client.snapshot(steps).await?.into_inner();
+            let answers = answers.map(|answer| {
+                let answer = answer?.answer;
+                answer.ok_or_else(|| GitError::Failed("an answer without words".to_owned()))
+            });
+            Ok(answers.boxed())
         })
     }
 

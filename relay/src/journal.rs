@@ -4,10 +4,14 @@
 //! that a burst of events costs one flush of the disk (group commit). What is asked for is done in
 //! order. Whoever needs to know that it is on disk waits for the answer; resets of clocks do not.
 
-use std::{path::Path, sync::mpsc, thread};
+use std::{
+    path::{Path, PathBuf},
+    sync::mpsc,
+    thread,
+};
 
 use futures::{FutureExt, future::join_all};
-use heed::{Database, Env, EnvOpenOptions, types::Bytes};
+use heed::{Database, Env, EnvOpenOptions, RoTxn, types::Bytes};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
@@ -210,6 +214,87 @@ enum Change {
 pub struct Journal {
     /// `None`: nothing is kept (memory backend).
     changes: Option<mpsc::Sender<Change>>,
+    /// `None`: likewise.
+    kept: Option<(Env, Database<Bytes, Bytes>)>,
+}
+
+/// What the journal had at one moment. While it lives, the file grows with what is written.
+pub struct Snapshot(Option<(RoTxn<'static>, Database<Bytes, Bytes>)>);
+
+impl std::fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Snapshot(…)")
+    }
+}
+
+/// A record as a line of a backup.
+#[derive(Serialize, Deserialize)]
+struct Line {
+    /// The key, in hex.
+    key: String,
+    record: Record,
+}
+
+impl Snapshot {
+    /// Shows `see` each record as a line of JSON, until it has seen enough. Blocks.
+    pub fn lines(&self, mut see: impl FnMut(String) -> bool) -> Result<(), JournalError> {
+        let Some((txn, database)) = &self.0 else {
+            return Ok(());
+        };
+        for entry in database.iter(txn)? {
+            let Some((key, record)) = decode(entry?) else {
+                continue;
+            };
+            let key = faster_hex::hex_string(&key);
+            let line = Line { key, record };
+            let line = serde_json::to_string(&line).expect("a record is plain data");
+            if !see(line) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where it lies below the relay's data directory.
+pub fn directory(data: &Path) -> PathBuf {
+    data.join("purgatory")
+}
+
+/// Makes a journal in `directory` out of the lines of a backup. Gives how many there were. Blocks.
+pub fn restore(
+    directory: &Path,
+    lines: impl Iterator<Item = std::io::Result<String>>,
+) -> Result<u64, JournalError> {
+    let (env, database) = open(directory)?;
+    let mut txn = env.write_txn()?;
+    let mut count = 0;
+    for line in lines {
+        let line: Line = serde_json::from_str(&line?).map_err(std::io::Error::from)?;
+        let mut key = vec![0; line.key.len() / 2];
+        faster_hex::hex_decode(line.key.as_bytes(), &mut key)
+            .map_err(|_| JournalError::Key(line.key.len()))?;
+        check(&key)?;
+        database.put(&mut txn, &key, &encode(&line.record))?;
+        count += 1;
+    }
+    txn.commit()?;
+    Ok(count)
+}
+
+/// Opens, or makes, the database in a directory.
+fn open(directory: &Path) -> Result<(Env, Database<Bytes, Bytes>), JournalError> {
+    std::fs::create_dir_all(directory)?;
+    let mut options = EnvOpenOptions::new();
+    options.map_size(MAP_SIZE);
+    // SAFETY: the file is a private one of this process, which opens it once; nothing truncates
+    // it while it is mapped.
+    #[allow(unsafe_code)]
+    let env = unsafe { options.open(directory) }?;
+    let mut txn = env.write_txn()?;
+    let database: Database<Bytes, Bytes> = env.create_database(&mut txn, None)?;
+    txn.commit()?;
+    Ok((env, database))
 }
 
 /// Enough for some million waiting events; the file grows only as it is used.
@@ -218,28 +303,32 @@ const MAP_SIZE: usize = 16 << 30;
 impl Journal {
     /// A journal that keeps nothing.
     pub fn none() -> Self {
-        Self { changes: None }
+        Self {
+            changes: None,
+            kept: None,
+        }
     }
 
     /// Opens the journal in `directory`, and gives what it holds. Blocks.
     pub fn open(directory: &Path) -> Result<(Self, Vec<(Key, Record)>), JournalError> {
-        std::fs::create_dir_all(directory)?;
-        let mut options = EnvOpenOptions::new();
-        options.map_size(MAP_SIZE);
-        // SAFETY: the file is a private one of this process, which opens it once; nothing truncates
-        // it while it is mapped.
-        #[allow(unsafe_code)]
-        let env = unsafe { options.open(directory) }?;
-        let mut txn = env.write_txn()?;
-        let database: Database<Bytes, Bytes> = env.create_database(&mut txn, None)?;
-        txn.commit()?;
-        let records = read_all(&env, database)?;
+        let (env, database) = open(directory)?;
+        let records = read_all(&env.read_txn()?, database)?;
+        let kept = Some((env.clone(), database));
         let (changes, incoming) = mpsc::channel();
         thread::Builder::new()
             .name("journal".to_owned())
             .spawn(move || write_all(&env, database, &incoming))?;
         let changes = Some(changes);
-        Ok((Self { changes }, records))
+        Ok((Self { changes, kept }, records))
+    }
+
+    /// What is on disk by now of all that was asked for so far.
+    pub async fn snapshot(&self) -> Result<Snapshot, JournalError> {
+        self.flush().await?;
+        let Some((env, database)) = self.kept.clone() else {
+            return Ok(Snapshot(None));
+        };
+        Ok(Snapshot(Some((env.static_read_txn()?, database))))
     }
 
     /// Keeps a record; what is given ends when it is on disk. Asked for, and so in its order, as
@@ -324,21 +413,25 @@ fn encode(record: &Record) -> Vec<u8> {
 
 /// All records, in the order of their keys.
 fn read_all(
-    env: &Env,
+    txn: &RoTxn<'_>,
     database: Database<Bytes, Bytes>,
 ) -> Result<Vec<(Key, Record)>, JournalError> {
-    let txn = env.read_txn()?;
     let mut records = Vec::new();
-    for entry in database.iter(&txn)? {
-        let (key, value) = entry?;
-        match serde_json::from_slice(value) {
-            Ok(record) => records.push((key.to_vec(), record)),
-            Err(error) => {
-                tracing::error!(%error, "a record of the purgatory journal is unreadable");
-            }
-        }
+    for entry in database.iter(txn)? {
+        records.extend(decode(entry?));
     }
     Ok(records)
+}
+
+/// A record; one that cannot be read is said and left out.
+fn decode((key, value): (&[u8], &[u8])) -> Option<(Key, Record)> {
+    match serde_json::from_slice(value) {
+        Ok(record) => Some((key.to_vec(), record)),
+        Err(error) => {
+            tracing::error!(%error, "a record of the purgatory journal is unreadable");
+            None
+        }
+    }
 }
 
 /// Changes of one transaction at most, so that nobody waits for a flood's end.

@@ -27,6 +27,7 @@ pub mod policy;
 pub mod purgatory;
 pub mod release;
 pub mod repository;
+pub mod restore;
 pub mod retire;
 pub mod serial;
 pub mod session;
@@ -45,7 +46,7 @@ use grasp_proto::{
         admin_server::AdminServer, hunt_server::HuntServer, push_server::PushServer,
         relay_sync_server::RelaySyncServer,
     },
-    process,
+    process::{self, restoring},
     transport::{self, GrantKey, Guard, Role},
 };
 use nostr::Filter;
@@ -98,6 +99,9 @@ pub enum Error {
     /// What was being taken out of service when the last process ended.
     #[error(transparent)]
     Retire(#[from] retire::RetireError),
+    /// The data directory.
+    #[error(transparent)]
+    NotWhole(#[from] restoring::NotWhole),
     /// A listener.
     #[error("cannot listen on {0}: {1}")]
     Listen(String, std::io::Error),
@@ -132,6 +136,7 @@ pub async fn run(
     if config.backend == Backend::Lmdb {
         let directory = config.data_path.clone();
         tokio::task::spawn_blocking(move || format::check(&directory)).await??;
+        restoring::check_whole(&config.data_path)?;
     }
     let store = Store::open(config.backend, &config.data_path).await?;
     let (journal, records) = open_journal(&config).await?;
@@ -211,13 +216,18 @@ pub async fn run(
     let relay_sync = RelaySyncServer::new(relay_sync)
         .max_decoding_message_size(relay_sync::MAX_MESSAGE)
         .max_encoding_message_size(relay_sync::MAX_MESSAGE);
-    let admin = AdminService::new(release.clone(), hunt.clone())
-        .with_sync(Overview {
-            wanted: wanted.clone(),
-            syncing: syncing.clone(),
-            judge: judge.clone(),
-        })
-        .with_door(door.clone());
+    let admin = AdminService::new(
+        release.clone(),
+        serial.clone(),
+        hunt.clone(),
+        config.curation.clone(),
+    )
+    .with_sync(Overview {
+        wanted: wanted.clone(),
+        syncing: syncing.clone(),
+        judge: judge.clone(),
+    })
+    .with_door(door.clone());
     let admin = AdminServer::new(admin);
     let routes = transport::standard_routes(&config.tokens)
         .await
@@ -331,7 +341,7 @@ async fn open_journal(
     if config.backend == Backend::Memory {
         return Ok((Journal::none(), Vec::new()));
     }
-    let directory = config.data_path.join("purgatory");
+    let directory = journal::directory(&config.data_path);
     let opened = tokio::task::spawn_blocking(move || Journal::open(&directory)).await?;
     Ok(opened?)
 }

@@ -83,6 +83,11 @@ impl Purgatory {
         }
     }
 
+    /// What all of it is kept in.
+    pub fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
     /// What time it is for those who wait here.
     pub fn now(&self) -> Moment {
         self.clock.now()

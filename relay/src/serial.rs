@@ -7,11 +7,15 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use dashmap::{DashMap, Entry};
 use grasp_proto::words::Identifier;
-use tokio::sync::oneshot;
+use tokio::{
+    sync::{OwnedRwLockWriteGuard, RwLock, oneshot},
+    time::timeout,
+};
 
 /// Who goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +56,13 @@ impl Lane {
 pub struct Serial {
     // Bounded by the connections and calls that wait in them. An entry means: somebody runs.
     lanes: Arc<DashMap<Identifier, Mutex<Lane>>>,
+    /// Whoever runs reads; nobody runs while somebody writes.
+    rest: Arc<RwLock<()>>,
 }
+
+/// Nothing is decided while this lives.
+#[derive(Debug)]
+pub struct Rest(#[allow(dead_code)] OwnedRwLockWriteGuard<()>);
 
 /// The right to run; passed on when dropped.
 #[derive(Debug)]
@@ -82,8 +92,9 @@ impl Serial {
         let (serial, identifier) = (self.clone(), identifier.clone());
         let work = async move {
             let pass = serial.wait(identifier, turn).await;
+            let running = serial.rest.read().await;
             let result = work.await;
-            drop(pass);
+            drop((running, pass));
             result
         };
         let task = match grasp_proto::transport::Trace::current() {
@@ -94,6 +105,15 @@ impl Serial {
             Ok(result) => result,
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         }
+    }
+
+    /// Lets what runs end, under all identifiers, and nothing begin, for as long as what is given
+    /// lives; `None`: it does not end `within` that time, and all goes on.
+    ///
+    /// Not to be called from within work: it would wait for itself.
+    pub async fn rest(&self, within: Duration) -> Option<Rest> {
+        let rest = timeout(within, self.rest.clone().write_owned()).await;
+        rest.ok().map(Rest)
     }
 
     async fn wait(&self, identifier: Identifier, turn: Turn) -> Pass {
@@ -199,6 +219,28 @@ mod tests {
         go.send(()).unwrap();
         finished.await.unwrap();
         serial.run(&x, Turn::Normal, async {}).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn at_rest_nothing_runs_and_what_does_not_end_is_not_waited_for() {
+        let (serial, x) = (Serial::default(), name("x"));
+        let (go, gate) = oneshot::channel::<()>();
+        let mut running = Box::pin(serial.run(&x, Turn::Normal, async { gate.await.unwrap() }));
+        assert!(futures::poll!(&mut running).is_pending());
+        let second = Duration::from_secs(1);
+        while serial.rest.try_write().is_ok() {
+            tokio::task::yield_now().await;
+        }
+        assert!(serial.rest(second).await.is_none());
+        // Another identifier went on all the same.
+        serial.run(&name("y"), Turn::Normal, async {}).await;
+        go.send(()).unwrap();
+        running.await;
+        let rest = serial.rest(second).await.unwrap();
+        let mut waiting = Box::pin(serial.run(&x, Turn::Urgent, async {}));
+        assert!(tokio::time::timeout(second, &mut waiting).await.is_err());
+        drop(rest);
+        waiting.await;
     }
 
     #[tokio::test]

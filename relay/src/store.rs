@@ -4,6 +4,7 @@
 //! judged by `admit`, by rules that are ours.
 
 pub mod format;
+mod snapshot;
 
 use std::{
     cmp::Ordering,
@@ -26,7 +27,10 @@ use nostr_database::{
 use nostr_lmdb::NostrLmdb;
 use nostr_memory::MemoryDatabase;
 
+use self::snapshot::Kept;
 use crate::{config, nip34};
+
+pub use self::snapshot::Snapshot;
 
 /// The `d` tag.
 const D: SingleLetterTag = SingleLetterTag::lowercase(Alphabet::D);
@@ -54,6 +58,8 @@ pub struct Store {
     whole: Arc<dyn NostrDatabase>,
     database: Arc<dyn NostrDatabase>,
     withheld: Withheld,
+    /// Where it lies on disk; `None`: in memory.
+    kept: Option<Arc<Kept>>,
 }
 
 /// Ids of events that are kept and not served, as if they were not there. As many as are kept.
@@ -87,7 +93,9 @@ impl Store {
                 let lmdb = NostrLmdb::builder(directory)
                     .process_nip09(false)
                     .process_nip62(false);
-                Arc::new(lmdb.build().await?)
+                let lmdb = Arc::new(lmdb.build().await?);
+                let kept = Kept::find(directory).map_err(Error::other)?;
+                return Ok(Self::over(lmdb, Some(Arc::new(kept))));
             }
             config::Backend::Memory => Arc::new(
                 MemoryDatabase::builder()
@@ -96,22 +104,34 @@ impl Store {
                     .build(),
             ),
         };
-        Ok(Self::over(database))
+        Ok(Self::over(database, None))
     }
 
-    fn over(whole: Arc<dyn NostrDatabase>) -> Self {
+    fn over(whole: Arc<dyn NostrDatabase>, kept: Option<Arc<Kept>>) -> Self {
         let withheld = Withheld::default();
         Self {
             database: Arc::new(OffThread(whole.clone(), withheld.clone())),
             whole,
             withheld,
+            kept,
+        }
+    }
+
+    /// Everything that is kept by now, what is withheld too.
+    pub async fn snapshot(&self) -> Result<Snapshot, StoreError> {
+        match &self.kept {
+            Some(kept) => Ok(kept.snapshot().map_err(Error::other)?),
+            None => {
+                let events = self.whole.query(Filter::new()).await?;
+                Ok(Snapshot::of(events.into_iter().collect()))
+            }
         }
     }
 
     /// The same events, for one who withholds others of them, so far none.
     #[must_use]
     pub fn apart(&self) -> Self {
-        Self::over(self.whole.clone())
+        Self::over(self.whole.clone(), self.kept.clone())
     }
 
     /// Just these are withheld from now on: kept, but to be found by nobody.
@@ -545,6 +565,37 @@ mod tests {
             assert_eq!(store.withheld().len(), 18);
             store.withhold([]);
             assert_eq!(store.query(own).await.unwrap().len(), 40);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_has_what_was_there_and_nothing_that_came_later() {
+        for (store, _directory) in stores().await {
+            let note = |at| event(&keys(1), Kind::Custom(1111), at, &[&["d", "x"]]);
+            for at in 1..=5 {
+                store.save(&note(at)).await.unwrap();
+            }
+            store.withhold([nip34::id_of(&note(2))]);
+            let snapshot = store.snapshot().await.unwrap();
+            store.save(&note(6)).await.unwrap();
+            store.remove([nip34::id_of(&note(1))]).await.unwrap();
+            let mut seen = Vec::new();
+            let see = |event: &Event| {
+                event.verify().unwrap();
+                seen.push(event.created_at.as_secs());
+                true
+            };
+            snapshot.each(see).unwrap();
+            seen.sort_unstable();
+            assert_eq!(seen, [1, 2, 3, 4, 5]);
+            let mut first = 0;
+            snapshot
+                .each(|_| {
+                    first += 1;
+                    false
+                })
+                .unwrap();
+            assert_eq!(first, 1);
         }
     }
 }

@@ -1,10 +1,13 @@
 //! What relay and workers ask of gitd, over the contract.
 //!
-//! - [`repositories`]: `Repositories`, for the relay
+//! - [`repositories`]: `Repositories`, for the relay; of it, `Describe` and `Snapshot` are in
+//!   modules of their own
 //! - [`packs`]: `Packs`, for the workers
 
+mod inventory;
 pub mod packs;
 pub mod repositories;
+mod snapshot;
 
 use tonic::Status;
 

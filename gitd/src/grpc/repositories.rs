@@ -12,15 +12,17 @@ use grasp_proto::{
             self as wire, AlignRequest, AlignResponse, CreateRequest, CreateResponse,
             DeleteRefRequest, DeleteRefResponse, DeleteRequest, DeleteResponse, DescribeRequest,
             DescribeResponse, ListRefsRequest, ListRefsResponse, MissingRequest, MissingResponse,
-            PutRefRequest, PutRefResponse, Ref, RetireRequest, RetireResponse, WithholdRequest,
-            WithholdResponse, repositories_server,
+            PutRefRequest, PutRefResponse, Ref, RetireRequest, RetireResponse, SnapshotRequest,
+            SnapshotResponse, WithholdRequest, WithholdResponse, repositories_server,
         },
         repository,
     },
     words::{Identifier, Npub, Oid, RefName, RepoId},
 };
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::{inventory, snapshot};
 use crate::repository::{
     Repositories,
     change::{Alignment, Expected, Put},
@@ -34,15 +36,22 @@ pub const LARGEST_MESSAGE: usize = 64 * 1024 * 1024;
 /// Refs in one message of a listing.
 const BATCH: usize = 1000;
 
+/// Snapshots at once.
+const SNAPSHOTS: usize = 2;
+
 /// The service.
 pub struct Service {
     repositories: Arc<Repositories>,
+    snapshots: Arc<Semaphore>,
 }
 
 impl Service {
     /// Serves these repositories.
     pub fn new(repositories: Arc<Repositories>) -> Self {
-        Self { repositories }
+        Self {
+            repositories,
+            snapshots: Arc::new(Semaphore::new(SNAPSHOTS)),
+        }
     }
 }
 
@@ -108,9 +117,11 @@ impl repositories_server::Repositories for Service {
         let request = request.into_inner();
         let repo = repository(request.repository)?;
         let incarnation = request.incarnation;
-        let deleted = self
-            .repositories
-            .blocking(move |r| r.delete(&repo, &incarnation));
+        let only_empty = request.only_empty;
+        let deleted = self.repositories.blocking(move |r| match only_empty {
+            true => r.delete_empty(&repo, &incarnation),
+            false => r.delete(&repo, &incarnation),
+        });
         deleted.await?;
         Ok(Response::new(DeleteResponse {}))
     }
@@ -239,11 +250,26 @@ impl repositories_server::Repositories for Service {
 
     async fn describe(
         &self,
-        _request: Request<DescribeRequest>,
+        request: Request<DescribeRequest>,
     ) -> Result<Response<Self::DescribeStream>, Status> {
-        Err(Status::unimplemented(
-            "this version of the git storage does not describe what lies on disk",
-        ))
+        let repositories = Arc::clone(&self.repositories);
+        let described = inventory::describe(repositories, request.into_inner()).await?;
+        Ok(Response::new(Box::pin(described)))
+    }
+
+    type SnapshotStream = Pin<Box<dyn Stream<Item = Result<SnapshotResponse, Status>> + Send>>;
+
+    async fn snapshot(
+        &self,
+        request: Request<Streaming<SnapshotRequest>>,
+    ) -> Result<Response<Self::SnapshotStream>, Status> {
+        let room = Arc::clone(&self.snapshots).try_acquire_owned();
+        let room = room.map_err(|_| {
+            Status::resource_exhausted("a backup is running already; try again when it has ended")
+        })?;
+        let repositories = Arc::clone(&self.repositories);
+        let answers = snapshot::answer(repositories, request.into_inner(), room);
+        Ok(Response::new(Box::pin(answers)))
     }
 
     async fn withhold(

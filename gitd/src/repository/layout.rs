@@ -100,7 +100,12 @@ impl Layout {
     pub fn retired(&self, repo: &RepoId, incarnation: &str) -> PathBuf {
         let digest = &digest(&repo.identifier)[..16];
         let name = format!("{}-{digest}-{incarnation}.git", repo.owner.to_hex());
-        self.root.join(".retired").join(name)
+        self.retired_directory().join(name)
+    }
+
+    /// All that was moved aside.
+    pub fn retired_directory(&self) -> PathBuf {
+        self.root.join(".retired")
     }
 
     /// What is not served.

@@ -10,14 +10,18 @@
 mod alternates;
 pub mod change;
 pub mod consolidate;
+pub mod every_ref;
 pub mod fetched;
 pub mod git;
 pub mod intake;
+pub mod inventory;
 pub mod layout;
 pub mod locks;
 pub mod pool;
 pub mod reachable;
 pub mod refs;
+pub mod restore;
+pub mod snapshot;
 pub mod staging;
 mod sweep;
 pub mod withheld;
@@ -31,7 +35,10 @@ use std::{
 };
 
 use git2::{ObjectType, OdbLookupFlags};
-use grasp_proto::words::{Identifier, Oid, RepoId};
+use grasp_proto::{
+    process::restoring,
+    words::{Identifier, Oid, RepoId},
+};
 use tokio::sync::Semaphore;
 
 use self::{
@@ -183,6 +190,7 @@ impl Repositories {
     /// The repositories below `root`, which is made if it is not there. What an earlier process left
     /// undone is finished or thrown away.
     pub fn open(root: PathBuf, consolidator: Arc<Consolidator>) -> Result<Self, Error> {
+        restoring::check_whole(&root).map_err(|error| Error::Precondition(error.to_string()))?;
         // Repositories are opened for one request: a cache would only be memory.
         git2::opts::enable_caching(false);
         let layout = Layout::new(root);
@@ -385,6 +393,25 @@ impl Repositories {
     /// Deletes a repository, and its pool if it was the last view. One that is not there is deleted.
     /// What another server left may have been served by it, and is moved aside.
     pub fn delete(&self, repo: &RepoId, incarnation: &str) -> Result<(), Error> {
+        self.delete_if(repo, incarnation, |_| Ok(()))
+    }
+
+    /// Deletes a repository that has no ref and no object of its own, as [`Repositories::delete`] does.
+    pub fn delete_empty(&self, repo: &RepoId, incarnation: &str) -> Result<(), Error> {
+        self.delete_if(repo, incarnation, |view| match inventory::is_empty(view)? {
+            true => Ok(()),
+            false => Err(Error::Precondition(
+                "this repository is not empty".to_owned(),
+            )),
+        })
+    }
+
+    fn delete_if(
+        &self,
+        repo: &RepoId,
+        incarnation: &str,
+        may: impl FnOnce(&Path) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let _closing = self.close(repo)?;
         match self.was_left(repo) {
             Ok(true) => return self.retire(repo, incarnation),
@@ -397,6 +424,7 @@ impl Repositories {
                 result => result?,
             }
             let view = self.layout.view(repo);
+            may(&view)?;
             let incarnation = read_incarnation(&view)?.unwrap_or_default();
             self.identifiers.hold(&repo.identifier, || {
                 let scratch = self.layout.scratch();

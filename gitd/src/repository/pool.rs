@@ -140,6 +140,12 @@ const PARTS: [&str; 3] = ["pack", "rev", "idx"];
 /// Puts a pack from one `pack` directory into another, by hard link or, across devices, by copy; the
 /// index last, durably. One that is there already is left as it is.
 pub fn link_pack(from: &Path, to: &Path, name: &str) -> io::Result<()> {
+    link_pack_soon(from, to, name)?;
+    sync_directory(to)
+}
+
+/// The same, not durably.
+pub fn link_pack_soon(from: &Path, to: &Path, name: &str) -> io::Result<()> {
     for part in PARTS {
         let file = format!("{name}.{part}");
         match link(&from.join(&file), &to.join(&file)) {
@@ -147,7 +153,7 @@ pub fn link_pack(from: &Path, to: &Path, name: &str) -> io::Result<()> {
             result => result?,
         }
     }
-    sync_directory(to)
+    Ok(())
 }
 
 /// Behind the name of a file that is being copied.

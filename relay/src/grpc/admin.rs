@@ -1,18 +1,31 @@
 //! Admin: what an operator's commands ask (see `admin.proto`). Figures are read as they are; what
 //! needs a look at every entry is done on a blocking thread.
+//!
+//! - [`repositories`]: all that is known and all that lies on disk, joined
+//! - [`cleanup`]: what is empty and unwanted goes
+//! - [`backup`]: everything at one moment
+
+mod backup;
+mod cleanup;
+mod repositories;
 
 use std::sync::Arc;
 
 use futures::stream::BoxStream;
 use grasp_proto::contract::relay::{self as wire, admin_server};
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
+use self::repositories::Asked;
 use super::import;
 use crate::{
     clock::Moment,
+    git::GitError,
     hunt::{Hunt, budget::DomainFigures, queue::EntryFigures, workers::Worker},
+    policy::curation::Curation,
     purgatory::Purgatory,
     release::Release,
+    serial::Serial,
     sync::{Overview, RemoteFigures, reports::State},
     targets::Level,
     verdict::Door,
@@ -27,19 +40,28 @@ const MOST_LINES: usize = 1_000;
 #[derive(Clone)]
 pub struct AdminService {
     release: Release,
+    serial: Serial,
     hunt: Hunt,
+    curation: Curation,
     sync: Option<Overview>,
     door: Option<Arc<dyn Door>>,
+    backups: Arc<Semaphore>,
 }
+
+/// Backups at once.
+const BACKUPS: usize = 1;
 
 impl AdminService {
     /// The service over what is served and what is hunted for.
-    pub fn new(release: Release, hunt: Hunt) -> Self {
+    pub fn new(release: Release, serial: Serial, hunt: Hunt, curation: Curation) -> Self {
         Self {
             release,
+            serial,
             hunt,
+            curation,
             sync: None,
             door: None,
+            backups: Arc::new(Semaphore::new(BACKUPS)),
         }
     }
 
@@ -262,9 +284,12 @@ impl admin_server::Admin for AdminService {
 
     async fn repositories(
         &self,
-        _request: Request<wire::RepositoriesRequest>,
+        request: Request<wire::RepositoriesRequest>,
     ) -> Result<Response<Self::RepositoriesStream>, Status> {
-        Err(unknown("list repositories"))
+        let asked = Asked::read(request.into_inner())?;
+        let rules = self.curation.rules();
+        let listed = repositories::list(self.release.clone(), rules, asked).await?;
+        Ok(Response::new(listed))
     }
 
     type HoldingStream = BoxStream<'static, Result<wire::HoldingResponse, Status>>;
@@ -295,9 +320,28 @@ impl admin_server::Admin for AdminService {
 
     async fn cleanup_empty_repositories(
         &self,
-        _request: Request<wire::CleanupEmptyRepositoriesRequest>,
+        request: Request<wire::CleanupEmptyRepositoriesRequest>,
     ) -> Result<Response<Self::CleanupEmptyRepositoriesStream>, Status> {
-        Err(unknown("clean up empty repositories"))
+        let dry_run = request.into_inner().dry_run;
+        let (release, serial) = (self.release.clone(), self.serial.clone());
+        let cleaned = cleanup::clean(release, serial, dry_run).await?;
+        Ok(Response::new(cleaned))
+    }
+
+    type BackupStream = BoxStream<'static, Result<wire::BackupResponse, Status>>;
+
+    async fn backup(
+        &self,
+        request: Request<Streaming<wire::BackupRequest>>,
+    ) -> Result<Response<Self::BackupStream>, Status> {
+        let room = Arc::clone(&self.backups).try_acquire_owned();
+        let room = room.map_err(|_| {
+            Status::resource_exhausted("a backup is running already; try again when it has ended")
+        })?;
+        let domain = self.curation.rules().ours().to_string();
+        let (release, serial) = (self.release.clone(), self.serial.clone());
+        let parts = backup::run(release, serial, domain, request.into_inner(), room);
+        Ok(Response::new(parts))
     }
 
     type ImportStream = import::Answers;
@@ -309,6 +353,14 @@ impl admin_server::Admin for AdminService {
         let door = self.door.clone();
         let door = door.ok_or_else(|| unknown("take events in"))?;
         Ok(Response::new(import::judge(door, request.into_inner())))
+    }
+}
+
+/// The git side's reason, for an operator.
+fn git_failed(error: &GitError) -> Status {
+    match error {
+        GitError::Unreachable(_) => Status::unavailable(error.to_string()),
+        _ => Status::internal(error.to_string()),
     }
 }
 

@@ -46,7 +46,12 @@ impl Open {
         let endpoint: Endpoint = format!("unix:{}", path.display()).parse().unwrap();
         let tokens = inside.tokens.clone();
         let hunt = HuntServer::new(HuntService::new(inside.hunter.clone()));
-        let admin = AdminService::new(inside.release.clone(), inside.hunter.hunt.clone());
+        let admin = AdminService::new(
+            inside.release.clone(),
+            inside.serial.clone(),
+            inside.hunter.hunt.clone(),
+            inside.curation.clone(),
+        );
         let guard = |roles| Guard::new(&tokens, roles);
         let routes = transport::standard_routes(&tokens)
             .await

@@ -3,6 +3,7 @@
 
 mod hunts;
 mod lists;
+mod operator;
 mod orders;
 mod pushes;
 mod stand_in;

@@ -8,12 +8,20 @@ use std::{
     },
 };
 
-use futures::future::BoxFuture;
-use grasp_proto::words::{Identifier, Oid, RefKind, RefName, RepoId};
+use futures::{StreamExt, future::BoxFuture, stream};
+use grasp_proto::{
+    contract::{
+        git::{self, snapshot_request::Step, snapshot_response::Answer},
+        repository,
+    },
+    words::{Identifier, Npub, Oid, RefKind, RefName, RepoId},
+};
 use grasp_relay::{
-    git::{Absent, Alignment, Git, GitError, Refs},
+    git::{Absent, Alignment, Descriptions, Git, GitError, Refs, SnapshotAnswers},
     policy::lists::Entry,
 };
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 
 #[derive(Debug, Clone, Default)]
 pub struct Repo {
@@ -121,6 +129,91 @@ impl Git for StandIn {
             }
             world.repos.remove(repo);
             Ok(())
+        })
+    }
+
+    fn delete_empty<'a>(
+        &'a self,
+        repo: &'a RepoId,
+        _incarnation: &'a str,
+    ) -> BoxFuture<'a, Result<(), GitError>> {
+        self.answer(|world| {
+            if world.uploading.contains(repo) {
+                return Err(GitError::Refused("an upload is running".to_owned()));
+            }
+            if world
+                .repos
+                .get(repo)
+                .is_some_and(|repo| !repo.refs.is_empty())
+            {
+                return Err(GitError::Refused("it is not empty".to_owned()));
+            }
+            world.repos.remove(repo);
+            Ok(())
+        })
+    }
+
+    fn describe(
+        &self,
+        owner: Option<Npub>,
+        identifier: Option<Identifier>,
+    ) -> BoxFuture<'_, Result<Descriptions, GitError>> {
+        self.answer(move |world| {
+            let is_asked = |repo: &RepoId| {
+                owner.is_none_or(|owner| owner == repo.owner)
+                    && identifier.iter().all(|name| *name == repo.identifier)
+            };
+            let described =
+                |place: git::Place, repo: &RepoId, refs: u64| git::RepositoryDescription {
+                    repository: Some(repo.into()),
+                    place: place.into(),
+                    refs,
+                    is_empty: refs == 0,
+                    ..git::RepositoryDescription::default()
+                };
+            let served = world.repos.iter().map(|(repo, content)| {
+                described(git::Place::Served, repo, content.refs.len() as u64)
+            });
+            let retired = world.retired.iter();
+            let retired = retired.map(|repo| described(git::Place::Retired, repo, 1));
+            let all = served
+                .chain(retired)
+                .filter(|described| is_asked(&repository(described.repository.clone()).unwrap()));
+            Ok(stream::iter([Ok(all.collect())]).boxed())
+        })
+    }
+
+    fn snapshot(
+        &self,
+        steps: mpsc::Receiver<git::SnapshotRequest>,
+    ) -> BoxFuture<'_, Result<SnapshotAnswers, GitError>> {
+        self.answer(move |world| {
+            let refs = world.repos.iter().map(|(repo, content)| {
+                let refs = content.refs.iter();
+                let refs = refs.map(|(name, oid)| format!("{repo} {name} {oid}\n"));
+                refs.collect::<String>()
+            });
+            let refs: String = refs.collect();
+            let end = || Answer::End(git::SnapshotEnd {});
+            let steps = ReceiverStream::new(steps);
+            let answers = steps.flat_map(move |step| {
+                let answers = match step.step.unwrap() {
+                    Step::Begin(_) => vec![
+                        Answer::Beginning(git::SnapshotBeginning {}),
+                        Answer::Begun(git::SnapshotBegun {}),
+                    ],
+                    Step::Take(_) => vec![Answer::Taken(git::SnapshotTaken { repositories: 1 })],
+                    Step::Small(_) => vec![Answer::Bytes(refs.clone().into_bytes()), end()],
+                    Step::List(_) => {
+                        let (name, size) = ("a pack".to_owned(), 6);
+                        let files = vec![git::SnapshotFile { name, size }];
+                        vec![Answer::Files(git::SnapshotFiles { files }), end()]
+                    }
+                    Step::Read(name) => vec![Answer::Bytes(name.into_bytes()), end()],
+                };
+                stream::iter(answers.into_iter().map(Ok))
+            });
+            Ok(answers.boxed())
         })
     }
 

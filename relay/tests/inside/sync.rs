@@ -82,7 +82,12 @@ impl Open {
             stop.clone(),
         );
         let service = RelaySyncServer::new(service).max_decoding_message_size(8 << 20);
-        let admin = AdminService::new(inside.release.clone(), inside.hunter.hunt.clone());
+        let admin = AdminService::new(
+            inside.release.clone(),
+            inside.serial.clone(),
+            inside.hunter.hunt.clone(),
+            inside.curation.clone(),
+        );
         let admin = admin.with_sync(Overview {
             wanted: wanted.clone(),
             syncing: syncing.clone(),
