@@ -26,7 +26,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tonic::Request;
 
-use crate::status;
+use crate::{service::Service, text::plain};
 
 /// The longest event that is read, in bytes.
 const LONGEST: usize = 4 << 20;
@@ -115,7 +115,7 @@ impl Report {
     fn reject(&mut self, reason: &str) {
         let is_known = self.rejected.contains_key(reason) || self.rejected.len() < REASONS;
         let reason = if is_known { reason } else { "other reasons" };
-        *self.rejected.entry(status::plain(reason)).or_default() += 1;
+        *self.rejected.entry(plain(reason)).or_default() += 1;
     }
 
     fn to_json(&self, dry_run: bool) -> String {
@@ -252,10 +252,7 @@ pub async fn run(settings: &Settings, import: Import) -> anyhow::Result<()> {
     let mut admin = match import.dry_run {
         true => None,
         // Before anything is read: nobody waits for hours to be told that nothing runs.
-        false => {
-            let (endpoint, token) = status::find(settings)?;
-            Some(AdminClient::new(endpoint.authorized(&token)))
-        }
+        false => Some(Service::find(settings)?.admin()),
     };
     let mut heap = Heap::new(import.dry_run).context("no room for temporary files")?;
     match import.from.as_str() {

@@ -4,13 +4,17 @@
 //! ([`grasp_proto::process::settings`]), and [`launcher`], which starts the whole service.
 
 mod backoff;
+mod backup;
 mod demo;
 mod health;
 mod import;
 mod launcher;
+mod operator;
 mod run_dir;
+mod service;
 mod status;
 mod supervisor;
+mod text;
 
 use std::{
     io::{self, Write},
@@ -40,6 +44,8 @@ Examples:
                                                 a free port, nothing kept
   graspd status                                 what waits and what is looked for, right now
   graspd import wss://old.example               take over the events of another server
+  graspd repos --sort size                      every repository, what it takes and what waits
+  graspd backup /srv/backup/graspd              everything at one moment, while it runs
   graspd config                                 what is in effect, and where it comes from
   graspd completions bash > /etc/bash_completion.d/graspd
 
@@ -85,6 +91,8 @@ fn command() -> Command {
                 ),
         )
         .subcommand(import::command())
+        .subcommands(operator::commands())
+        .subcommands(backup::commands())
         .subcommand(
             Command::new("health")
                 .about("Say by the exit code whether a process that runs here does its work")
@@ -211,6 +219,18 @@ fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         Some(("import", given)) => {
             let settings = load(given)?;
             runtime()?.block_on(import::run(&settings, import::Import::from(given)))
+        }
+        Some((name @ (operator::REPOS | operator::HOLDING | operator::CLEANUP), given)) => {
+            let settings = load(given)?;
+            runtime()?.block_on(operator::run(name, given, &settings))
+        }
+        Some(("backup", given)) => {
+            let settings = load(given)?;
+            runtime()?.block_on(backup::backup(given, &settings))
+        }
+        Some(("restore", given)) => {
+            let settings = load(given)?;
+            runtime()?.block_on(backup::restore(given, &settings))
         }
         Some(("health", given)) => {
             let role = given.get_one::<String>("role");

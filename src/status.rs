@@ -1,21 +1,19 @@
 //! `graspd status`: what waits, what is hunted for, where, and by whom.
 //!
-//! Asks the relay's Admin service: of the service this user runs on this machine, found by the note
-//! it leaves ([`crate::run_dir`]), or of the one whose internal address and token are set.
+//! Asks the relay's Admin service ([`crate::service`]).
 
-use std::{fmt::Write, time::SystemTime};
+use std::fmt::Write;
 
-use anyhow::{Context, bail};
 use grasp_proto::{
-    contract::relay::{
-        RelayState, StatusRequest, StatusResponse, SyncStatus, admin_client::AdminClient,
-    },
+    contract::relay::{RelayState, StatusRequest, StatusResponse, SyncStatus},
     process::settings::Settings,
-    transport::{Endpoint, Role, Token},
 };
 use serde_json::{Value, json};
 
-use crate::run_dir;
+use crate::{
+    service::Service,
+    text::{bytes, now_millis, plain, table, when},
+};
 
 /// Prints the status of the service that `settings` lead to, `most` lines of each list.
 pub async fn print(settings: &Settings, as_json: bool, most: u32) -> anyhow::Result<()> {
@@ -28,120 +26,11 @@ pub async fn print(settings: &Settings, as_json: bool, most: u32) -> anyhow::Res
 }
 
 async fn ask(settings: &Settings, most: u32) -> anyhow::Result<StatusResponse> {
-    let (endpoint, token) = find(settings)?;
-    let mut admin = AdminClient::new(endpoint.authorized(&token));
-    let answer = admin.status(StatusRequest { most }).await;
-    let answer = answer.map_err(|status| match status.message() {
-        "" => anyhow::anyhow!("the relay at {endpoint} answered {:?}", status.code()),
-        words => anyhow::anyhow!("the relay at {endpoint}: {words}"),
-    })?;
-    Ok(answer.into_inner())
-}
-
-/// Where the relay's internal services are, and the credential for them.
-pub fn find(settings: &Settings) -> anyhow::Result<(Endpoint, Token)> {
-    if settings.is_set("NGIT_RELAY_GRPC_ADDRESS") {
-        let endpoint = settings.endpoint("NGIT_RELAY_GRPC_ADDRESS")?;
-        return Ok((endpoint, settings.token_of(Role::Relay)?));
-    }
-    let bind = "NGIT_BIND_ADDRESS";
-    let wanted = settings.get(bind).filter(|_| settings.is_set(bind));
-    let mut notes = run_dir::notes();
-    notes.retain(|note| wanted.is_none_or(|wanted| note.get(bind).is_some_and(|b| b == wanted)));
-    let note = match notes.as_slice() {
-        [note] => note,
-        [] => bail!(
-            "no service of this user runs on this machine{}; for one that is elsewhere, set \
-             NGIT_RELAY_GRPC_ADDRESS and NGIT_INTERNAL_TOKEN_RELAY",
-            wanted.map_or_else(String::new, |bind| format!(" with {bind} as its listener"))
-        ),
-        several => {
-            let listeners = several.iter().filter_map(|note| note.get(bind));
-            let listeners: Vec<&str> = listeners.map(String::as_str).collect();
-            bail!(
-                "several services run here; say which with --bind-address: {}",
-                listeners.join(", ")
-            )
-        }
-    };
-    let line = |name: &str| {
-        note.get(name)
-            .with_context(|| format!("no {name} in its note"))
-    };
-    let endpoint = line("NGIT_RELAY_GRPC_ADDRESS")?.parse();
-    let token = Token::parse(line("NGIT_INTERNAL_TOKEN_RELAY")?);
-    Ok((
-        endpoint.map_err(anyhow::Error::msg)?,
-        token.map_err(anyhow::Error::msg)?,
-    ))
-}
-
-fn now_millis() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0))
-}
-
-/// How far a moment is from now, roughly: `in 3m`, `2h ago`, `-` for none.
-fn when(millis: u64, now: u64) -> String {
-    if millis == 0 {
-        return "-".to_owned();
-    }
-    let seconds = millis.abs_diff(now) / 1000;
-    let span = match seconds {
-        0..=119 => format!("{seconds}s"),
-        120..=7199 => format!("{}m", seconds / 60),
-        7200..=172_799 => format!("{}h", seconds / 3600),
-        _ => format!("{}d", seconds / 86400),
-    };
-    match millis > now {
-        true => format!("in {span}"),
-        false => format!("{span} ago"),
-    }
-}
-
-fn bytes(count: u64) -> String {
-    #[allow(clippy::cast_precision_loss)]
-    let mut size = count as f64;
-    let mut unit = "B";
-    for larger in ["KB", "MB", "GB", "TB"] {
-        if size < 1000.0 {
-            break;
-        }
-        size /= 1000.0;
-        unit = larger;
-    }
-    match unit {
-        "B" => format!("{count} B"),
-        _ => format!("{size:.1} {unit}"),
-    }
-}
-
-/// What a stranger chose, safe for a terminal.
-pub fn plain(text: &str) -> String {
-    let clean = |c: char| if c.is_control() { '\u{fffd}' } else { c };
-    text.chars().map(clean).collect()
-}
-
-/// Columns as wide as their widest cell.
-fn table(head: &[&str], rows: &[Vec<String>]) -> String {
-    let mut widths: Vec<usize> = head.iter().map(|cell| cell.len()).collect();
-    for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    let line = |cells: &mut dyn Iterator<Item = &str>| {
-        let mut line = String::from(" ");
-        for (cell, width) in cells.zip(&widths) {
-            let _ = write!(line, " {cell:<width$} ");
-        }
-        format!("{}\n", line.trim_end())
-    };
-    let mut text = line(&mut head.iter().copied());
-    for row in rows {
-        text.push_str(&line(&mut row.iter().map(String::as_str)));
-    }
-    text
+    let service = Service::find(settings)?;
+    let answer = service.admin().status(StatusRequest { most }).await;
+    Ok(answer
+        .map_err(|status| service.failed(&status))?
+        .into_inner())
 }
 
 fn to_text(status: &StatusResponse) -> String {
@@ -434,17 +323,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spans_and_sizes_are_rough_and_right() {
-        let now = 1_000_000_000;
-        assert_eq!(when(0, now), "-");
-        assert_eq!(when(now + 61_000, now), "in 61s");
-        assert_eq!(when(now - 180_000, now), "3m ago");
-        assert_eq!(when(now - 3 * 86_400_000, now), "3d ago");
-        assert_eq!(bytes(999), "999 B");
-        assert_eq!(bytes(1_500_000), "1.5 MB");
-    }
-
-    #[test]
     fn the_history_of_each_relay_is_shown() {
         let relay = RemoteRelayStatus {
             url: "wss://relay.example".to_owned(),
@@ -469,14 +347,5 @@ mod tests {
         assert_eq!(cells[1..4], ["syncing", "healthy", "3/9"]);
         assert!(text.ends_with("and 1 more\n"));
         assert_eq!(sync_to_json(&sync)["relays"][0]["state"], "syncing");
-    }
-
-    #[test]
-    fn columns_line_up_and_strangers_words_stay_words() {
-        let rows = [vec![plain("a\u{1b}[2J"), "1".to_owned()]];
-        assert_eq!(
-            table(&["name", "n"], &rows),
-            "  name   n\n  a\u{fffd}[2J  1\n"
-        );
     }
 }

@@ -1,6 +1,9 @@
 //! What the relay needs from gitd: a small trait, its gRPC implementation, a stand-in for tests.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use futures::{StreamExt, future::BoxFuture, stream::BoxStream};
 use grasp_proto::{
@@ -266,7 +269,9 @@ impl Git for Gitd {
     ) -> BoxFuture<'_, Result<SnapshotAnswers, GitError>> {
         let mut client = self.client.clone();
         Box::pin(async move {
-            let steps = ReceiverStream::new(steps);
+            let mut steps = tonic::Request::new(ReceiverStream::new(steps));
+            // As long as a backup is read.
+            steps.set_timeout(Duration::from_secs(7 * 24 * 3600));
             let answers = client.snapshot(steps).await?.into_inner();
             let answers = answers.map(|answer| {
                 let answer = answer?.answer;

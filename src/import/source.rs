@@ -127,7 +127,7 @@ async fn page(
                 bail!("refused: {}", word(2).unwrap_or_default());
             }
             Some("NOTICE") => {
-                eprintln!("{}", crate::status::plain(&word(1).unwrap_or_default()));
+                eprintln!("{}", crate::text::plain(&word(1).unwrap_or_default()));
             }
             _ => {}
         }
