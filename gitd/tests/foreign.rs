@@ -195,7 +195,7 @@ async fn what_another_server_left_is_moved_aside_rather_than_deleted() {
     for repo in [&adopted, &untouched] {
         let request = DeleteRequest {
             repository: Some(repo.into()),
-            incarnation: String::new(),
+            ..DeleteRequest::default()
         };
         service.git.clone().delete(request).await.unwrap();
         assert!(!service.view(repo).exists());
