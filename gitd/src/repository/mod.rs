@@ -7,6 +7,7 @@
 //! order. Every change is made so that a kill between any two steps leaves a state from which the
 //! same call, or the sweep at the next start, finishes.
 
+mod adoption;
 mod alternates;
 pub mod change;
 pub mod consolidate;
@@ -44,7 +45,7 @@ use tokio::sync::Semaphore;
 use self::{
     consolidate::Consolidator,
     fetched::Arrivals,
-    layout::{FORMER_CONFIG, INCARNATION, Layout, Marker, REPOSITORY},
+    layout::{INCARNATION, Layout, Marker, REPOSITORY},
     locks::{Closing, Locks, Upload, Uploads},
     refs::Entry,
     withheld::Withheld,
@@ -302,68 +303,6 @@ impl Repositories {
         })
     }
 
-    /// Makes a view that another server left lean on the pool, with all it has. Under the view's lock.
-    fn adopt(&self, repo: &RepoId) -> Result<PathBuf, Error> {
-        let view = self.view(repo)?;
-        let pool = self.layout.pool(&repo.identifier);
-        let alternate = Layout::alternate(&repo.identifier);
-        let objects = view.join("objects");
-        let mut lines = alternates::lines(&objects)?;
-        if lines.contains(&alternate) {
-            return Ok(pool);
-        }
-        refs::check_adoptable(&view)?;
-        alternates::check_place(&self.layout, &view)?;
-        let lenders = alternates::lenders(&self.layout, &objects, &alternate)?;
-        let incarnation = give_incarnation(&view)?;
-        let owner = repo.owner;
-        self.identifiers.hold(&repo.identifier, || {
-            let pool = pool::ensure(&self.layout, &repo.identifier)?;
-            pool::mark(&pool, &Marker { owner, incarnation })?;
-            // What is borrowed first: nothing comes into a pool before what it leads to.
-            pool::borrow(&pool, &lenders.stores)?;
-            for lender in &lenders.repositories {
-                pool::link_objects(&self.layout.root().join(lender), &pool)?;
-            }
-            pool::link_objects(&objects, &pool)
-        })?;
-        if !view.join(REPOSITORY).exists() {
-            write_file(&view.join(REPOSITORY), format!("{repo}\n").as_bytes())?;
-        }
-        if !view.join(FORMER_CONFIG).exists() {
-            let former = fs::read(view.join("config"))?;
-            write_file(&view.join(FORMER_CONFIG), &former)?;
-        }
-        write_file(&view.join("config"), CONFIG.as_bytes())?;
-        fs::create_dir_all(objects.join("info"))?;
-        lines.push(alternate);
-        let text = lines.join("\n") + "\n";
-        write_file(&objects.join("info/alternates"), text.as_bytes())?;
-        tracing::info!(%repo, "a repository of another server was adopted");
-        self.consolidator.consider(&pool);
-        Ok(pool)
-    }
-
-    /// Adopts what another server left under an identifier: somebody asks for its objects.
-    fn adopt_all(&self, identifier: &Identifier) {
-        let waiting = || {
-            self.unadopted
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-        };
-        let repos = waiting().get(identifier).cloned().unwrap_or_default();
-        if repos.is_empty() {
-            return;
-        }
-        for repo in &repos {
-            match self.views.hold(repo, || self.adopt(repo)) {
-                Ok(_) | Err(Error::NotFound) => {}
-                Err(error) => tracing::warn!(%repo, %error, "cannot be adopted"),
-            }
-        }
-        waiting().remove(identifier);
-    }
-
     /// Begins an upload into a view.
     pub fn begin_upload(&self, repo: &RepoId) -> Result<Upload, Error> {
         let mut upload = self.uploads.begin(repo).ok_or(Error::NotFound)?;
@@ -377,17 +316,6 @@ impl Repositories {
         self.uploads
             .close(repo)
             .ok_or_else(|| Error::Precondition(reason()))
-    }
-
-    /// Whether another server left this repository, with something in it.
-    fn was_left(&self, repo: &RepoId) -> Result<bool, Error> {
-        let view = self.view(repo)?;
-        let lines = alternates::lines(&view.join("objects"))?;
-        let is_adopted = lines.contains(&Layout::alternate(&repo.identifier));
-        if is_adopted && !view.join(FORMER_CONFIG).exists() {
-            return Ok(false);
-        }
-        Ok(!refs::list(&refs::open(&view)?, &[""], false)?.is_empty())
     }
 
     /// Deletes a repository, and its pool if it was the last view. One that is not there is deleted.

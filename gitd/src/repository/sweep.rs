@@ -114,26 +114,6 @@ impl Repositories {
     }
 }
 
-impl Repositories {
-    /// A repository that another server left is served as it lies, unless it is of a kind that we
-    /// cannot serve, or leads where it should not.
-    fn look_at_foreign(&self, repo: &RepoId, view: &Path) {
-        let objects = view.join("objects");
-        let look = || {
-            refs::open(view)?;
-            alternates::check_place(&self.layout, view)?;
-            alternates::lenders(&self.layout, &objects, "").map(drop)
-        };
-        if let Err(error) = look() {
-            tracing::warn!(%repo, "a repository of another server is not served: {error}");
-            self.refused
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .insert(repo.clone(), error.to_string());
-        }
-    }
-}
-
 fn directories(path: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(path)? {

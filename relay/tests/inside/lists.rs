@@ -310,3 +310,35 @@ async fn what_is_hosted_can_be_pushed_to_beside_an_archive() {
     assert_eq!(inside.standing(&repo), None);
     assert!(inside.git.world().retired.contains(&repo));
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_git_storage_knows_what_is_withheld_whenever_it_is_there() {
+    let inside = Inside::new().await;
+    let git = inside.git.clone();
+    git.goes_away(true);
+    inside
+        .ruled(&[(BLACKLIST, "unwanted"), (EVENTS, &npub(7))])
+        .await;
+    let stop = CancellationToken::new();
+    let telling = withhold::tell_git(git.clone(), inside.curation.clone(), stop.clone());
+    let telling = tokio::spawn(telling);
+    let told = async |count: usize| {
+        while git.world().withheld.len() != count {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    git.goes_away(false);
+    told(2).await;
+    inside.ruled(&[(BLACKLIST, "unwanted")]).await;
+    told(1).await;
+    // Another one in its place knows nothing.
+    git.goes_away(true);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    git.world().withheld.clear();
+    git.goes_away(false);
+    told(1).await;
+    inside.ruled(&[]).await;
+    told(0).await;
+    stop.cancel();
+    telling.await.unwrap();
+}
