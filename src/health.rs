@@ -13,15 +13,12 @@ use std::{
 use anyhow::{Context, bail};
 use grasp_proto::{
     process::settings::{BadSetting, Settings},
-    transport::{Endpoint, Role, Token},
+    transport::{self, Role},
 };
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::{Request, body::Bytes, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tonic_health::pb::{
-    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
-};
 
 /// How long all of it may take: less than what those who ask are given.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -83,20 +80,10 @@ async fn is_ready(address: SocketAddr) -> anyhow::Result<()> {
 /// Asks the health service at the address that `name` holds, as `role`.
 async fn serves(settings: &Settings, name: &'static str, role: Role) -> anyhow::Result<()> {
     let endpoint = settings.endpoint(name)?;
-    asks_health(&endpoint, &settings.token_of(role)?)
-        .await
+    let answer = transport::serves(endpoint.authorized(&settings.token_of(role)?)).await;
+    answer
+        .map_err(anyhow::Error::msg)
         .with_context(|| format!("{endpoint} ({name})"))
-}
-
-async fn asks_health(endpoint: &Endpoint, token: &Token) -> anyhow::Result<()> {
-    let mut health = HealthClient::new(endpoint.authorized(token));
-    let answer = health.check(HealthCheckRequest::default()).await;
-    let answer =
-        answer.map_err(|status| anyhow::anyhow!("{:?}: {}", status.code(), status.message()))?;
-    match answer.into_inner().status() {
-        ServingStatus::Serving => Ok(()),
-        status => bail!("says of itself: {}", status.as_str_name()),
-    }
 }
 
 #[cfg(test)]

@@ -255,7 +255,10 @@ fn role(
     } else {
         load(given)?
     };
-    process::init_logging(&settings, role)?;
+    let runtime = runtime()?;
+    let within = runtime.enter();
+    let telemetry = process::init_logging(&settings, role)?;
+    drop(within);
     if is_child() {
         // So that `ps` and `top` tell the processes apart.
         let name = std::ffi::CString::new(format!("graspd-{}", role.as_str()))?;
@@ -264,7 +267,9 @@ fn role(
         settings.warn();
     }
     process::raise_file_limit();
-    runtime()?.block_on(work(settings))
+    let ended = runtime.block_on(work(settings));
+    telemetry.end();
+    ended
 }
 
 fn load(given: &ArgMatches) -> anyhow::Result<Settings> {

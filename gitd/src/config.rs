@@ -20,6 +20,8 @@ pub struct Config {
     pub http: Endpoint,
     /// Where the relay's services are found.
     pub relay: Endpoint,
+    /// Where monitoring is answered, if anywhere.
+    pub metrics: Option<Endpoint>,
     /// The credentials of internal calls.
     pub tokens: Tokens,
     /// Public `host[:port]`, for the pages.
@@ -51,6 +53,7 @@ impl Config {
             grpc: settings.endpoint("NGIT_GITD_GRPC_ADDRESS")?,
             http: settings.endpoint("NGIT_GITD_HTTP_ADDRESS")?,
             relay: settings.endpoint("NGIT_RELAY_GRPC_ADDRESS")?,
+            metrics: settings.endpoint_if_set("NGIT_GITD_METRICS_ADDRESS")?,
             domain: settings
                 .get("NGIT_DOMAIN")
                 .unwrap_or("localhost")

@@ -5,6 +5,7 @@
 //! - [`relay`]: what we ask the relay
 //! - [`repository`]: views, pools, staging, refs, the intake
 //! - [`config`]: what we are told
+//! - `meters`: what is counted and timed
 //!
 //! [`run`] starts two listeners and the consolidator of packs. On the stop the smart HTTP listener
 //! closes first; pushes that run need our gRPC service to end well, so that one goes on until the
@@ -13,16 +14,18 @@
 
 pub mod config;
 pub mod grpc;
+mod meters;
 pub mod relay;
 pub mod repository;
 pub mod smart_http;
 mod web;
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use futures::future::BoxFuture;
 use grasp_proto::{
     contract::git::{packs_server::PacksServer, repositories_server::RepositoriesServer},
-    process::{drain, metrics},
+    process::{Ready, Standing, drain, metrics},
     transport::{self, GrantKey, Guard, Role},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -86,9 +89,32 @@ pub enum Error {
     Grpc(#[from] tonic::transport::Error),
 }
 
+/// Ready means: what was opened at the start is still there.
+struct Storage(PathBuf);
+
+impl Ready for Storage {
+    fn ready(&self) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(async move {
+            match tokio::fs::metadata(&self.0).await {
+                Ok(found) if found.is_dir() => Ok(()),
+                Ok(_) => Err("the git data path is no directory any more".to_owned()),
+                Err(error) => Err(format!("the git data path cannot be read: {error}")),
+            }
+        })
+    }
+}
+
 /// Runs gitd until `stop`, then lets transfers end within their grace.
 pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
     metrics();
+    meters::begin();
+    let standing = Standing::new(Role::Gitd, stop.clone());
+    let listening = standing.listen(config.metrics.as_ref()).await;
+    let _listening = listening.map_err(|error| Error::Listen {
+        // Without an address nothing is listened on, and nothing fails.
+        endpoint: config.metrics.clone().unwrap_or(config.grpc.clone()),
+        error,
+    })?;
     git::check()?;
     let (consolidator, pools) = Consolidator::new();
     let consolidator = Arc::new(consolidator);
@@ -154,6 +180,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
     let http = tokio::spawn(smart_http::serve(server, http_listener, stop_http.clone()));
     // Ends with this process; what it was at is found and done again at the next start.
     let consolidating = tokio::spawn(async move { consolidator.work(pools, repositories).await });
+    standing.is_up(Arc::new(Storage(config.data.clone())));
     tracing::info!(http = %config.http, grpc = %config.grpc, data = %config.data.display(), "gitd is up");
 
     let early = tokio::select! {

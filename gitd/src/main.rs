@@ -13,10 +13,15 @@ use grasp_proto::{
 fn main() -> anyhow::Result<()> {
     die_with_parent();
     let settings = Settings::load([], Path::new("."))?;
-    init_logging(&settings, Role::Gitd)?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    let within = runtime.enter();
+    let telemetry = init_logging(&settings, Role::Gitd)?;
+    drop(within);
     settings.warn();
     raise_file_limit();
     let config = Config::from_settings(&settings)?;
-    let runtime = tokio::runtime::Runtime::new()?;
-    runtime.block_on(async { anyhow::Ok(grasp_gitd::run(config, stop_on_signal(|| ())?).await?) })
+    let ended = runtime
+        .block_on(async { anyhow::Ok(grasp_gitd::run(config, stop_on_signal(|| ())?).await?) });
+    telemetry.end();
+    ended
 }

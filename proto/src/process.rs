@@ -1,123 +1,24 @@
-//! How a process lives: logging, metrics, signals, and dying with its parent.
+//! How a process lives: logging, traces, metrics, health, signals, and dying with its parent.
 //!
 //! What it is told lives in [`settings`].
 
+mod logging;
+mod metrics;
+mod operator;
 pub mod restoring;
 pub mod settings;
+pub mod telemetry;
 
-use std::{io::IsTerminal, sync::OnceLock, time::Duration};
+use std::time::Duration;
 
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::{
-    EnvFilter,
-    fmt::{FmtContext, FormatEvent, FormatFields, format::Writer},
-    layer::SubscriberExt,
-    registry::LookupSpan,
-    util::SubscriberInitExt,
+
+pub use self::{
+    logging::init_logging,
+    metrics::{metrics, render_metrics, resident_bytes},
+    operator::{Listening, Ready, Standing},
 };
-
-use crate::transport::Role;
-use settings::{BadSetting, Settings};
-
-/// Starts logging to standard error, at the level and in the format of the settings. Every line
-/// carries the role, so that the lines of processes that share one terminal can be told apart.
-pub fn init_logging(settings: &Settings, role: Role) -> Result<(), BadSetting> {
-    let filter = settings.parse_with("NGIT_LOG_LEVEL", |level| {
-        // The event store tells of a migration of nothing at every first start.
-        let quiet = format!("nostr_lmdb=warn,{level}");
-        EnvFilter::try_new(quiet).map_err(|error| format!("a log filter ({error})"))
-    })?;
-    let format = settings.parse_with("NGIT_LOG_FORMAT", |format| match format {
-        "text" | "json" => Ok(format.to_owned()),
-        _ => Err("text or json".to_owned()),
-    })?;
-    let registry = tracing_subscriber::registry().with(filter);
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    // A second call (tests, several roles in one process) leaves the first in place.
-    let _ = match format.as_str() {
-        "json" => registry
-            .with(layer.json().map_event_format(|inner| WithRole {
-                inner,
-                role: format!("{{\"role\":\"{}\",", role.as_str()),
-                instead_of: "{",
-            }))
-            .try_init(),
-        _ => registry
-            .with(
-                layer
-                    .with_ansi(std::io::stderr().is_terminal())
-                    .map_event_format(|inner| WithRole {
-                        inner,
-                        role: format!("role={} ", role.as_str()),
-                        instead_of: "",
-                    }),
-            )
-            .try_init(),
-    };
-    Ok(())
-}
-
-/// Puts the role at the head of every line that `inner` writes.
-struct WithRole<F> {
-    inner: F,
-    role: String,
-    /// What the role takes the place of.
-    instead_of: &'static str,
-}
-
-impl<S, N, F> FormatEvent<S, N> for WithRole<F>
-where
-    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
-    N: for<'a> FormatFields<'a> + 'static,
-    F: FormatEvent<S, N>,
-{
-    fn format_event(
-        &self,
-        context: &FmtContext<'_, S, N>,
-        mut writer: Writer<'_>,
-        event: &tracing::Event<'_>,
-    ) -> std::fmt::Result {
-        if self.instead_of.is_empty() {
-            write!(writer, "{}", self.role)?;
-            return self.inner.format_event(context, writer, event);
-        }
-        let mut line = String::new();
-        self.inner
-            .format_event(context, Writer::new(&mut line), event)?;
-        let rest = line.strip_prefix(self.instead_of).unwrap_or(&line);
-        write!(writer, "{}{rest}", self.role)
-    }
-}
-
-/// The process's metrics, installed when first asked for.
-pub fn metrics() -> &'static PrometheusHandle {
-    static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
-    HANDLE.get_or_init(|| {
-        PrometheusBuilder::new()
-            .install_recorder()
-            .expect("nothing else installs a metrics recorder")
-    })
-}
-
-/// The metrics as text, with this process's memory and descriptors as they are now.
-pub fn render_metrics(role: &'static str) -> String {
-    let handle = metrics();
-    if let Some(bytes) = resident_bytes() {
-        #[allow(clippy::cast_precision_loss)]
-        metrics::gauge!("ngit_process_resident_bytes", "role" => role).set(bytes as f64);
-    }
-    handle.run_upkeep();
-    handle.render()
-}
-
-/// Resident memory of this process, in bytes; `None` where the system does not tell.
-pub fn resident_bytes() -> Option<u64> {
-    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
-    Some(pages * rustix::param::page_size() as u64)
-}
 
 /// A token that is cancelled by the first SIGTERM or SIGINT. The second one calls `at_once`, for
 /// what cannot be left lying about, and ends the process.

@@ -4,6 +4,7 @@
 //! service is wrapped in a [`Guard`] that knows which roles may call it. Sockets of the machine,
 //! TCP, and TCP with mutual TLS ([`tls`]) are the same to everything above this file.
 
+mod calls;
 mod grant;
 mod tls;
 mod trace;
@@ -35,13 +36,16 @@ use tonic::{
     transport::{Channel, server::Connected},
 };
 use tonic_health::{
-    pb::health_server::HealthServer,
+    pb::{
+        HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+        health_server::HealthServer,
+    },
     server::{HealthReporter, HealthService},
 };
 
 pub use grant::{BadGrant, GrantKey};
 pub use tls::{BadTls, Tls};
-pub use trace::{Trace, TraceLayer, Traced};
+pub use trace::{Outgoing, Trace, TraceLayer, Traced};
 
 /// How long an internal call may take unless its caller says otherwise.
 pub const DEADLINE: Duration = Duration::from_secs(30);
@@ -166,12 +170,15 @@ impl Endpoint {
 
     /// A channel whose calls carry `credential`, a deadline and the current trace.
     pub fn authorized(&self, credential: &Token) -> AuthorizedChannel {
-        InterceptedService::new(self.channel(), Caller::new(credential))
+        Outgoing(InterceptedService::new(
+            self.channel(),
+            Caller::new(credential),
+        ))
     }
 }
 
 /// A channel whose calls carry who is calling.
-pub type AuthorizedChannel = InterceptedService<Channel, Caller>;
+pub type AuthorizedChannel = Outgoing<InterceptedService<Channel, Caller>>;
 
 /// A listener of either kind.
 #[derive(Debug)]
@@ -429,7 +436,7 @@ impl Interceptor for Guard {
     }
 }
 
-/// Puts credential, deadline and trace on every outgoing call.
+/// Puts credential and deadline on every outgoing call.
 #[derive(Clone)]
 pub struct Caller {
     authorization: MetadataValue<Ascii>,
@@ -458,10 +465,18 @@ impl Interceptor for Caller {
         }
         let metadata = request.metadata_mut();
         metadata.insert("authorization", self.authorization.clone());
-        if let Some(value) = Trace::current().and_then(|t| t.to_string().parse().ok()) {
-            metadata.insert("traceparent", value);
-        }
         Ok(request)
+    }
+}
+
+/// Whether the process behind `channel` says of itself that it serves, or why not.
+pub async fn serves(channel: AuthorizedChannel) -> Result<(), String> {
+    let mut health = HealthClient::new(channel);
+    let answer = health.check(HealthCheckRequest::default()).await;
+    let answer = answer.map_err(|status| format!("{:?}: {}", status.code(), status.message()))?;
+    match answer.into_inner().status() {
+        ServingStatus::Serving => Ok(()),
+        status => Err(format!("says of itself: {}", status.as_str_name())),
     }
 }
 
@@ -499,8 +514,6 @@ pub async fn serve(
 
 #[cfg(test)]
 mod tests {
-    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
-
     use super::*;
 
     fn tokens() -> Tokens {

@@ -17,15 +17,18 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Instant,
 };
 
 use futures::future::BoxFuture;
+use grasp_proto::transport::Trace;
 use nostr::{Event, Timestamp};
 
 use crate::{
     clock::Moment,
     hunt::Hunt,
     journal::JournalError,
+    meters,
     nip34::{
         DELETION, Meaning, announcement::Announcement, author_of, id_of, later,
         pull_request::PullRequest, state::State,
@@ -85,8 +88,10 @@ pub struct Admit {
 impl Door for Admit {
     fn admit(&self, event: Event, origin: Origin) -> BoxFuture<'_, Verdict> {
         Box::pin(async move {
-            let (id, kind) = (event.id, event.kind);
-            let verdict = match self.judge(Arc::new(event), origin).await {
+            let (id, kind, begun) = (event.id, event.kind, Instant::now());
+            let span = tracing::info_span!("event", kind = kind.as_u16(), %id);
+            let judged = Trace::within(span, self.judge(Arc::new(event), origin));
+            let verdict = match judged.await {
                 Ok(verdict) => verdict,
                 Err(error) => {
                     tracing::error!(%id, %error, "an event could not be judged");
@@ -94,8 +99,7 @@ impl Door for Admit {
                 }
             };
             tracing::debug!(%id, %kind, ok = verdict.ok, message = verdict.message, "judged");
-            let result = if verdict.ok { "accepted" } else { "rejected" };
-            metrics::counter!("ngit_events_total", "result" => result).increment(1);
+            meters::judged(kind, origin, &verdict, begun);
             verdict
         })
     }

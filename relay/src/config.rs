@@ -205,6 +205,8 @@ pub struct Config {
     pub gitd_grpc: Endpoint,
     /// Where gitd's smart HTTP is found.
     pub gitd_http: Endpoint,
+    /// Where monitoring is answered besides, if anywhere.
+    pub metrics_address: Option<Endpoint>,
     /// The credentials of internal calls.
     pub tokens: Tokens,
     /// How long transfers may go on after a stop.
@@ -285,6 +287,7 @@ impl Config {
             grpc: settings.endpoint("NGIT_RELAY_GRPC_ADDRESS")?,
             gitd_grpc: settings.endpoint("NGIT_GITD_GRPC_ADDRESS")?,
             gitd_http: settings.endpoint("NGIT_GITD_HTTP_ADDRESS")?,
+            metrics_address: settings.endpoint_if_set("NGIT_RELAY_METRICS_ADDRESS")?,
             tokens: settings.tokens()?,
             grace: Duration::from_secs(settings.parse("NGIT_SHUTDOWN_GRACE_SECS", "seconds")?),
         })

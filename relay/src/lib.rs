@@ -22,6 +22,7 @@ pub mod hunt;
 pub mod journal;
 pub mod live;
 pub mod maintainers;
+mod meters;
 pub mod nip34;
 pub mod policy;
 pub mod purgatory;
@@ -46,7 +47,7 @@ use grasp_proto::{
         admin_server::AdminServer, hunt_server::HuntServer, push_server::PushServer,
         relay_sync_server::RelaySyncServer,
     },
-    process::{self, restoring},
+    process::{self, Ready, Standing, restoring},
     transport::{self, GrantKey, Guard, Role},
 };
 use nostr::Filter;
@@ -67,7 +68,7 @@ use crate::{
         push::PushService,
         relay_sync::{self, RelaySyncService},
     },
-    http::{Face, Ready},
+    http::Face,
     hunt::{Hunt, Hunter, heal},
     journal::{Journal, JournalError},
     live::Live,
@@ -130,6 +131,11 @@ pub async fn run(
     let config = Arc::new(config);
     // From the first on nothing is counted in vain.
     process::metrics();
+    meters::begin();
+    let standing = Standing::new(Role::Relay, stop.clone());
+    let listening = standing.listen(config.metrics_address.as_ref()).await;
+    let _listening =
+        listening.map_err(|error| Error::Listen("the address for monitoring".to_owned(), error))?;
     if config.test {
         tracing::warn!("NGIT_TEST is set: quick clocks, for tests only");
     }
@@ -307,6 +313,7 @@ pub async fn run(
         ready: Arc::new(Readiness(release.clone())),
         patience: Patience::default(),
     };
+    standing.is_up(face.ready.clone());
     ready(address);
     let face = tokio::spawn(http::serve(face, public, stop.clone(), config.grace));
     // The public face ends by `stop` alone; anything else that ends, ends the process.

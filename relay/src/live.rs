@@ -306,6 +306,7 @@ impl Connection {
         let entry = subscription.clone();
         own.by_id.insert(subscription.id.clone(), entry);
         self.outbox.hold(subscription.number);
+        metrics::gauge!("ngit_websocket_subscriptions").increment(1.0);
         self.live.enter(&subscription);
         Ok(subscription)
     }
@@ -331,6 +332,7 @@ impl Connection {
 
     fn drop_subscription(&self, own: &mut Subscriptions, subscription: &Subscription) {
         self.live.leave(subscription);
+        metrics::gauge!("ngit_websocket_subscriptions").decrement(1.0);
         self.outbox.forget(subscription.number);
         own.by_id.remove(&subscription.id);
         own.weight -= subscription.weight;

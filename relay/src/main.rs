@@ -13,14 +13,18 @@ use grasp_relay::Config;
 fn main() -> anyhow::Result<()> {
     die_with_parent();
     let settings = Settings::load([], Path::new("."))?;
-    init_logging(&settings, Role::Relay)?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    let within = runtime.enter();
+    let telemetry = init_logging(&settings, Role::Relay)?;
+    drop(within);
     settings.warn();
     raise_file_limit();
     let config = Config::from_settings(&settings)?;
-    let runtime = tokio::runtime::Runtime::new()?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let stop = stop_on_signal(|| ())?;
         let ready = |address| tracing::info!("listening on {address}");
         anyhow::Ok(grasp_relay::run(config, stop, ready).await?)
-    })
+    });
+    telemetry.end();
+    ended
 }

@@ -7,16 +7,20 @@
 mod pull_request;
 mod turns;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use dashmap::DashMap;
-use grasp_proto::words::{EventId, Identifier, Oid, RefName, RepoId};
+use grasp_proto::{
+    transport::Trace,
+    words::{EventId, Identifier, Oid, RefName, RepoId},
+};
 use nostr::Event;
 
 use crate::{
     git::{Alignment, Git, GitError},
     journal::JournalError,
     live::Live,
+    meters,
     nip34::{later, state::State},
     policy::satisfiable::{Wanted, latest, satisfiable},
     purgatory::Purgatory,
@@ -246,6 +250,18 @@ impl Release {
         aim: Option<&Aim>,
         so_far: Option<&SoFar>,
     ) -> Result<Released, ReleaseError> {
+        let (begun, span) = (Instant::now(), tracing::info_span!("release"));
+        let released = Trace::within(span, self.release_state(state, aim, so_far)).await;
+        meters::release_took(begun);
+        released
+    }
+
+    async fn release_state(
+        &self,
+        state: &State,
+        aim: Option<&Aim>,
+        so_far: Option<&SoFar>,
+    ) -> Result<Released, ReleaseError> {
         let trusting = self.repositories.trusting(&state.identifier, &state.author);
         if trusting.is_empty() {
             // Its author may be named again: authorisation is judged at release.
@@ -295,7 +311,10 @@ impl Release {
         if served {
             self.serve(&state.event).await?;
             if all_settled && is_last_turn {
-                self.purgatory.remove_state(&state.id());
+                if let Some(waited) = self.purgatory.remove_state(&state.id()) {
+                    let now = self.purgatory.now();
+                    meters::released("states", now.since(waited.created));
+                }
             }
         }
         let more = last.filter(|_| !is_last_turn).map(|behind| SoFar {
@@ -365,6 +384,8 @@ impl Release {
         self.repositories.set(&entry.announcement, Standing::Active);
         self.purgatory.remove_announcement(repo);
         metrics::counter!("ngit_purgatory_promoted_total").increment(1);
+        let waited = self.purgatory.now().since(entry.created);
+        meters::released("announcements", waited);
         tracing::info!(%repo, "promoted");
         Ok(())
     }

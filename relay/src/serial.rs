@@ -11,7 +11,7 @@ use std::{
 };
 
 use dashmap::{DashMap, Entry};
-use grasp_proto::words::Identifier;
+use grasp_proto::{transport::Trace, words::Identifier};
 use tokio::{
     sync::{OwnedRwLockWriteGuard, RwLock, oneshot},
     time::timeout,
@@ -97,11 +97,7 @@ impl Serial {
             drop((running, pass));
             result
         };
-        let task = match grasp_proto::transport::Trace::current() {
-            Some(trace) => tokio::spawn(trace.scope(work)),
-            None => tokio::spawn(work),
-        };
-        match task.await {
+        match tokio::spawn(Trace::carry(work)).await {
             Ok(result) => result,
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         }

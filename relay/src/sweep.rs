@@ -287,6 +287,7 @@ pub async fn run(release: Release, serial: Serial, every: Duration, stop: Cancel
             _ = watch.tick() => {
                 measure(&release);
                 let is_there = release.git.reachable().await;
+                metrics::gauge!("ngit_git_storage_reachable").set(f64::from(is_there));
                 if is_there {
                     if !was_there {
                         tracing::info!("the git storage is back");

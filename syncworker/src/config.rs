@@ -16,6 +16,8 @@ pub struct Config {
     pub relay: Endpoint,
     /// Where gitd's internal services are found.
     pub gitd: Endpoint,
+    /// Where monitoring is answered, if anywhere.
+    pub metrics: Option<Endpoint>,
     /// Its own credential: all it knows of the three.
     pub token: Token,
     /// Identifiers hunted for at once.
@@ -47,6 +49,7 @@ impl Config {
         Ok(Self {
             relay: settings.endpoint("NGIT_RELAY_GRPC_ADDRESS")?,
             gitd: settings.endpoint("NGIT_GITD_GRPC_ADDRESS")?,
+            metrics: settings.endpoint_if_set("NGIT_WORKER_METRICS_ADDRESS")?,
             token: settings.token_of(grasp_proto::transport::Role::Worker)?,
             concurrency,
             allow_non_global: settings.switch("NGIT_SYNC_ALLOW_NON_GLOBAL_TARGETS")?,

@@ -176,7 +176,12 @@ impl Hunt {
             match self.leases.take(&leased) {
                 Ok(lease) => {
                     taken += 1;
-                    let trace = Trace::parse(&leased.traceparent).unwrap_or_else(Trace::begin);
+                    let trace = Trace::parse(&leased.traceparent);
+                    let span = tracing::info_span!(
+                        parent: None,
+                        "hunt",
+                        identifier = %leased.identifier
+                    );
                     let hunt = self.clone();
                     let work = async move {
                         let Hunt {
@@ -188,7 +193,7 @@ impl Hunt {
                         let tried = leased.tried;
                         identifier::hunt(&**context, counts, stopping, lease, place, tried).await;
                     };
-                    self.tasks.spawn(trace.scope(work));
+                    self.tasks.spawn(Trace::follow(trace, span, work));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the relay leased what has no name");

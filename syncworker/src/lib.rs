@@ -5,7 +5,7 @@
 //! - [`net`]: outgoing connections, and where they may go
 //! - [`config`]: what we are told
 //!
-//! [`run`] listens nowhere and keeps nothing: the relay says what to look for, gitd takes it in. Either of
+//! [`run`] listens nowhere, but for monitoring where that is set, and keeps nothing: the relay says what to look for, gitd takes it in. Either of
 //! them may be away at any time, at the start too, and is waited for. On the stop nothing new is
 //! begun, fetches that run may end within their grace, and what is leased is handed back.
 
@@ -16,7 +16,11 @@ pub mod relays;
 
 use std::sync::Arc;
 
-use grasp_proto::process::metrics;
+use futures::future::BoxFuture;
+use grasp_proto::{
+    process::{Ready, Standing, metrics},
+    transport::{self, AuthorizedChannel, Role},
+};
 use tokio_util::sync::CancellationToken;
 
 pub use config::Config;
@@ -30,6 +34,28 @@ pub enum Error {
     /// A task of the process's own.
     #[error("a task of the syncworker ended: {0}")]
     Task(#[from] tokio::task::JoinError),
+    /// The listener for monitoring.
+    #[error("cannot listen for monitoring (NGIT_WORKER_METRICS_ADDRESS): {0}")]
+    Listen(#[from] std::io::Error),
+}
+
+/// Ready means: relay and gitd answer to a worker's credential.
+struct Reaches {
+    relay: AuthorizedChannel,
+    gitd: AuthorizedChannel,
+}
+
+impl Ready for Reaches {
+    fn ready(&self) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(async move {
+            let (relay, gitd) = tokio::join!(
+                transport::serves(self.relay.clone()),
+                transport::serves(self.gitd.clone()),
+            );
+            relay.map_err(|why| format!("the relay: {why}"))?;
+            gitd.map_err(|why| format!("gitd: {why}"))
+        })
+    }
 }
 
 /// The longest name the relay takes.
@@ -52,6 +78,14 @@ fn name(host: &str) -> String {
 /// Runs a worker until `stop`, then lets fetches end within their grace.
 pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
     metrics();
+    hunt::counts::begin();
+    relays::begin_counts();
+    let standing = Standing::new(Role::Worker, stop.clone());
+    let _listening = standing.listen(config.metrics.as_ref()).await?;
+    standing.is_up(Arc::new(Reaches {
+        relay: config.relay.authorized(&config.token),
+        gitd: config.gitd.authorized(&config.token),
+    }));
     if config.allow_non_global {
         tracing::warn!("connecting to addresses that are not on the public internet is allowed");
     }

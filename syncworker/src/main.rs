@@ -13,12 +13,16 @@ use grasp_syncworker::Config;
 fn main() -> anyhow::Result<()> {
     die_with_parent();
     let settings = Settings::load([], Path::new("."))?;
-    init_logging(&settings, Role::Worker)?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    let within = runtime.enter();
+    let telemetry = init_logging(&settings, Role::Worker)?;
+    drop(within);
     settings.warn();
     raise_file_limit();
     let config = Config::from_settings(&settings)?;
-    let runtime = tokio::runtime::Runtime::new()?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         anyhow::Ok(grasp_syncworker::run(config, stop_on_signal(|| ())?).await?)
-    })
+    });
+    telemetry.end();
+    ended
 }

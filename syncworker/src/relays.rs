@@ -45,7 +45,7 @@ use std::{
 };
 
 use futures::StreamExt;
-use grasp_proto::contract::relay::{HeldRelay, LeasedRelay};
+use grasp_proto::contract::relay::{HeldRelay, LeasedRelay, RelayState};
 use tokio::{
     sync::{Notify, Semaphore, watch},
     time::{Instant, sleep, sleep_until, timeout},
@@ -61,6 +61,28 @@ use status::Status;
 use targets::{Gathering, Targets};
 
 pub use timing::Timing;
+
+/// What is looked at before it first happens is there, at 0.
+pub fn begin_counts() {
+    for state in [
+        RelayState::Disconnected,
+        RelayState::Connecting,
+        RelayState::Syncing,
+        RelayState::Connected,
+        RelayState::ConnectedWithFailures,
+    ] {
+        status::connections(state).set(0.0);
+    }
+    for verdict in ["accepted", "purgatory", "rejected", "failed"] {
+        metrics::counter!("ngit_relays_verdicts_total", "verdict" => verdict).absolute(0);
+    }
+    for outcome in ["succeeded", "failed"] {
+        metrics::counter!("ngit_relays_attempts_total", "outcome" => outcome).absolute(0);
+    }
+    metrics::counter!("ngit_relays_misbehaved_total").absolute(0);
+    metrics::counter!("ngit_relays_events_lost_total").absolute(0);
+    metrics::gauge!("ngit_relays_leases").set(0.0);
+}
 
 /// How often the relay hears of a worker that was never told how long a lease lasts.
 const FIRST_PERIOD: Duration = Duration::from_secs(5);

@@ -31,11 +31,14 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{io::StreamReader, sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::repository::{
-    Repositories,
-    fetched::{NotStored, Stored},
-    git::Places,
-    intake::{IDLE, Intake, Refused},
+use crate::{
+    meters,
+    repository::{
+        Repositories,
+        fetched::{NotStored, Stored},
+        git::Places,
+        intake::{IDLE, Intake, Refused},
+    },
 };
 
 /// The largest message: a grant with its objects, or a chunk.
@@ -245,28 +248,27 @@ async fn room<'a, T>(
 struct Tally {
     bytes: AtomicU64,
     outcome: &'static str,
+    begun: Instant,
+    _running: meters::Running,
 }
 
 impl Tally {
     fn begin() -> Self {
-        running().increment(1.0);
         Self {
             bytes: AtomicU64::new(0),
             outcome: "broken",
+            begun: Instant::now(),
+            _running: meters::operation("store"),
         }
     }
 }
 
-fn running() -> metrics::Gauge {
-    metrics::gauge!("ngit_git_operations_running", "operation" => "store")
-}
-
 impl Drop for Tally {
     fn drop(&mut self) {
-        running().decrement(1.0);
         let bytes = *self.bytes.get_mut();
         metrics::counter!("ngit_git_bytes_total", "direction" => "in").increment(bytes);
         metrics::counter!("ngit_git_packs_total", "outcome" => self.outcome).increment(1);
+        meters::took("store", self.outcome, self.begun);
     }
 }
 

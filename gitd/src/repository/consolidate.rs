@@ -37,6 +37,7 @@ use super::{
     layout::{IDENTIFIER, ROLLED_UP},
     pool, refs, write_file,
 };
+use crate::meters;
 
 /// From this many packs on, a pool is consolidated: every look-up asks each that is in no
 /// multi-pack-index.
@@ -267,8 +268,8 @@ impl Consolidator {
                 .remove(&pool);
             let begun = Instant::now();
             let done = consolidate(&pool, &repositories, &places).await;
+            meters::consolidated(done.is_ok() || !pool.exists(), begun.elapsed());
             if done.is_ok() {
-                metrics::counter!("ngit_git_consolidations_total").increment(1);
                 tracing::info!(pool = %pool.display(), time = ?begun.elapsed(), "packs consolidated");
             }
             report(&pool, "packs not consolidated", done);

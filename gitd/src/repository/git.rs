@@ -12,6 +12,7 @@ use std::{
     path::Path,
     process::{Output, Stdio},
     sync::{Arc, LazyLock, Mutex, PoisonError, mpsc},
+    time::Instant,
 };
 
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -20,6 +21,8 @@ use tokio::{
     process::{Child, ChildStderr, ChildStdin, ChildStdout},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
+
+use crate::meters;
 
 /// The oldest git that has what we use (`repack --geometric` that is sound, fsck of packs).
 const OLDEST: (u32, u32) = (2, 34);
@@ -265,6 +268,7 @@ impl Places {
     /// Waits for a place for a client.
     pub async fn take_for(&self, client: Option<IpAddr>) -> Place {
         const OPEN: &str = "the semaphore is never closed";
+        let (_waiting, begun) = (meters::waiting(), Instant::now());
         let share = client.and_then(client_of).map(|client| {
             let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
             if shares.len() >= CLIENTS {
@@ -278,6 +282,7 @@ impl Places {
             None => None,
         };
         let place = Arc::clone(&self.all).acquire_owned().await.expect(OPEN);
+        meters::waited(begun.elapsed());
         Place {
             _share: share,
             _place: place,
@@ -290,6 +295,7 @@ impl Places {
 pub struct Running {
     child: Child,
     _place: Place,
+    _shown: meters::Running,
 }
 
 /// The three pipes of a [`Running`] git; whoever has them drains them all at once.
@@ -350,6 +356,7 @@ pub fn spawn(
     let running = Running {
         child,
         _place: place,
+        _shown: meters::process(),
     };
     Ok((running, pipes))
 }

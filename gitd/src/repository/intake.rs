@@ -55,6 +55,17 @@ pub enum Refused {
     Ours(#[source] Error),
 }
 
+impl Refused {
+    /// As it stands in metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Pack(_) => "pack",
+            Self::Broken(_) => "broken",
+            Self::Ours(_) => "ours",
+        }
+    }
+}
+
 impl From<std::io::Error> for Refused {
     fn from(error: std::io::Error) -> Self {
         Self::Ours(error.into())

@@ -50,6 +50,7 @@ use self::{
     refs::Entry,
     withheld::Withheld,
 };
+use crate::meters;
 
 /// Why something was not done.
 #[derive(Debug, thiserror::Error)]
@@ -216,13 +217,15 @@ impl Repositories {
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
+        let waiting = meters::thread_wanted();
         let permit = Arc::clone(&self.threads)
             .acquire_owned()
             .await
             .expect("the semaphore is never closed");
+        drop(waiting);
         let this = Arc::clone(self);
         let work = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
+            let _held = (permit, meters::thread());
             work(&this)
         });
         work.await

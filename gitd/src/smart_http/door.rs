@@ -94,6 +94,12 @@ impl Door {
         told().or_else(|| peer.map(|peer| client_address(peer, headers, &self.trusted)))
     }
 
+    /// Whether the relay sends this: over this machine's socket, or with its seal. Its word about the
+    /// trace is followed, too.
+    pub fn is_from_relay(&self, peer: Option<IpAddr>, headers: &HeaderMap) -> bool {
+        peer.is_none() || self.relay.open(headers).is_some()
+    }
+
     /// Lets a request in, or not.
     pub fn enter<B>(
         &self,

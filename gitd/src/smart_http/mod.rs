@@ -48,6 +48,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{body::Upload, door::Door, pace::Budget, unread::Unread};
 use crate::{
+    meters,
     relay::Relay,
     repository::{Error, Repositories, git::Places},
     web,
@@ -156,10 +157,7 @@ impl Answer {
 
 /// Starts a task that outlives its request, in the same trace.
 fn spawn(tasks: &TaskTracker, work: impl Future<Output = ()> + Send + 'static) {
-    match Trace::current() {
-        Some(trace) => tasks.spawn(trace.scope(work)),
-        None => tasks.spawn(work),
-    };
+    tasks.spawn(Trace::carry(work));
 }
 
 /// The body of an answer.
@@ -221,10 +219,7 @@ pub async fn serve(server: Arc<Server>, listener: Listener, stop: CancellationTo
         let state = Arc::clone(&server);
         let service = service_fn(move |request: Request<Incoming>| {
             let state = Arc::clone(&state);
-            async move {
-                let trace = Trace::from_headers(request.headers());
-                Ok::<_, Infallible>(trace.scope(handle(state, peer, request)).await)
-            }
+            async move { Ok::<_, Infallible>(traced(state, peer, request).await) }
         });
         let connection = http.serve_connection(TokioIo::new(connection), service);
         let connection = graceful.watch(connection);
@@ -239,10 +234,57 @@ pub async fn serve(server: Arc<Server>, listener: Listener, stop: CancellationTo
     graceful.shutdown().await;
 }
 
+/// What is asked for, as it stands in metrics and traces.
+fn kind(method: &Method, path: &str) -> &'static str {
+    let rest = match RepoId::from_url_path(path) {
+        Some((_, rest)) => rest,
+        None => return "other",
+    };
+    match (rest, method == Method::POST) {
+        ("/info/refs", false) => "info-refs",
+        ("/git-upload-pack", true) => "git-upload-pack",
+        ("/git-receive-pack", true) => "git-receive-pack",
+        ("" | "/", false) => "page",
+        _ => "other",
+    }
+}
+
+/// Answers one request in its trace: the relay's, or a new one.
+async fn traced(
+    server: Arc<Server>,
+    peer: Option<IpAddr>,
+    request: Request<Incoming>,
+) -> Response<Body> {
+    let relayed = server.door.is_from_relay(peer, request.headers());
+    let kind = kind(request.method(), request.uri().path());
+    let span = tracing::info_span!(
+        parent: None,
+        "request",
+        otel.name = kind,
+        otel.kind = "server",
+        http.request.method = request.method().as_str(),
+        http.response.status_code = tracing::field::Empty,
+    );
+    let headers = request.headers().clone();
+    let ours = span.clone();
+    let work = async move {
+        let response = handle(server, peer, relayed, request).await;
+        let status = response.status();
+        ours.record("http.response.status_code", status.as_u16());
+        meters::request(kind, status);
+        response
+    };
+    match relayed {
+        true => Trace::follow(Trace::from_headers(&headers), span, work).await,
+        false => Trace::begin_for(&headers, span, work).await,
+    }
+}
+
 /// Answers one request.
 async fn handle(
     server: Arc<Server>,
     peer: Option<IpAddr>,
+    relayed: bool,
     request: Request<Incoming>,
 ) -> Response<Body> {
     let client = server.door.client(peer, request.headers());
@@ -255,6 +297,11 @@ async fn handle(
     let mut response = if request.method() == Method::OPTIONS {
         status(StatusCode::NO_CONTENT, whole(""))
     } else {
+        if relayed && request.uri().path() == "/metrics" {
+            // For the relay, which shows them with its own; others ask at the address for that.
+            let text = whole(render_metrics("gitd"));
+            return typed(status(StatusCode::OK, text), "text/plain; version=0.0.4");
+        }
         admitted(server, client, request).await
     };
     cors(response.headers_mut());
@@ -323,13 +370,6 @@ async fn route(
     let path = request.uri().path().to_owned();
     match path.as_str() {
         "/healthz" if get => return status(StatusCode::OK, whole("ok\n")),
-        "/metrics" if get => {
-            let text = render_metrics("gitd");
-            return typed(
-                status(StatusCode::OK, whole(text)),
-                "text/plain; version=0.0.4",
-            );
-        }
         _ => {}
     }
     let Some((repo, rest)) = RepoId::from_url_path(&path) else {

@@ -20,6 +20,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use grasp_proto::{
     contract::Command,
+    transport::Trace,
     words::{EventId, Oid, RefKind, RepoId},
 };
 use tokio::{
@@ -27,6 +28,7 @@ use tokio::{
     sync::mpsc,
     time::{sleep, timeout},
 };
+use tracing::info_span;
 
 use super::{
     Answer, Server,
@@ -37,6 +39,7 @@ use super::{
     stream::{self, Maker},
 };
 use crate::{
+    meters,
     relay::{Belongs, Decision, Push},
     repository::{
         Error,
@@ -208,8 +211,7 @@ struct Pusher {
 impl Pusher {
     async fn serve(self, mut body: Counted, maker: Maker) {
         let begun = Instant::now();
-        let running = metrics::gauge!("ngit_git_operations_running", "operation" => "push");
-        running.increment(1.0);
+        let running = meters::operation("push");
         let report = tokio::select! {
             report = self.push(&mut body) => report,
             () = self.server.kill.cancelled() => {
@@ -217,11 +219,12 @@ impl Pusher {
                 Report::refused(self.request.lines.len(), reason)
             }
         };
-        running.decrement(1.0);
+        drop(running);
         let bytes = self.bytes.load(Ordering::Relaxed);
         metrics::counter!("ngit_git_bytes_total", "direction" => "in").increment(bytes);
         let outcome = if report.done() { "ok" } else { "refused" };
         metrics::counter!("ngit_git_pushes_total", "outcome" => outcome).increment(1);
+        meters::took("push", outcome, begun);
         let reason = match &report.unpacked {
             Err(reason) => Some(reason),
             Ok(()) => report.results.iter().flatten().next(),
@@ -279,10 +282,9 @@ impl Pusher {
             Belongs::Staged => events(&push.commands),
             Belongs::Pool | Belongs::Nowhere => Vec::new(),
         };
-        if let Err(error) = self
-            .take_in(body, &upload, &push, &push_id, objects, &staged)
-            .await
-        {
+        let taken = self.take_in(body, &upload, &push, &push_id, objects, &staged);
+        if let Err(error) = Trace::within(info_span!("intake"), taken).await {
+            meters::pack_refused(error.reason());
             if let Refused::Ours(error) = &error {
                 tracing::error!(repo = %self.repo, %error, "a pack could not be taken in");
             }

@@ -24,10 +24,13 @@ use super::{
     pkt_line::{self, Packet},
     stream,
 };
-use crate::repository::{
-    git,
-    intake::IDLE,
-    reachable::{self, Refusal, Sought},
+use crate::{
+    meters,
+    repository::{
+        git,
+        intake::IDLE,
+        reachable::{self, Refusal, Sought},
+    },
 };
 
 /// Configuration of upload-pack: what is allowed, and what is shown.
@@ -88,10 +91,9 @@ pub async fn answer(
             complained: false,
             client,
         };
-        let running = metrics::gauge!("ngit_git_operations_running", "operation" => "fetch");
-        running.increment(1.0);
+        let running = meters::operation("fetch");
         let outcome = fetch.run(&server, &view, version, &begun, &mut body).await;
-        running.decrement(1.0);
+        drop(running);
         let (bytes, complained) = (fetch.sent, fetch.complained);
         // A client that got a part, or nothing, must not take it for all.
         if outcome.is_ok() || complained {
@@ -100,6 +102,7 @@ pub async fn answer(
         metrics::counter!("ngit_git_bytes_total", "direction" => "out").increment(bytes);
         let label = if outcome.is_ok() { "ok" } else { "failed" };
         metrics::counter!("ngit_git_fetches_total", "outcome" => label).increment(1);
+        meters::took("fetch", label, begun_at);
         match outcome {
             Ok(()) => {
                 tracing::debug!(%repo, bytes, time = ?begun_at.elapsed(), "fetch answered");

@@ -304,6 +304,14 @@ impl Settings {
         })
     }
 
+    /// An address that need not be set.
+    pub fn endpoint_if_set(&self, name: &'static str) -> Result<Option<Endpoint>, BadSetting> {
+        match self.is_set(name) {
+            true => self.endpoint(name).map(Some),
+            false => Ok(None),
+        }
+    }
+
     /// Every variable with its effective value and where that came from, secrets hidden.
     pub fn effective(&self) -> impl Iterator<Item = (&'static Variable, Option<&str>, Source)> {
         VARIABLES

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use dashmap::DashMap;
@@ -20,6 +20,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     clock::Moment,
     git::{GitError, Refs},
+    meters,
     nip34::{Meaning, announcement::Announcement, later, pull_request::PullRequest, state::State},
     policy::{
         curation::{Curation, NOT_TAKEN, READ_ONLY},
@@ -281,7 +282,11 @@ impl PushService {
     }
 
     async fn authorize(self, asked: Asked) -> Result<wire::AuthorizeResponse, Failed> {
-        let judged = match self.judge(&asked).await {
+        let begun = Instant::now();
+        let judged = self.judge(&asked).await;
+        let result = if judged.is_ok() { "granted" } else { "refused" };
+        meters::push_judged(result, begun);
+        let judged = match judged {
             Ok(judged) => judged,
             Err(Failed::Refused(Refused(reason))) => {
                 metrics::counter!("ngit_pushes_total", "result" => "refused").increment(1);

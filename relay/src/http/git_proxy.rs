@@ -11,7 +11,7 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::{
@@ -43,6 +43,7 @@ use tokio::time::timeout;
 use tower::service_fn;
 
 use super::pages;
+use crate::meters;
 
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -119,10 +120,34 @@ impl GitProxy {
     }
 
     /// Passes a request on, and the answer back.
-    pub async fn pass(&self, mut request: Request<Body>, asker: Asker) -> Response {
+    pub async fn pass(&self, request: Request<Body>, asker: Asker) -> Response {
         let kind = GitRequest::of(&request);
+        let span = tracing::info_span!(
+            parent: None,
+            "git",
+            otel.name = kind.name(),
+            otel.kind = "server",
+            http.response.status_code = tracing::field::Empty,
+        );
+        let (headers, ours) = (request.headers().clone(), span.clone());
+        let work = async move {
+            let response = self.pass_on(kind, request, asker).await;
+            let status = response.status().as_u16();
+            ours.record("http.response.status_code", status);
+            response
+        };
+        Trace::begin_for(&headers, span, work).await
+    }
+
+    async fn pass_on(
+        &self,
+        kind: GitRequest,
+        mut request: Request<Body>,
+        asker: Asker,
+    ) -> Response {
+        let begun = Instant::now();
         let path = request.uri().path().to_owned();
-        let trace = Trace::from_headers(request.headers());
+        let trace = Trace::current().unwrap_or_else(Trace::begin);
         rewrite_headers(request.headers_mut(), asker, trace);
         let client = self.key.seal(asker.address);
         request.headers_mut().insert(FORWARDED_CLIENT, client);
@@ -136,6 +161,7 @@ impl GitProxy {
         };
         match timeout(limit, self.client.request(request)).await {
             Ok(Ok(mut response)) => {
+                meters::passed_on(kind.name(), true, begun);
                 remove_hop_by_hop(response.headers_mut());
                 return response.map(Body::new).into_response();
             }
@@ -150,6 +176,7 @@ impl GitProxy {
             Err(_) => tracing::warn!(path, "gitd did not begin to answer in time"),
         }
         metrics::counter!("ngit_git_proxy_errors_total").increment(1);
+        meters::passed_on(kind.name(), false, begun);
         drain(body.discard(), DRAIN).await;
         kind.unavailable(&path)
     }
@@ -158,6 +185,9 @@ impl GitProxy {
     pub async fn metrics(&self) -> Option<String> {
         let mut request = Request::new(Body::empty());
         *request.uri_mut() = internal(Some(PathAndQuery::from_static("/metrics")));
+        // Our seal alone says who asks: it is for nobody else.
+        let client = self.key.seal(IpAddr::from([0, 0, 0, 0]));
+        request.headers_mut().insert(FORWARDED_CLIENT, client);
         let ask = async {
             let response = self.client.request(request).await.ok()?;
             if response.status() != StatusCode::OK {
@@ -240,6 +270,15 @@ impl GitRequest {
             None
         };
         asked.unwrap_or(Self::Other)
+    }
+
+    /// As it stands in metrics and traces.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Advertisement(_) => "info-refs",
+            Self::Service(service) => service,
+            Self::Other => "other",
+        }
     }
 
     /// gitd cannot be reached. A git user reads why; a bare status would only be shown as a number.

@@ -20,10 +20,9 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use futures::future::BoxFuture;
 use grasp_proto::{
     client::{Client, ForwardKey, Seats, client_address},
-    process,
+    process::{self, Ready},
     words::RepoId,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
@@ -61,12 +60,6 @@ const HEADERS_BYTES: usize = 64 << 10;
 /// as what hyper refuses by itself has no headers that let a web page read it.
 const HEAD_BYTES: usize = 128 << 10;
 const READ_HEADERS: usize = 400;
-
-/// Whether the service is ready to do its work.
-pub trait Ready: Send + Sync + 'static {
-    /// `Err` tells an operator what is missing.
-    fn ready(&self) -> BoxFuture<'_, Result<(), String>>;
-}
 
 /// What the public face needs of the rest.
 #[derive(Clone)]

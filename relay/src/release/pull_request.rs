@@ -11,6 +11,7 @@ use nostr::Filter;
 use super::{Release, ReleaseError};
 use crate::{
     git::GitError,
+    meters,
     nip34::{
         self, Meaning,
         pull_request::{self, PullRequest},
@@ -139,7 +140,10 @@ impl Release {
             return Ok(false);
         }
         self.serve(&request.event).await?;
-        self.purgatory.remove_pull_request(id);
+        if let Some(waited) = self.purgatory.remove_pull_request(id) {
+            let now = self.purgatory.now();
+            meters::released("pull_requests", now.since(waited.created));
+        }
         Ok(true)
     }
 

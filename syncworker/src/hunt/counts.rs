@@ -1,9 +1,12 @@
 //! What this worker has done since it started, for the operator. Of it, only the speed of a fetch decides
 //! something, and not here.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
+    time::Instant,
 };
 
 use grasp_proto::contract::relay::{HuntCounts, failed::Why};
@@ -38,21 +41,44 @@ impl Counts {
             Some(_) => &self.failed,
         };
         which.fetch_add(1, Relaxed);
-        let outcome = match failed {
-            None => "arrived",
-            Some(Why::Unspecified) => "unspecified",
-            Some(Why::Server) => "server",
-            Some(Why::NotThere) => "not_there",
-            Some(Why::Forbidden) => "forbidden",
-            Some(Why::Busy) => "busy",
-            Some(Why::Slow) => "slow",
-            Some(Why::Large) => "large",
-            Some(Why::BadPack) => "bad_pack",
-            Some(Why::Ours) => "ours",
-            Some(Why::Unwell) => "unwell",
-        };
-        metrics::counter!("ngit_hunt_fetches_total", "outcome" => outcome).increment(1);
+        metrics::counter!("ngit_hunt_fetches_total", "outcome" => outcome(failed)).increment(1);
     }
+}
+
+/// How a fetch ended, as it stands in metrics.
+fn outcome(failed: Option<Why>) -> &'static str {
+    match failed {
+        None => "arrived",
+        Some(Why::Unspecified) => "unspecified",
+        Some(Why::Server) => "server",
+        Some(Why::NotThere) => "not_there",
+        Some(Why::Forbidden) => "forbidden",
+        Some(Why::Busy) => "busy",
+        Some(Why::Slow) => "slow",
+        Some(Why::Large) => "large",
+        Some(Why::BadPack) => "bad_pack",
+        Some(Why::Ours) => "ours",
+        Some(Why::Unwell) => "unwell",
+    }
+}
+
+/// What is looked at before it first happens is there, at 0.
+pub fn begin() {
+    for failed in [
+        None,
+        Some(Why::Server),
+        Some(Why::NotThere),
+        Some(Why::Busy),
+        Some(Why::Slow),
+        Some(Why::Ours),
+    ] {
+        metrics::counter!("ngit_hunt_fetches_total", "outcome" => outcome(failed)).absolute(0);
+    }
+    metrics::counter!("ngit_hunt_bytes_total").absolute(0);
+    metrics::gauge!("ngit_hunt_leases").set(0.0);
+    metrics::gauge!("ngit_hunt_fetching").set(0.0);
+    // Being there is all it takes.
+    drop(metrics::histogram!("ngit_hunt_fetch_seconds"));
 }
 
 /// One fetch, counted as running until this is dropped, the bytes of it that have come, and how fast.
@@ -61,16 +87,19 @@ pub struct Meter {
     all: Arc<Counts>,
     bytes: AtomicU64,
     speed: Arc<Speed>,
+    begun: Instant,
 }
 
 impl Meter {
     /// A fetch begins.
     pub fn begin(all: &Arc<Counts>) -> Self {
         all.fetching.fetch_add(1, Relaxed);
+        metrics::gauge!("ngit_hunt_fetching").increment(1.0);
         Self {
             all: all.clone(),
             bytes: AtomicU64::new(0),
             speed: Arc::default(),
+            begun: Instant::now(),
         }
     }
 
@@ -97,6 +126,8 @@ impl Meter {
 impl Drop for Meter {
     fn drop(&mut self) {
         self.all.fetching.fetch_sub(1, Relaxed);
+        metrics::gauge!("ngit_hunt_fetching").decrement(1.0);
+        metrics::histogram!("ngit_hunt_fetch_seconds").record(self.begun.elapsed());
     }
 }
 

@@ -10,6 +10,7 @@ use grasp_proto::{
         Arrived, Failed, Fetch, ReportRequest, ended, failed::Why, next_response::Step,
         report_request::Outcome,
     },
+    transport::Trace,
     words::Oid,
 };
 use tokio::time::{Instant, sleep, timeout};
@@ -185,7 +186,10 @@ impl Hunter<'_> {
         let meter = Meter::begin(self.counts);
         let number = fetch.fetch;
         let outcome = match Order::try_from(fetch) {
-            Ok(order) => self.carry_out(order, &meter).await,
+            Ok(order) => {
+                let span = tracing::info_span!("fetch", url = shown(&order.wanted.url));
+                Trace::within(span, self.carry_out(order, &meter)).await
+            }
             Err(error) => Err(Failure::ours(error.to_string())),
         };
         let bytes = meter.bytes();

@@ -63,10 +63,49 @@ struct Counts {
     paged: AtomicU64,
 }
 
+/// The state of a connection as metrics show it.
+#[derive(Debug, Default)]
+struct Shown(Option<RelayState>);
+
+impl Shown {
+    fn show(&mut self, state: RelayState) {
+        if self.0 != Some(state) {
+            self.hide();
+            connections(state).increment(1.0);
+            self.0 = Some(state);
+        }
+    }
+
+    fn hide(&mut self) {
+        if let Some(state) = self.0.take() {
+            connections(state).decrement(1.0);
+        }
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        self.hide();
+    }
+}
+
+/// Remote relays whose connection is in this state.
+pub fn connections(state: RelayState) -> metrics::Gauge {
+    let state = match state {
+        RelayState::Unspecified | RelayState::Disconnected => "disconnected",
+        RelayState::Connecting => "connecting",
+        RelayState::Syncing => "syncing",
+        RelayState::Connected => "connected",
+        RelayState::ConnectedWithFailures => "connected_with_failures",
+    };
+    metrics::gauge!("ngit_relays_connections", "state" => state)
+}
+
 /// How one remote relay does.
 #[derive(Debug, Default)]
 pub struct Status {
     facts: Mutex<Facts>,
+    shown: Mutex<Shown>,
     counts: Counts,
     /// Something has changed since the last report,
     fresh: AtomicBool,
@@ -91,10 +130,17 @@ fn millis(at: Option<Instant>) -> u64 {
 impl Status {
     /// Nothing has happened yet; what does is told by `news`.
     pub fn telling(news: Arc<Notify>) -> Self {
-        Self {
+        let status = Self {
             news,
             ..Self::default()
-        }
+        };
+        status.show(RelayState::Disconnected);
+        status
+    }
+
+    fn show(&self, state: RelayState) {
+        let shown = self.shown.lock();
+        shown.unwrap_or_else(PoisonError::into_inner).show(state);
     }
 
     /// Whether something has changed since the last report.
@@ -124,6 +170,7 @@ impl Status {
         let before = facts.clone();
         change(&mut facts);
         if *facts != before {
+            self.show(facts.state);
             self.tell();
         }
     }
