@@ -51,6 +51,10 @@ pub async fn serve(mut settings: Settings) -> anyhow::Result<()> {
         Ok(number @ 0..=256) => Ok(number),
         _ => Err("a number from 0 to 256".to_owned()),
     })?;
+    if workers > 1 && settings.is_set("NGIT_WORKER_METRICS_ADDRESS") {
+        let right = "unset where several workers are started together: they cannot share it";
+        return Err(settings.bad("NGIT_WORKER_METRICS_ADDRESS", right).into());
+    }
     let grace = relay.grace;
     leave_note(&run, &settings, &relay)?;
 

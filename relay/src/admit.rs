@@ -87,11 +87,10 @@ pub struct Admit {
 
 impl Door for Admit {
     fn admit(&self, event: Event, origin: Origin) -> BoxFuture<'_, Verdict> {
-        Box::pin(async move {
-            let (id, kind, begun) = (event.id, event.kind, Instant::now());
-            let span = tracing::info_span!("event", kind = kind.as_u16(), %id);
-            let judged = Trace::within(span, self.judge(Arc::new(event), origin));
-            let verdict = match judged.await {
+        let (id, kind, begun) = (event.id, event.kind, Instant::now());
+        let span = tracing::info_span!("event", kind = kind.as_u16(), %id);
+        let judging = async move {
+            let verdict = match self.judge(Arc::new(event), origin).await {
                 Ok(verdict) => verdict,
                 Err(error) => {
                     tracing::error!(%id, %error, "an event could not be judged");
@@ -101,7 +100,8 @@ impl Door for Admit {
             tracing::debug!(%id, %kind, ok = verdict.ok, message = verdict.message, "judged");
             meters::judged(kind, origin, &verdict, begun);
             verdict
-        })
+        };
+        Box::pin(Trace::within(span, judging))
     }
 }
 

@@ -310,11 +310,12 @@ impl Release {
         });
         if served {
             self.serve(&state.event).await?;
-            if all_settled && is_last_turn {
-                if let Some(waited) = self.purgatory.remove_state(&state.id()) {
-                    let now = self.purgatory.now();
-                    meters::released("states", now.since(waited.created));
-                }
+            if all_settled
+                && is_last_turn
+                && let Some(waited) = self.purgatory.remove_state(&state.id())
+            {
+                let now = self.purgatory.now();
+                meters::released("states", now.since(waited.created));
             }
         }
         let more = last.filter(|_| !is_last_turn).map(|behind| SoFar {

@@ -17,6 +17,7 @@ mod hunt;
 mod internals;
 mod limits;
 mod load;
+mod observing;
 mod pages;
 mod promotion;
 mod pull_requests;

@@ -236,9 +236,8 @@ pub async fn serve(server: Arc<Server>, listener: Listener, stop: CancellationTo
 
 /// What is asked for, as it stands in metrics and traces.
 fn kind(method: &Method, path: &str) -> &'static str {
-    let rest = match RepoId::from_url_path(path) {
-        Some((_, rest)) => rest,
-        None => return "other",
+    let Some((_, rest)) = RepoId::from_url_path(path) else {
+        return "other";
     };
     match (rest, method == Method::POST) {
         ("/info/refs", false) => "info-refs",

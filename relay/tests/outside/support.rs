@@ -10,10 +10,10 @@ use std::{
 };
 
 use futures::{FutureExt, SinkExt, StreamExt, future::BoxFuture};
-use grasp_proto::process::settings::Settings;
+use grasp_proto::process::{Ready, settings::Settings};
 use grasp_relay::{
     Config,
-    http::{Face, Ready, serve},
+    http::{Face, serve},
     live::Live,
     session::Patience,
     verdict::{Door, Origin, Verdict},

@@ -621,6 +621,7 @@ async fn a_relay_and_a_gitd_that_are_not_up_yet_are_waited_for() {
     let config = Config {
         relay: at.clone(),
         gitd: socket(&directory, "gitd"),
+        metrics: None,
         token: tokens.worker.clone(),
         concurrency: 2,
         allow_non_global: false,

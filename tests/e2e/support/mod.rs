@@ -1,6 +1,7 @@
 //! What the tests are written in.
 
 mod backend;
+pub mod collector;
 pub mod events;
 pub mod git;
 pub mod host;
