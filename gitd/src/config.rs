@@ -53,7 +53,7 @@ impl Config {
             grpc: settings.endpoint("NGIT_GITD_GRPC_ADDRESS")?,
             http: settings.endpoint("NGIT_GITD_HTTP_ADDRESS")?,
             relay: settings.endpoint("NGIT_RELAY_GRPC_ADDRESS")?,
-            metrics: settings.endpoint_if_set("NGIT_GITD_METRICS_ADDRESS")?,
+            metrics: settings.monitoring("NGIT_GITD_METRICS_ADDRESS")?,
             domain: settings
                 .get("NGIT_DOMAIN")
                 .unwrap_or("localhost")

@@ -287,7 +287,7 @@ impl Config {
             grpc: settings.endpoint("NGIT_RELAY_GRPC_ADDRESS")?,
             gitd_grpc: settings.endpoint("NGIT_GITD_GRPC_ADDRESS")?,
             gitd_http: settings.endpoint("NGIT_GITD_HTTP_ADDRESS")?,
-            metrics_address: settings.endpoint_if_set("NGIT_RELAY_METRICS_ADDRESS")?,
+            metrics_address: settings.monitoring("NGIT_RELAY_METRICS_ADDRESS")?,
             tokens: settings.tokens()?,
             grace: Duration::from_secs(settings.parse("NGIT_SHUTDOWN_GRACE_SECS", "seconds")?),
         })

@@ -49,7 +49,7 @@ impl Config {
         Ok(Self {
             relay: settings.endpoint("NGIT_RELAY_GRPC_ADDRESS")?,
             gitd: settings.endpoint("NGIT_GITD_GRPC_ADDRESS")?,
-            metrics: settings.endpoint_if_set("NGIT_WORKER_METRICS_ADDRESS")?,
+            metrics: settings.monitoring("NGIT_WORKER_METRICS_ADDRESS")?,
             token: settings.token_of(grasp_proto::transport::Role::Worker)?,
             concurrency,
             allow_non_global: settings.switch("NGIT_SYNC_ALLOW_NON_GLOBAL_TARGETS")?,

@@ -244,7 +244,7 @@ fn services(spans: &[Span]) -> BTreeSet<&str> {
 
 #[tokio::test]
 async fn one_push_is_one_trace_through_relay_and_gitd() {
-    let collector = Collector::start().await;
+    let collector = Collector::start();
     let to = collector.address();
     let service = Service::start_with(&[("OTEL_EXPORTER_OTLP_ENDPOINT", &to)]).await;
     let mut client = Client::connect(&service).await;
@@ -273,7 +273,7 @@ async fn one_push_is_one_trace_through_relay_and_gitd() {
 
 #[tokio::test]
 async fn one_hunted_event_is_one_trace_through_all_three() {
-    let collector = Collector::start().await;
+    let collector = Collector::start();
     let to = collector.address();
     let service = Service::start_with(&[
         ("OTEL_EXPORTER_OTLP_ENDPOINT", &to),
@@ -298,7 +298,7 @@ async fn one_hunted_event_is_one_trace_through_all_three() {
 
 #[tokio::test]
 async fn what_a_stranger_says_of_traces_is_linked_to_and_not_followed() {
-    let collector = Collector::start().await;
+    let collector = Collector::start();
     let to = collector.address();
     let mut service = Service::start_with(&[("OTEL_EXPORTER_OTLP_ENDPOINT", &to)]).await;
     let mut client = Client::connect(&service).await;

@@ -304,10 +304,13 @@ impl Settings {
         })
     }
 
-    /// An address that need not be set.
-    pub fn endpoint_if_set(&self, name: &'static str) -> Result<Option<Endpoint>, BadSetting> {
+    /// Where monitoring is answered, which need not be set: without TLS, as none of the credentials of
+    /// internal calls is asked for there.
+    pub fn monitoring(&self, name: &'static str) -> Result<Option<Endpoint>, BadSetting> {
         match self.is_set(name) {
-            true => self.endpoint(name).map(Some),
+            true => self
+                .parse_with(name, |text| Endpoint::parse(text, None))
+                .map(Some),
             false => Ok(None),
         }
     }

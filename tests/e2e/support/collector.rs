@@ -72,7 +72,7 @@ pub struct Collector {
 }
 
 impl Collector {
-    pub async fn start() -> Self {
+    pub fn start() -> Self {
         let (port, kept) = (free_port(), Kept::default());
         let server = tonic::transport::Server::builder()
             .add_service(TraceServiceServer::new(kept.clone()))
