@@ -164,7 +164,11 @@ async fn every_process_tells_how_it_does() {
             "{all}"
         );
     }
-    assert!(all.contains("ngit_worker_leases"), "{all}");
+    until("the worker is told of", || async {
+        let all = service.get("/metrics").await.unwrap().text();
+        all.contains("ngit_worker_leases")
+    })
+    .await;
 }
 
 #[tokio::test]
