@@ -182,7 +182,7 @@ impl Setting {
             .map(|entry| entry.state)
             .collect();
         let allowed = judge(&Case {
-            identifier: &added.repo.identifier,
+            address: &added.repo.clone().into(),
             commands,
             current: &BTreeMap::new(),
             states: &states,

@@ -9,6 +9,8 @@ use grasp_proto::{
 
 use crate::smart_http::door::Door;
 
+use crate::repository::unsigned::Limits;
+
 /// The settings of one gitd.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -34,6 +36,10 @@ pub struct Config {
     pub max_pack_bytes: u64,
     /// Largest pack that nobody has signed for.
     pub max_staged_pack_bytes: u64,
+    /// How much may lie here that nobody has signed for.
+    pub unsigned: Limits,
+    /// Whether addresses below `/prs/` are answered (GRASP-06).
+    pub prs: bool,
 }
 
 impl Config {
@@ -65,6 +71,11 @@ impl Config {
             ),
             max_pack_bytes: settings.parse("NGIT_GIT_MAX_PACK_BYTES", BYTES)?,
             max_staged_pack_bytes: settings.parse("NGIT_GIT_MAX_STAGED_PACK_BYTES", BYTES)?,
+            unsigned: Limits {
+                all: settings.parse("NGIT_UNSIGNED_MAX_BYTES", BYTES)?,
+                of_one: settings.parse("NGIT_UNSIGNED_MAX_BYTES_PER_IP", BYTES)?,
+            },
+            prs: settings.switch("NGIT_GRASP06_ENABLE")?,
         })
     }
 }

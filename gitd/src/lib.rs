@@ -120,7 +120,15 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
     let consolidator = Arc::new(consolidator);
     let repositories = {
         let (data, consolidator) = (config.data.clone(), Arc::clone(&consolidator));
-        tokio::task::spawn_blocking(move || Repositories::open(data, consolidator))
+        let (limits, prs) = (config.unsigned, config.prs);
+        let open = move || {
+            let repositories = Repositories::open(data, consolidator, limits)?;
+            if prs {
+                repositories.prepare_prs()?;
+            }
+            Ok(repositories)
+        };
+        tokio::task::spawn_blocking(open)
             .await
             .unwrap_or_else(|error| Err(std::io::Error::other(error).into()))
             .map_err(|error| Error::Data {
@@ -173,6 +181,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
         kill: kill.clone(),
         max_pack_bytes: config.max_pack_bytes,
         max_staged_pack_bytes: config.max_staged_pack_bytes,
+        prs: config.prs,
         domain: config.domain,
         door: config.door,
     });

@@ -10,12 +10,12 @@ use grasp_proto::{
     contract::{
         Command,
         relay::{
-            AuthorizeRequest, CommitRequest, Endpoint, KeepAliveRequest, Objects,
+            AuthorizeRequest, CommitRequest, KeepAliveRequest, Objects,
             authorize_response::Outcome, push_client::PushClient,
         },
     },
     transport::{self, AuthorizedChannel, Token},
-    words::RepoId,
+    words::Address,
 };
 use tokio::time::{Instant, sleep};
 use tonic::{Code, Request, Status};
@@ -24,8 +24,8 @@ use tonic::{Code, Request, Status};
 #[derive(Debug, Clone)]
 pub struct Push {
     /// Where to.
-    pub repository: RepoId,
-    /// Which of the repositories that ever had this name.
+    pub address: Address,
+    /// Which of the repositories that ever had this name; empty: none is there yet.
     pub incarnation: String,
     /// What it wants moved.
     pub commands: Vec<Command>,
@@ -143,8 +143,7 @@ impl Relay for GrpcRelay {
     fn authorize<'a>(&'a self, push: &'a Push) -> BoxFuture<'a, Result<Decision, Unreachable>> {
         Box::pin(async move {
             let request = AuthorizeRequest {
-                repository: Some((&push.repository).into()),
-                endpoint: Endpoint::Standard.into(),
+                repository: Some((&push.address).into()),
                 commands: commands(push),
                 incarnation: push.incarnation.clone(),
             };
@@ -189,8 +188,7 @@ impl Relay for GrpcRelay {
         Box::pin(async move {
             let message = CommitRequest {
                 push_id: push_id.to_owned(),
-                repository: Some((&push.repository).into()),
-                endpoint: Endpoint::Standard.into(),
+                repository: Some((&push.address).into()),
                 commands: commands(push),
                 incarnation: push.incarnation.clone(),
             };

@@ -1,7 +1,7 @@
 //! Pages for people who open a repository's address in a browser.
 
 use askama::Template;
-use grasp_proto::words::RepoId;
+use grasp_proto::words::Address;
 
 #[derive(Template)]
 #[template(path = "repository.html")]
@@ -10,6 +10,7 @@ struct RepositoryPage<'a> {
     npub: String,
     clone_url: String,
     path: String,
+    is_prs: bool,
 }
 
 #[derive(Template)]
@@ -19,13 +20,14 @@ struct NotFoundPage<'a> {
 }
 
 /// The page of a repository that is here.
-pub fn repository(domain: &str, repo: &RepoId) -> String {
-    let url = repo.to_string();
+pub fn repository(domain: &str, address: &Address) -> String {
+    let url = address.to_string();
     let page = RepositoryPage {
-        name: repo.identifier.as_str(),
-        npub: repo.owner.to_string(),
+        name: address.identifier().as_str(),
+        npub: address.owner().to_string(),
         clone_url: format!("{}://{domain}/{url}", scheme(domain)),
         path: url.strip_suffix(".git").unwrap_or(&url).to_owned(),
+        is_prs: address.is_prs(),
     };
     render(&page)
 }
@@ -53,7 +55,7 @@ fn scheme(domain: &str) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use grasp_proto::words::{Identifier, Npub};
+    use grasp_proto::words::{Identifier, Npub, RepoId};
 
     use super::*;
 
@@ -63,9 +65,14 @@ mod tests {
             owner: Npub::from_bytes([7; 32]),
             identifier: Identifier::parse("<b>&").unwrap(),
         };
-        let page = repository("localhost:7334", &repo);
-        assert!(!page.contains("<b>"), "{page}");
-        assert!(page.contains("git clone http://localhost:7334/npub1"));
+        for (address, path) in [
+            (Address::from(&repo), ""),
+            (Address::prs(repo.clone()), "prs/"),
+        ] {
+            let page = repository("localhost:7334", &address);
+            assert!(!page.contains("<b>"), "{page}");
+            assert!(page.contains(&format!("git clone http://localhost:7334/{path}npub1")));
+        }
         assert!(!not_found("/<script>").contains("<script>"));
     }
 }

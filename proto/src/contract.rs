@@ -5,7 +5,7 @@
 
 use tonic::Status;
 
-use crate::words::{Identifier, NotAWord, Npub, Oid, RefName, RepoId};
+use crate::words::{Address, Endpoint, Identifier, NotAWord, Npub, Oid, RefName, RepoId};
 
 /// As the compiler makes it: nested like the packages are, so that they find each other.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]
@@ -52,25 +52,48 @@ impl From<&RepoId> for relay::Repository {
         Self {
             owner: repo.owner.as_bytes().to_vec(),
             identifier: repo.identifier.to_string(),
+            endpoint: relay::Endpoint::Standard.into(),
         }
     }
 }
 
-impl TryFrom<relay::Repository> for RepoId {
-    type Error = NotAWord;
-
-    fn try_from(message: relay::Repository) -> Result<Self, NotAWord> {
-        Ok(Self {
-            owner: Npub::from_slice(&message.owner)?,
-            identifier: Identifier::parse(&message.identifier)?,
-        })
+impl From<&Address> for relay::Repository {
+    fn from(address: &Address) -> Self {
+        let endpoint = match address.endpoint {
+            Endpoint::Standard => relay::Endpoint::Standard,
+            Endpoint::Prs => relay::Endpoint::Prs,
+        };
+        Self {
+            endpoint: endpoint.into(),
+            ..(&address.repo).into()
+        }
     }
 }
 
-/// The repository a request must name.
-pub fn repository(message: Option<relay::Repository>) -> Result<RepoId, Status> {
+/// The repository a request must name, wherever it is.
+pub fn address(message: Option<relay::Repository>) -> Result<Address, Status> {
     let message = message.ok_or_else(|| Status::invalid_argument("repository is missing"))?;
-    Ok(message.try_into()?)
+    let endpoint = match relay::Endpoint::try_from(message.endpoint) {
+        Ok(relay::Endpoint::Unspecified | relay::Endpoint::Standard) => Endpoint::Standard,
+        Ok(relay::Endpoint::Prs) => Endpoint::Prs,
+        Err(_) => return Err(Status::invalid_argument("no such endpoint is known")),
+    };
+    let repo = RepoId {
+        owner: Npub::from_slice(&message.owner)?,
+        identifier: Identifier::parse(&message.identifier)?,
+    };
+    Ok(Address { endpoint, repo })
+}
+
+/// The repository a request must name, which must be one that can be announced.
+pub fn repository(message: Option<relay::Repository>) -> Result<RepoId, Status> {
+    let address = address(message)?;
+    match address.endpoint {
+        Endpoint::Standard => Ok(address.repo),
+        Endpoint::Prs => Err(Status::invalid_argument(
+            "this cannot be done to a repository below /prs/",
+        )),
+    }
 }
 
 impl From<&Command> for relay::Command {
@@ -123,9 +146,29 @@ mod tests {
         let status = repository(Some(relay::Repository {
             owner: vec![1; 31],
             identifier: "x".into(),
+            ..relay::Repository::default()
         }))
         .unwrap_err();
         assert_eq!(status.code(), tonic::Code::InvalidArgument);
         assert!(repository(None).is_err());
+    }
+
+    #[test]
+    fn where_a_repository_is_goes_with_it() {
+        let repo = RepoId {
+            owner: Npub::from_bytes([1; 32]),
+            identifier: Identifier::parse("x").unwrap(),
+        };
+        for there in [Address::from(&repo), Address::prs(repo.clone())] {
+            let message = Some(relay::Repository::from(&there));
+            assert_eq!(address(message.clone()).unwrap(), there);
+            assert_eq!(repository(message).is_ok(), !there.is_prs());
+        }
+        // Nothing said, as by those who knew of no other place.
+        let mut message = relay::Repository::from(&repo);
+        message.endpoint = 0;
+        assert_eq!(repository(Some(message.clone())).unwrap(), repo);
+        message.endpoint = 9;
+        assert!(address(Some(message)).is_err());
     }
 }

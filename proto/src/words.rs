@@ -262,6 +262,86 @@ impl fmt::Display for RepoId {
     }
 }
 
+/// By which kind of address a repository is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Endpoint {
+    /// `/<npub>/<identifier>.git`: the repository that `npub` announced.
+    Standard,
+    /// `/prs/<npub>/<identifier>.git`: what `npub` contributes to repositories of that identifier
+    /// (GRASP-06).
+    Prs,
+}
+
+/// A repository and where it is. Displayed as its path in a URL, without the leading slash.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Address {
+    /// By which kind of address.
+    pub endpoint: Endpoint,
+    /// Whose it is, and what it is called.
+    pub repo: RepoId,
+}
+
+impl Address {
+    /// The contributor's own space for one identifier.
+    pub fn prs(repo: RepoId) -> Self {
+        Self {
+            endpoint: Endpoint::Prs,
+            repo,
+        }
+    }
+
+    /// Whose it is.
+    pub fn owner(&self) -> &Npub {
+        &self.repo.owner
+    }
+
+    /// What it is called.
+    pub fn identifier(&self) -> &Identifier {
+        &self.repo.identifier
+    }
+
+    /// Whether it is below `/prs/`.
+    pub fn is_prs(&self) -> bool {
+        self.endpoint == Endpoint::Prs
+    }
+
+    /// Splits the path of a URL like [`RepoId::from_url_path`], which may also begin with `/prs/`.
+    pub fn from_url_path(path: &str) -> Option<(Self, &str)> {
+        const PRS: &str = "/prs";
+        let below = path.strip_prefix(PRS).filter(|p| p.starts_with('/'));
+        let endpoint = match below {
+            Some(_) => Endpoint::Prs,
+            None => Endpoint::Standard,
+        };
+        let (repo, rest) = RepoId::from_url_path(below.unwrap_or(path))?;
+        Some((Self { endpoint, repo }, rest))
+    }
+}
+
+impl From<RepoId> for Address {
+    fn from(repo: RepoId) -> Self {
+        Self {
+            endpoint: Endpoint::Standard,
+            repo,
+        }
+    }
+}
+
+impl From<&RepoId> for Address {
+    fn from(repo: &RepoId) -> Self {
+        repo.clone().into()
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_prs() {
+            f.write_str("prs/")?;
+        }
+        self.repo.fmt(f)
+    }
+}
+
 /// A ref's full name, as `git check-ref-format` allows it. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RefName(Arc<str>);
@@ -422,6 +502,22 @@ mod tests {
     }
 
     #[test]
+    fn a_path_below_prs_is_another_address() {
+        let npub = "npub180cvv07tjdrrgpa0j7j7tmnyl2yr6yr7l8j4s3evf6u64th6gkwsyjh6w6";
+        let read = |path: String| {
+            let (address, rest) = Address::from_url_path(&path)?;
+            Some((address.endpoint, rest.to_owned()))
+        };
+        let standard = Some((Endpoint::Standard, String::new()));
+        assert_eq!(read(format!("/{npub}/x.git")), standard);
+        let below = Some((Endpoint::Prs, "/info/refs".to_owned()));
+        assert_eq!(read(format!("/prs/{npub}/x.git/info/refs")), below);
+        for bad in ["/prs/prs", "/PRS", "/prsx", "//prs", "/prs/"] {
+            assert_eq!(read(format!("{bad}/{npub}/x.git")), None, "{bad}");
+        }
+    }
+
+    #[test]
     fn ref_kinds() {
         let id = "ab".repeat(32);
         let kind = |name: &str| RefName::parse(name).unwrap().kind();
@@ -445,7 +541,11 @@ mod tests {
             if let Ok(identifier) = Identifier::parse(&name) {
                 let repo = RepoId { owner: Npub::from_bytes(key), identifier };
                 let path = format!("/{repo}/x");
-                prop_assert_eq!(RepoId::from_url_path(&path), Some((repo, "/x")));
+                prop_assert_eq!(RepoId::from_url_path(&path), Some((repo.clone(), "/x")));
+                for address in [Address::from(&repo), Address::prs(repo)] {
+                    let path = format!("/{address}/x");
+                    prop_assert_eq!(Address::from_url_path(&path), Some((address, "/x")));
+                }
             }
         }
 

@@ -9,7 +9,7 @@ use futures::{StreamExt, future::BoxFuture, stream::BoxStream};
 use grasp_proto::{
     contract::git::{self as wire, repositories_client::RepositoriesClient},
     transport::{AuthorizedChannel, Endpoint, Token},
-    words::{Identifier, Npub, Oid, RefName, RepoId},
+    words::{Address, Identifier, Npub, Oid, RefName, RepoId},
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -122,7 +122,7 @@ pub trait Git: Send + Sync + 'static {
     /// The refs of these names, as far as they exist.
     fn refs<'a>(
         &'a self,
-        repo: &'a RepoId,
+        address: &'a Address,
         names: &'a [RefName],
     ) -> BoxFuture<'a, Result<Refs, GitError>>;
 
@@ -141,19 +141,21 @@ pub trait Git: Send + Sync + 'static {
         alignment: Alignment,
     ) -> BoxFuture<'a, Result<(), GitError>>;
 
-    /// Sets a ref under `refs/nostr/`; `signed_for`: what is staged for it belongs in the pool.
+    /// Sets a ref under `refs/nostr/`; `signed_for`: what is staged for it belongs in the pool, and a
+    /// repository below `/prs/` is made if it is not there.
     fn put_ref<'a>(
         &'a self,
-        repo: &'a RepoId,
+        address: &'a Address,
         name: &'a RefName,
         oid: Oid,
         signed_for: bool,
     ) -> BoxFuture<'a, Result<(), GitError>>;
 
-    /// Deletes a ref under `refs/nostr/` with what is staged for it.
+    /// Deletes a ref under `refs/nostr/` with what is staged for it; a repository below `/prs/` goes
+    /// with the last.
     fn delete_ref<'a>(
         &'a self,
-        repo: &'a RepoId,
+        address: &'a Address,
         name: &'a RefName,
     ) -> BoxFuture<'a, Result<(), GitError>>;
 
@@ -283,12 +285,12 @@ impl Git for Gitd {
 
     fn refs<'a>(
         &'a self,
-        repo: &'a RepoId,
+        address: &'a Address,
         names: &'a [RefName],
     ) -> BoxFuture<'a, Result<Refs, GitError>> {
         let mut client = self.client.clone();
         let request = wire::ListRefsRequest {
-            repository: Some(repo.into()),
+            repository: Some(address.into()),
             names: names.iter().map(ToString::to_string).collect(),
             prefix: String::new(),
         };
@@ -361,14 +363,14 @@ impl Git for Gitd {
 
     fn put_ref<'a>(
         &'a self,
-        repo: &'a RepoId,
+        address: &'a Address,
         name: &'a RefName,
         oid: Oid,
         signed_for: bool,
     ) -> BoxFuture<'a, Result<(), GitError>> {
         let mut client = self.client.clone();
         let request = wire::PutRefRequest {
-            repository: Some(repo.into()),
+            repository: Some(address.into()),
             incarnation: String::new(),
             r#ref: Some(wire::Ref::new(name, Some(oid))),
             expected: None,
@@ -382,12 +384,12 @@ impl Git for Gitd {
 
     fn delete_ref<'a>(
         &'a self,
-        repo: &'a RepoId,
+        address: &'a Address,
         name: &'a RefName,
     ) -> BoxFuture<'a, Result<(), GitError>> {
         let mut client = self.client.clone();
         let request = wire::DeleteRefRequest {
-            repository: Some(repo.into()),
+            repository: Some(address.into()),
             incarnation: String::new(),
             name: name.to_string(),
             expected: None,

@@ -77,10 +77,21 @@ pub enum Record {
         id: String,
         /// Where which commit was pushed: coordinate and hex.
         pushed: Vec<(String, String)>,
+        /// What was pushed below `/prs/`, likewise.
+        #[serde(default)]
+        prs: Vec<(String, String)>,
         /// When it came.
         created: Moment,
         /// Its deadline.
         expires: Moment,
+    },
+    /// There is, or is about to be, a ref for an event below `/prs/`: until it has gone, whatever
+    /// became of the event.
+    Contribution {
+        /// The event's id, in hex.
+        id: String,
+        /// Whose space, under which identifier: as a coordinate.
+        repository: String,
     },
     /// A clock that was set anew after the record was made whose key this one's ends with.
     Clock {

@@ -72,6 +72,7 @@ use crate::{
     hunt::{Hunt, Hunter, heal},
     journal::{Journal, JournalError},
     live::Live,
+    policy::prs::Spaces,
     purgatory::Purgatory,
     release::Release,
     repository::Repositories,
@@ -171,6 +172,7 @@ pub async fn run(
         repositories,
         git: git.clone(),
         live: Arc::new(Live::new()),
+        spaces: Spaces::new(config.domain.clone(), config.prs),
         going_on: Arc::default(),
         unfinished: Arc::default(),
     };

@@ -3,6 +3,7 @@
 pub mod curation;
 pub mod deletion;
 pub mod lists;
+pub mod prs;
 pub mod push;
 pub mod related;
 pub mod satisfiable;

@@ -7,6 +7,7 @@
 //! What expires is decided here, and done by [`crate::sweep`] in the queue of its identifier.
 
 pub mod announcements;
+pub mod contributions;
 mod deadlines;
 pub mod expired;
 pub mod pull_requests;
@@ -16,10 +17,11 @@ pub mod states;
 use std::time::Duration;
 
 use dashmap::DashMap;
-use grasp_proto::words::{EventId, Identifier, Npub, RepoId};
+use grasp_proto::words::{Address, EventId, Identifier, Npub, RepoId};
 
 use self::{
-    announcements::Announcements, expired::Expired, pull_requests::PullRequests, states::States,
+    announcements::Announcements, contributions::Contributions, expired::Expired,
+    pull_requests::PullRequests, states::States,
 };
 use crate::{
     clock::{Clock, Moment},
@@ -61,6 +63,8 @@ pub struct Purgatory {
     pub states: States,
     /// Pull requests without their commit, and the other way round.
     pub pull_requests: PullRequests,
+    /// The refs below `/prs/`, of what waits and of what is served.
+    pub contributions: Contributions,
     expired: Expired,
     /// Repositories whose announcement has gone and that are still to go; whether each is to be
     /// retired. Empties as gitd answers.
@@ -76,6 +80,7 @@ impl Purgatory {
             announcements: Announcements::default(),
             states: States::default(),
             pull_requests: PullRequests::default(),
+            contributions: Contributions::default(),
             expired: Expired::default(),
             doomed: DashMap::new(),
             journal,
@@ -228,9 +233,9 @@ impl Purgatory {
         }
     }
 
-    /// Commits that were pushed for a pull request to these repositories have been removed again.
-    pub async fn unpushed(&self, id: &EventId, repos: &[RepoId]) -> Result<(), JournalError> {
-        self.pull_requests.unpushed(id, repos);
+    /// Commits that were pushed there for a pull request have been removed again.
+    pub async fn unpushed(&self, id: &EventId, from: &[Address]) -> Result<(), JournalError> {
+        self.pull_requests.unpushed(id, from);
         let empty =
             |entry: &pull_requests::Waiting| entry.request.is_none() && entry.pushed.is_empty();
         if self.pull_requests.get(id).as_ref().is_some_and(empty) {
@@ -367,6 +372,7 @@ mod tests {
             PullRequest::read(Arc::new(event(&keys(2), PULL_REQUEST, 1, &[&["c", "?"]]))).unwrap();
         let (repo, oid) = (announcement.repo.clone(), Oid::from_bytes([7; 20]));
         let (placeholder, gone) = (EventId::from_bytes([9; 32]), EventId::from_bytes([8; 32]));
+        let space = Address::prs(repo.clone());
         {
             let (journal, _) = Journal::open(directory.path()).unwrap();
             let purgatory = Purgatory::new(journal, clock.clone());
@@ -383,7 +389,14 @@ mod tests {
             purgatory.keep_pull_request(&request.id()).await.unwrap();
             purgatory
                 .pull_requests
-                .pushed(placeholder, &repo, oid, purgatory.now());
+                .pushed(placeholder, &(&repo).into(), oid, purgatory.now());
+            purgatory
+                .pull_requests
+                .pushed(placeholder, &space, oid, purgatory.now());
+            for id in [&placeholder, &gone] {
+                purgatory.keep_contribution(id, &repo).await.unwrap();
+            }
+            purgatory.forget_contribution(&gone, &repo);
             purgatory.remember_expired(gone);
             purgatory.keep_pull_request(&placeholder).await.unwrap();
         }
@@ -399,7 +412,9 @@ mod tests {
         assert!(again.holds(&state.id()) && again.holds(&request.id()));
         assert!(!again.holds(&placeholder));
         let pushed = again.pull_requests.get(&placeholder).unwrap().pushed;
-        assert_eq!(pushed.get(&repo), Some(&oid));
+        assert_eq!(pushed.get(&Address::from(&repo)), Some(&oid));
+        assert_eq!(pushed.get(&space), Some(&oid));
+        assert_eq!(again.contributions.all(), [(placeholder, repo.clone())]);
         assert!(again.expired_once(&gone));
         assert_eq!(again.identifiers().len(), 1);
     }

@@ -22,7 +22,10 @@ use crate::{
     live::Live,
     meters,
     nip34::{later, state::State},
-    policy::satisfiable::{Wanted, latest, satisfiable},
+    policy::{
+        prs::Spaces,
+        satisfiable::{Wanted, latest, satisfiable},
+    },
     purgatory::Purgatory,
     repository::{Repositories, Standing},
     store::{Saved, Store, StoreError},
@@ -121,6 +124,8 @@ pub struct Release {
     pub git: Arc<dyn Git>,
     /// Those who are told.
     pub live: Arc<Live>,
+    /// The addresses that contributors have here.
+    pub spaces: Spaces,
     /// States whose release goes on in later turns, so that it does so once.
     pub going_on: Arc<DashMap<EventId, ()>>,
     /// Identifiers under which something failed that may succeed by itself: tried again by

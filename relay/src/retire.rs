@@ -288,6 +288,10 @@ impl Release {
                     standing => Ok(standing.is_some()),
                 }
             }
+            // Its author's own space has it.
+            Meaning::PullRequest if !self.purgatory.contributions.of(&id_of(event)).is_empty() => {
+                Ok(true)
+            }
             _ => related::is_related(event, &self.repositories, &self.store, gone).await,
         }
     }

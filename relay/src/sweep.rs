@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use grasp_proto::words::{EventId, Identifier, RefName, RepoId};
+use grasp_proto::words::{EventId, Identifier, RepoId};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -61,7 +61,7 @@ pub async fn sweep(release: &Release, serial: &Serial) {
                     .pushed
                     .keys()
                     .next()
-                    .map(|r| r.identifier.clone())
+                    .map(|address| address.identifier().clone())
             });
         let work = expire_pull_request(release.clone(), id, now);
         match queue {
@@ -151,14 +151,10 @@ async fn expire_pull_request(release: Release, id: EventId, now: Moment) {
     if entry.expires > now {
         return;
     }
-    let name = RefName::nostr(&id);
-    for repo in entry.pushed.keys() {
-        match release.git.delete_ref(repo, &name).await {
-            Ok(()) | Err(GitError::NotFound) => {}
-            Err(error) => {
-                tracing::warn!(%repo, %name, %error, "a placeholder's ref is still there");
-                return;
-            }
+    for address in entry.pushed.keys() {
+        if let Err(error) = release.take_ref_away(address, &id).await {
+            tracing::warn!(repo = %address, %id, %error, "a placeholder's ref is still there");
+            return;
         }
     }
     if entry.request.is_some() {
@@ -231,6 +227,20 @@ pub async fn try_again(release: &Release, serial: &Serial, identifier: &Identifi
     serial.run(identifier, Turn::Normal, work).await;
 }
 
+/// Removes refs in contributors' spaces whose events have gone, as an end between two steps leaves
+/// them, or a git storage that was away.
+async fn settle_contributions(release: &Release, serial: &Serial) {
+    for (id, repo) in release.purgatory.contributions.all() {
+        let (release, queue) = (release.clone(), repo.identifier.clone());
+        let work = async move {
+            if let Err(error) = release.settle_contribution(&id, &repo).await {
+                release.note(&repo.identifier, &error, "a contributor's ref may be left");
+            }
+        };
+        serial.run(&queue, Turn::Normal, work).await;
+    }
+}
+
 /// Takes away, or aside, the repositories that are to go.
 async fn carry_out_dooms(release: &Release, serial: &Serial) {
     for repo in release.purgatory.doomed() {
@@ -243,6 +253,7 @@ async fn carry_out_dooms(release: &Release, serial: &Serial) {
 /// Tries everything that waits.
 pub async fn try_everything(release: &Release, serial: &Serial) {
     carry_out_dooms(release, serial).await;
+    settle_contributions(release, serial).await;
     for identifier in release.purgatory.identifiers() {
         try_again(release, serial, &identifier).await;
     }
@@ -291,6 +302,7 @@ pub async fn run(release: Release, serial: Serial, every: Duration, stop: Cancel
                 if is_there {
                     if !was_there {
                         tracing::info!("the git storage is back");
+                        settle_contributions(&release, &serial).await;
                     }
                     try_unfinished(&release, &serial).await;
                 } else if was_there && !is_there {

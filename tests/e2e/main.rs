@@ -20,6 +20,7 @@ mod load;
 mod observing;
 mod pages;
 mod promotion;
+mod prs;
 mod pull_requests;
 mod push;
 mod readers;

@@ -8,6 +8,7 @@ use std::{collections::HashSet, pin::Pin, sync::Arc};
 use futures::Stream;
 use grasp_proto::{
     contract::{
+        address,
         git::{
             self as wire, AlignRequest, AlignResponse, CreateRequest, CreateResponse,
             DeleteRefRequest, DeleteRefResponse, DeleteRequest, DeleteResponse, DescribeRequest,
@@ -133,13 +134,13 @@ impl repositories_server::Repositories for Service {
         request: Request<ListRefsRequest>,
     ) -> Result<Response<Self::ListRefsStream>, Status> {
         let request = request.into_inner();
-        let repo = repository(request.repository)?;
+        let address = address(request.repository)?;
         for name in &request.names {
             RefName::parse(name)?;
         }
         let listed = self
             .repositories
-            .blocking(move |r| r.list(&repo, &request.names, &request.prefix));
+            .blocking(move |r| r.list(&address, &request.names, &request.prefix));
         let (head, incarnation, entries) = listed.await?;
         let first = ListRefsResponse {
             head,
@@ -167,11 +168,11 @@ impl repositories_server::Repositories for Service {
         let (any, commits) = (oids(request.oids)?, oids(request.commits)?);
         let staged_in = match request.staged_in {
             None => None,
-            Some(message) => Some(repository(Some(message))?),
+            Some(message) => Some(address(Some(message))?),
         };
         if staged_in
             .as_ref()
-            .is_some_and(|repo| repo.identifier != identifier)
+            .is_some_and(|address| *address.identifier() != identifier)
         {
             return Err(Status::invalid_argument("two identifiers are named"));
         }
@@ -213,7 +214,7 @@ impl repositories_server::Repositories for Service {
         request: Request<PutRefRequest>,
     ) -> Result<Response<PutRefResponse>, Status> {
         let request = request.into_inner();
-        let repo = repository(request.repository)?;
+        let address = address(request.repository)?;
         let message = request
             .r#ref
             .ok_or_else(|| Status::invalid_argument("ref is missing"))?;
@@ -225,7 +226,9 @@ impl repositories_server::Repositories for Service {
             expected: expected(request.expected)?,
             signed_for: request.signed_for,
         };
-        let done = self.repositories.blocking(move |r| r.put_ref(&repo, &put));
+        let done = self
+            .repositories
+            .blocking(move |r| r.put_ref(&address, &put));
         done.await?;
         Ok(Response::new(PutRefResponse {}))
     }
@@ -235,13 +238,13 @@ impl repositories_server::Repositories for Service {
         request: Request<DeleteRefRequest>,
     ) -> Result<Response<DeleteRefResponse>, Status> {
         let request = request.into_inner();
-        let repo = repository(request.repository)?;
+        let address = address(request.repository)?;
         let name = RefName::parse(&request.name)?;
         let expected = expected(request.expected)?;
         let incarnation = request.incarnation;
         let done = self
             .repositories
-            .blocking(move |r| r.delete_ref(&repo, &incarnation, &name, expected));
+            .blocking(move |r| r.delete_ref(&address, &incarnation, &name, expected));
         done.await?;
         Ok(Response::new(DeleteRefResponse {}))
     }

@@ -11,7 +11,7 @@ use std::{
     sync::PoisonError,
 };
 
-use grasp_proto::words::{Identifier, RepoId};
+use grasp_proto::words::{Address, Identifier};
 
 use super::{
     CONFIG, Error, Repositories, alternates, give_incarnation,
@@ -22,7 +22,7 @@ use super::{
 impl Repositories {
     /// A repository that another server left is served as it lies, unless it is of a kind that we
     /// cannot serve, or leads where it should not.
-    pub(super) fn look_at_foreign(&self, repo: &RepoId, view: &Path) {
+    pub(super) fn look_at_foreign(&self, address: &Address, view: &Path) {
         let objects = view.join("objects");
         let look = || {
             refs::open(view)?;
@@ -30,19 +30,19 @@ impl Repositories {
             alternates::lenders(&self.layout, &objects, "").map(drop)
         };
         if let Err(error) = look() {
-            tracing::warn!(%repo, "a repository of another server is not served: {error}");
+            tracing::warn!(repo = %address, "a repository of another server is not served: {error}");
             self.refused
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
-                .insert(repo.clone(), error.to_string());
+                .insert(address.clone(), error.to_string());
         }
     }
 
     /// Makes a view that another server left lean on the pool, with all it has. Under the view's lock.
-    pub(super) fn adopt(&self, repo: &RepoId) -> Result<PathBuf, Error> {
-        let view = self.view(repo)?;
-        let pool = self.layout.pool(&repo.identifier);
-        let alternate = Layout::alternate(&repo.identifier);
+    pub(super) fn adopt(&self, address: &Address) -> Result<PathBuf, Error> {
+        let view = self.view(address)?;
+        let pool = self.layout.pool(address.identifier());
+        let alternate = Layout::alternate(address);
         let objects = view.join("objects");
         let mut lines = alternates::lines(&objects)?;
         if lines.contains(&alternate) {
@@ -52,10 +52,9 @@ impl Repositories {
         alternates::check_place(&self.layout, &view)?;
         let lenders = alternates::lenders(&self.layout, &objects, &alternate)?;
         let incarnation = give_incarnation(&view)?;
-        let owner = repo.owner;
-        self.identifiers.hold(&repo.identifier, || {
-            let pool = pool::ensure(&self.layout, &repo.identifier)?;
-            pool::mark(&pool, &Marker { owner, incarnation })?;
+        self.identifiers.hold(address.identifier(), || {
+            let pool = pool::ensure(&self.layout, address.identifier())?;
+            pool::mark(&pool, &Marker::new(address, incarnation))?;
             // What is borrowed first: nothing comes into a pool before what it leads to.
             pool::borrow(&pool, &lenders.stores)?;
             for lender in &lenders.repositories {
@@ -64,7 +63,7 @@ impl Repositories {
             pool::link_objects(&objects, &pool)
         })?;
         if !view.join(REPOSITORY).exists() {
-            write_file(&view.join(REPOSITORY), format!("{repo}\n").as_bytes())?;
+            write_file(&view.join(REPOSITORY), format!("{address}\n").as_bytes())?;
         }
         if !view.join(FORMER_CONFIG).exists() {
             let former = fs::read(view.join("config"))?;
@@ -75,7 +74,7 @@ impl Repositories {
         lines.push(alternate);
         let text = lines.join("\n") + "\n";
         write_file(&objects.join("info/alternates"), text.as_bytes())?;
-        tracing::info!(%repo, "a repository of another server was adopted");
+        tracing::info!(repo = %address, "a repository of another server was adopted");
         self.consolidator.consider(&pool);
         Ok(pool)
     }
@@ -87,24 +86,24 @@ impl Repositories {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
         };
-        let repos = waiting().get(identifier).cloned().unwrap_or_default();
-        if repos.is_empty() {
+        let views = waiting().get(identifier).cloned().unwrap_or_default();
+        if views.is_empty() {
             return;
         }
-        for repo in &repos {
-            match self.views.hold(repo, || self.adopt(repo)) {
+        for view in &views {
+            match self.views.hold(view, || self.adopt(view)) {
                 Ok(_) | Err(Error::NotFound) => {}
-                Err(error) => tracing::warn!(%repo, %error, "cannot be adopted"),
+                Err(error) => tracing::warn!(repo = %view, %error, "cannot be adopted"),
             }
         }
         waiting().remove(identifier);
     }
 
     /// Whether another server left this repository, with something in it.
-    pub(super) fn was_left(&self, repo: &RepoId) -> Result<bool, Error> {
-        let view = self.view(repo)?;
+    pub(super) fn was_left(&self, address: &Address) -> Result<bool, Error> {
+        let view = self.view(address)?;
         let lines = alternates::lines(&view.join("objects"))?;
-        let is_adopted = lines.contains(&Layout::alternate(&repo.identifier));
+        let is_adopted = lines.contains(&Layout::alternate(address));
         if is_adopted && !view.join(FORMER_CONFIG).exists() {
             return Ok(false);
         }

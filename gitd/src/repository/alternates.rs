@@ -122,7 +122,7 @@ pub fn lenders(layout: &Layout, objects: &Path, ours: &str) -> Result<Lenders, E
             }
             let first = below.components().next();
             let name = first.and_then(|part| part.as_os_str().to_str());
-            match name.is_some_and(|name| name.starts_with("npub1")) {
+            match name.is_some_and(|name| name.starts_with("npub1") || name == "prs") {
                 true => found.repositories.insert(below.to_owned()),
                 false => found.stores.insert(below.to_owned()),
             };

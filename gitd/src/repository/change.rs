@@ -9,7 +9,7 @@ use std::{
 };
 
 use git2::ObjectType;
-use grasp_proto::words::{EventId, Oid, RefKind, RefName, RepoId};
+use grasp_proto::words::{Address, EventId, Oid, RefKind, RefName, RepoId};
 
 use super::{
     Error, Repositories,
@@ -17,7 +17,8 @@ use super::{
     kind_of,
     locks::Upload,
     refs::{self, Change},
-    staging,
+    staging, throw_away,
+    unsigned::{Over, PLACEHOLDER, Reservation},
 };
 
 /// What a state wants of a repository.
@@ -64,7 +65,7 @@ pub struct Put {
 }
 
 /// Where the objects of an upload go.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Destination {
     /// Into the pool: a signed event wants them.
     Pool,
@@ -74,7 +75,15 @@ pub enum Destination {
         events: Vec<EventId>,
         /// The bytes that may be staged in the view.
         most: u64,
+        /// What the upload has of what may be staged anywhere.
+        reservation: Reservation,
     },
+}
+
+impl From<Over> for Refused {
+    fn from(over: Over) -> Self {
+        Self::Pack(over.to_string())
+    }
 }
 
 /// At most so many objects are named in a complaint.
@@ -155,10 +164,11 @@ impl Repositories {
         {
             return Err(Error::Invalid(format!("HEAD cannot point to {head}")));
         }
-        self.views.hold(repo, || {
-            self.expect_incarnation(repo, &wanted.incarnation)?;
-            let pool = self.adopt(repo)?;
-            let view = self.view(repo)?;
+        let address = Address::from(repo);
+        self.views.hold(&address, || {
+            self.expect_incarnation(&address, &wanted.incarnation)?;
+            let pool = self.adopt(&address)?;
+            let view = self.view(&address)?;
             let git = refs::open(&view)?;
             let current = refs::branches_and_tags(refs::list(&git, &[""], false)?);
             for (name, expected) in &wanted.expected {
@@ -171,6 +181,7 @@ impl Repositories {
             let objects: BTreeSet<(Oid, bool)> = desired.values().copied().collect();
             let objects: Vec<_> = objects.into_iter().collect();
             claim(&view, &pool, &objects)?;
+            self.unsigned.recount(&address, &view)?;
 
             let deleted = current.keys().filter(|name| !desired.contains_key(*name));
             let mut changes: Vec<Change> = deleted
@@ -203,63 +214,79 @@ impl Repositories {
     }
 
     /// Sets one ref under `refs/nostr/`.
-    pub fn put_ref(&self, repo: &RepoId, put: &Put) -> Result<(), Error> {
+    pub fn put_ref(&self, address: &Address, put: &Put) -> Result<(), Error> {
         let event = event_of(&put.name)?;
-        self.views.hold(repo, || {
-            self.expect_incarnation(repo, &put.incarnation)?;
-            let pool = self.adopt(repo)?;
-            let view = self.view(repo)?;
-            let git = refs::open(&view)?;
-            let old = refs::resolve(&git, put.name.as_str())?;
-            // A repeated call finds its own work done.
-            if !put.expected.allows(old) && old != Some(put.oid) {
-                return Err(not_where_expected(&put.name));
+        let mut rubbish = Vec::new();
+        let done = self.views.hold(address, || {
+            if address.is_prs() && put.signed_for {
+                self.make(address)?;
             }
-            if put.signed_for {
-                staging::claim(&view, &pool, &event)?;
-                claim(&view, &pool, &[(put.oid, true)])?;
-            } else {
-                match kind_of(&git.odb()?, put.oid)? {
-                    Some(ObjectType::Commit) => {}
-                    Some(_) => {
-                        let reason = format!("object {} is not a commit", put.oid);
-                        return Err(Error::Precondition(reason));
-                    }
-                    None => {
-                        let reason = format!("not here: object {}", put.oid);
-                        return Err(Error::Precondition(reason));
-                    }
+            let done = self.put(address, put, &event);
+            if done.is_err() && address.is_prs() {
+                rubbish = self.take_away_if_empty(address)?;
+            }
+            done
+        });
+        rubbish.iter().for_each(|directory| throw_away(directory));
+        done
+    }
+
+    /// Under the view's lock.
+    fn put(&self, address: &Address, put: &Put, event: &EventId) -> Result<(), Error> {
+        self.expect_incarnation(address, &put.incarnation)?;
+        let pool = self.adopt(address)?;
+        let view = self.view(address)?;
+        let git = refs::open(&view)?;
+        let old = refs::resolve(&git, put.name.as_str())?;
+        // A repeated call finds its own work done.
+        if !put.expected.allows(old) && old != Some(put.oid) {
+            return Err(not_where_expected(&put.name));
+        }
+        if put.signed_for {
+            staging::claim(&view, &pool, event)?;
+            claim(&view, &pool, &[(put.oid, true)])?;
+        } else {
+            match kind_of(&git.odb()?, put.oid)? {
+                Some(ObjectType::Commit) => {}
+                Some(_) => {
+                    let reason = format!("object {} is not a commit", put.oid);
+                    return Err(Error::Precondition(reason));
+                }
+                None => {
+                    let reason = format!("not here: object {}", put.oid);
+                    return Err(Error::Precondition(reason));
                 }
             }
-            if old != Some(put.oid) {
-                let new = Some(put.oid);
-                let name = put.name.to_string();
-                refs::apply(&view, &[Change { name, old, new }])?;
-            }
-            if put.signed_for {
-                staging::forget(&view, &event)?;
-                self.consolidator.consider(&pool);
-            }
-            Ok(())
-        })
+        }
+        if old != Some(put.oid) {
+            let new = Some(put.oid);
+            let name = put.name.to_string();
+            refs::apply(&view, &[Change { name, old, new }])?;
+        }
+        if put.signed_for {
+            staging::forget(&view, event)?;
+            self.unsigned.recount(address, &view)?;
+            self.consolidator.consider(&pool);
+        }
+        Ok(())
     }
 
     /// Deletes one ref under `refs/nostr/`, and what was staged for it.
     pub fn delete_ref(
         &self,
-        repo: &RepoId,
+        address: &Address,
         incarnation: &str,
         name: &RefName,
         expected: Expected,
     ) -> Result<(), Error> {
         let event = event_of(name)?;
-        self.views.hold(repo, || {
-            match self.expect_incarnation(repo, incarnation) {
+        let rubbish = self.views.hold(address, || {
+            match self.expect_incarnation(address, incarnation) {
                 // What is not there has no such ref.
-                Err(Error::NotFound) => return Ok(()),
+                Err(Error::NotFound) => return Ok(Vec::new()),
                 result => result?,
             }
-            let view = self.view(repo)?;
+            let view = self.view(address)?;
             let git = refs::open(&view)?;
             let old = refs::resolve(&git, name.as_str())?;
             // What is gone already was deleted by an earlier try.
@@ -271,13 +298,21 @@ impl Repositories {
                 let name = name.to_string();
                 refs::apply(&view, &[Change { name, old, new }])?;
             }
-            Ok(staging::forget(&view, &event)?)
-        })
+            staging::forget(&view, &event)?;
+            self.unsigned.recount(address, &view)?;
+            match address.is_prs() {
+                true => self.take_away_if_empty(address),
+                false => Ok(Vec::new()),
+            }
+        })?;
+        rubbish.iter().for_each(|directory| throw_away(directory));
+        Ok(())
     }
 
     /// The pool that an upload goes to.
     pub fn pool_for(&self, upload: &Upload) -> Result<PathBuf, Error> {
-        self.views.hold(&upload.repo, || self.adopt(&upload.repo))
+        let address = &upload.address;
+        self.views.hold(address, || self.adopt(address))
     }
 
     /// What an upload for these placeholders may lean on besides the pool: the packs each of them has
@@ -287,8 +322,8 @@ impl Repositories {
         upload: &Upload,
         events: &[EventId],
     ) -> Result<(PathBuf, Vec<String>), Error> {
-        let view = self.view(&upload.repo)?;
-        self.views.hold(&upload.repo, || {
+        let view = self.view(&upload.address)?;
+        self.views.hold(&upload.address, || {
             // What one lacks would be missing when that one is claimed alone.
             let mut common: Option<BTreeSet<String>> = None;
             for event in events {
@@ -306,7 +341,7 @@ impl Repositories {
 
     /// How many of `most` bytes are left in this view for these placeholders.
     pub fn room_for(&self, upload: &Upload, events: &[EventId], most: u64) -> Result<u64, Refused> {
-        let view = self.view(&upload.repo)?;
+        let view = self.view(&upload.address)?;
         let mut all = staging::events(&view).map_err(Error::from)?;
         all.extend(events);
         if all.len() > staging::MOST {
@@ -326,24 +361,31 @@ impl Repositories {
         upload: &Upload,
         pool: &Path,
         quarantine: Quarantine,
-        destination: &Destination,
+        destination: Destination,
         tips: &[(Oid, bool)],
         own: &[String],
     ) -> Result<(), Refused> {
-        let view = self.view(&upload.repo)?;
+        let view = self.view(&upload.address)?;
         match destination {
             Destination::Pool => {
                 // What is staged in the view counts: the relay's next call claims it.
                 quarantine.check_tips(&view, tips)?;
                 Ok(quarantine.publish(&pool.join("objects"))?)
             }
-            Destination::Staged { events, most } => self.views.hold(&upload.repo, || {
+            Destination::Staged {
+                events,
+                most,
+                mut reservation,
+            } => self.views.hold(&upload.address, || {
                 // Not the view, where other placeholders' objects show: those go with theirs.
                 quarantine.check_tips(pool, tips)?;
                 // Others may have come meanwhile.
-                if self.room_for(upload, events, *most)? < quarantine.bytes()? {
+                let bytes = quarantine.bytes()?;
+                if self.room_for(upload, &events, most)? < bytes {
                     return Err(too_many_bytes());
                 }
+                // What a thin pack leaned on was added to it.
+                reservation.cover(charge(&events, bytes))?;
                 let here = |objects: &Path, pack: &String| {
                     objects.join(format!("pack/{pack}.idx")).exists()
                 };
@@ -355,18 +397,19 @@ impl Repositories {
                     let reason = "what this upload builds on has just expired, push again";
                     return Err(Refused::Pack(reason.to_owned()));
                 }
-                for event in events {
-                    staging::note(&view, event, quarantine.pack())?;
+                for event in &events {
+                    staging::note(&view, event, quarantine.pack(), reservation.payer())?;
                 }
-                Ok(quarantine.publish(&view.join("objects"))?)
+                quarantine.publish(&view.join("objects"))?;
+                Ok(reservation.spent(&upload.address, &view)?)
             }),
         }
     }
 
     /// Drops the placeholders of an upload that got no ref after all.
     pub fn drop_refused(&self, upload: &Upload, events: &[EventId]) -> Result<(), Error> {
-        let view = self.view(&upload.repo)?;
-        self.views.hold(&upload.repo, || {
+        let view = self.view(&upload.address)?;
+        self.views.hold(&upload.address, || {
             let git = refs::open(&view)?;
             for event in events {
                 let name = RefName::nostr(event);
@@ -374,16 +417,21 @@ impl Repositories {
                     staging::forget(&view, event)?;
                 }
             }
-            Ok(())
+            Ok(self.unsigned.recount(&upload.address, &view)?)
         })
     }
 
     /// The refs of a view whose objects are staged: nothing may lean on them.
-    pub fn staged_refs(&self, repo: &RepoId) -> Result<BTreeSet<String>, Error> {
-        let events = staging::events(&self.view(repo)?)?;
+    pub fn staged_refs(&self, view: &Path) -> Result<BTreeSet<String>, Error> {
+        let events = staging::events(view)?;
         let names = events.iter().map(|event| RefName::nostr(event).to_string());
         Ok(names.collect())
     }
+}
+
+/// What an upload of so many bytes for these placeholders counts as long as nobody signs for it.
+pub fn charge(events: &[EventId], bytes: u64) -> u64 {
+    bytes + PLACEHOLDER * events.len() as u64
 }
 
 /// The refusal of one placeholder too many.

@@ -23,7 +23,7 @@ use std::{
 };
 
 use git2::ObjectType;
-use grasp_proto::words::{Identifier, Oid, RepoId};
+use grasp_proto::words::{Identifier, Oid};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::mpsc,
@@ -412,22 +412,19 @@ impl Repositories {
             .map_err(|error| Error::Invalid(error.to_string()))?;
         let mut tips = BTreeSet::new();
         for marker in pool::views(pool, usize::MAX) {
-            let repo = RepoId {
-                owner: marker.owner,
-                identifier: identifier.clone(),
-            };
+            let address = marker.address(&identifier);
             let see = |oid: Oid| {
                 if tips.len() < MOST_TIPS {
                     tips.insert(oid);
                 }
             };
-            let seen = self.view(&repo).and_then(|view| {
+            let seen = self.view(&address).and_then(|view| {
                 let git = refs::open(&view)?;
                 refs::tips(&git, see)
             });
             // Retired, or going.
             if let Err(error) = seen {
-                tracing::debug!(%repo, %error, "no tips");
+                tracing::debug!(repo = %address, %error, "no tips");
             }
         }
         let repo = refs::open(pool)?;

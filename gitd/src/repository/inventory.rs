@@ -205,7 +205,7 @@ impl Repositories {
     pub fn describe(&self, found: &Found, sizes: &mut Sizes) -> Result<Option<Description>, Error> {
         let view = &found.path;
         let mut looked = || {
-            let alternate = Layout::alternate(&found.repo.identifier);
+            let alternate = Layout::alternate(&(&found.repo).into());
             let lines = fs::read_to_string(view.join("objects/info/alternates"));
             let leans = lines.is_ok_and(|lines| lines.lines().any(|line| line == alternate));
             let moments = [

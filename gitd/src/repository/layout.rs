@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <data>/<npub>/<identifier>.git             a view: a bare repository
+//! <data>/prs/<hex>/<identifier>.git          a view of what a contributor offers (GRASP-06)
 //! <data>/.pools/<2 hex>/<sha256>.git         the pool of an identifier: a bare repository without refs
 //! <data>/.pools/<2 hex>/<sha256>.git/views/  one file for each view that leans on it, retired ones too
 //! <data>/.pools/…/rolled-up                  packs that are about to go, one to a line
@@ -9,13 +10,16 @@
 //! <data>/.retired/<owner>-<sha256>-<incarnation>.git   a view moved aside
 //! <data>/.withheld                           what is not served, one entry to a line
 //! <data>/.new/<random>                       what is being made or thrown away; empty between runs
+//! <data>/.empty.git                          what every address below /prs/ shows that has no view
+//! <data>/.client-key                         what clients' addresses are hashed with (see unsigned.rs)
 //! ```
 //!
-//! Views and retired views lie equally deep, so that the relative way to the pool is the same.
+//! Views and retired views lie equally deep, so that the relative way to the pool is the same; those
+//! below `prs` lie one deeper, and are never retired.
 
 use std::path::{Path, PathBuf};
 
-use grasp_proto::words::{EventId, Identifier, Npub, RepoId};
+use grasp_proto::words::{Address, Endpoint, EventId, Identifier, Npub, RepoId};
 use sha2::{Digest, Sha256};
 
 /// File of a view: names it among all that ever lie under its words.
@@ -64,10 +68,29 @@ impl Layout {
     }
 
     /// Where a repository lies.
-    pub fn view(&self, repo: &RepoId) -> PathBuf {
-        let mut path = self.root.join(repo.owner.to_string());
-        path.push(format!("{}.git", repo.identifier));
+    pub fn view(&self, address: &Address) -> PathBuf {
+        let owner = address.owner();
+        let mut path = match address.endpoint {
+            Endpoint::Standard => self.root.join(owner.to_string()),
+            Endpoint::Prs => self.prs().join(owner.to_hex()),
+        };
+        path.push(format!("{}.git", address.identifier()));
         path
+    }
+
+    /// All views of contributors.
+    pub fn prs(&self) -> PathBuf {
+        self.root.join("prs")
+    }
+
+    /// A repository that has nothing.
+    pub fn empty(&self) -> PathBuf {
+        self.root.join(".empty.git")
+    }
+
+    /// The key that clients' addresses are hashed with.
+    pub fn client_key(&self) -> PathBuf {
+        self.root.join(".client-key")
     }
 
     /// All pools.
@@ -86,8 +109,15 @@ impl Layout {
     }
 
     /// The line of a view's `objects/info/alternates` that leads to its pool.
-    pub fn alternate(identifier: &Identifier) -> String {
-        format!("../../../{}/objects", Self::pool_below_root(identifier))
+    pub fn alternate(address: &Address) -> String {
+        let up = match address.endpoint {
+            Endpoint::Standard => "../../..",
+            Endpoint::Prs => "../../../..",
+        };
+        format!(
+            "{up}/{}/objects",
+            Self::pool_below_root(address.identifier())
+        )
     }
 
     /// The line of a pool's `objects/info/alternates` that leads to what lies at `below` in the git
@@ -125,9 +155,14 @@ impl Layout {
     }
 }
 
+/// What the name of a contributor's marker begins with.
+const PRS: &str = "prs-";
+
 /// What a pool calls one of its views.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Marker {
+    /// By which kind of address it is reached.
+    pub endpoint: Endpoint,
     /// Whose view.
     pub owner: Npub,
     /// Which of those that ever lay there.
@@ -137,13 +172,42 @@ pub struct Marker {
 impl Marker {
     /// The file's name.
     pub fn name(&self) -> String {
-        format!("{}-{}", self.owner.to_hex(), self.incarnation)
+        let below = match self.endpoint {
+            Endpoint::Standard => "",
+            Endpoint::Prs => PRS,
+        };
+        format!("{below}{}-{}", self.owner.to_hex(), self.incarnation)
+    }
+
+    /// For a view and its incarnation.
+    pub fn new(address: &Address, incarnation: String) -> Self {
+        Self {
+            endpoint: address.endpoint,
+            owner: *address.owner(),
+            incarnation,
+        }
+    }
+
+    /// Where the view is, in the pool of `identifier`.
+    pub fn address(&self, identifier: &Identifier) -> Address {
+        Address {
+            endpoint: self.endpoint,
+            repo: RepoId {
+                owner: self.owner,
+                identifier: identifier.clone(),
+            },
+        }
     }
 
     /// From the file's name.
     pub fn parse(name: &str) -> Option<Self> {
+        let (endpoint, name) = match name.strip_prefix(PRS) {
+            Some(rest) => (Endpoint::Prs, rest),
+            None => (Endpoint::Standard, name),
+        };
         let (owner, incarnation) = name.split_once('-')?;
         Some(Self {
+            endpoint,
             owner: Npub::from_hex(owner).ok()?,
             incarnation: incarnation.to_owned(),
         })
@@ -166,8 +230,13 @@ mod tests {
             owner: Npub::from_bytes([7; 32]),
             identifier: Identifier::parse("größe -x").unwrap(),
         };
-        let relative = Layout::alternate(&repo.identifier);
-        for place in [layout.view(&repo), layout.retired(&repo, "00ff")] {
+        let (standard, below) = (Address::from(&repo), Address::prs(repo.clone()));
+        for (address, place) in [
+            (&standard, layout.view(&standard)),
+            (&standard, layout.retired(&repo, "00ff")),
+            (&below, layout.view(&below)),
+        ] {
+            let relative = Layout::alternate(address);
             let mut path = place.join("objects");
             for part in Path::new(&relative) {
                 match part.to_str() {
@@ -181,10 +250,14 @@ mod tests {
 
     #[test]
     fn a_marker_is_read_back() {
-        let marker = Marker {
+        let repo = RepoId {
             owner: Npub::from_bytes([7; 32]),
-            incarnation: "00ff".into(),
+            identifier: Identifier::parse("x").unwrap(),
         };
-        assert_eq!(Marker::parse(&marker.name()), Some(marker));
+        for address in [Address::from(&repo), Address::prs(repo.clone())] {
+            let marker = Marker::new(&address, "00ff".into());
+            assert_eq!(marker.address(&repo.identifier), address);
+            assert_eq!(Marker::parse(&marker.name()), Some(marker));
+        }
     }
 }

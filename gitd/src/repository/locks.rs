@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use grasp_proto::words::RepoId;
+use grasp_proto::words::Address;
 
 /// Locks by name, made when needed and gone when nobody has them: bounded by what is running.
 #[derive(Debug)]
@@ -44,8 +44,8 @@ pub struct Uploads(Arc<Mutex<Running>>);
 
 #[derive(Debug, Default)]
 struct Running {
-    uploads: HashMap<RepoId, usize>,
-    closing: HashSet<RepoId>,
+    uploads: HashMap<Address, usize>,
+    closing: HashSet<Address>,
 }
 
 impl Uploads {
@@ -54,28 +54,29 @@ impl Uploads {
     }
 
     /// Begins an upload; `None`: the view is on its way out.
-    pub fn begin(&self, repo: &RepoId) -> Option<Upload> {
+    pub fn begin(&self, address: &Address) -> Option<Upload> {
         let mut running = self.running();
-        if running.closing.contains(repo) {
+        if running.closing.contains(address) {
             return None;
         }
-        *running.uploads.entry(repo.clone()).or_default() += 1;
+        *running.uploads.entry(address.clone()).or_default() += 1;
         drop(running);
         Some(Upload {
             uploads: self.clone(),
-            repo: repo.clone(),
+            address: address.clone(),
             incarnation: String::new(),
         })
     }
 
     /// Lets no upload begin any more; `None`: one is running, or somebody else closes.
-    pub fn close<'a>(&self, repo: &'a RepoId) -> Option<Closing<'a>> {
+    pub fn close<'a>(&self, address: &'a Address) -> Option<Closing<'a>> {
         let mut running = self.running();
-        let free = !running.uploads.contains_key(repo) && running.closing.insert(repo.clone());
+        let free =
+            !running.uploads.contains_key(address) && running.closing.insert(address.clone());
         drop(running);
         free.then(|| Closing {
             uploads: self.clone(),
-            repo,
+            address,
         })
     }
 }
@@ -85,7 +86,7 @@ impl Uploads {
 pub struct Upload {
     uploads: Uploads,
     /// Where to.
-    pub repo: RepoId,
+    pub address: Address,
     /// Which of the repositories that ever had this name.
     pub incarnation: String,
 }
@@ -93,10 +94,10 @@ pub struct Upload {
 impl Drop for Upload {
     fn drop(&mut self) {
         let mut running = self.uploads.running();
-        if let Some(count) = running.uploads.get_mut(&self.repo) {
+        if let Some(count) = running.uploads.get_mut(&self.address) {
             *count -= 1;
             if *count == 0 {
-                running.uploads.remove(&self.repo);
+                running.uploads.remove(&self.address);
             }
         }
     }
@@ -106,18 +107,18 @@ impl Drop for Upload {
 #[derive(Debug)]
 pub struct Closing<'a> {
     uploads: Uploads,
-    repo: &'a RepoId,
+    address: &'a Address,
 }
 
 impl Drop for Closing<'_> {
     fn drop(&mut self) {
-        self.uploads.running().closing.remove(self.repo);
+        self.uploads.running().closing.remove(self.address);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use grasp_proto::words::{Identifier, Npub};
+    use grasp_proto::words::{Identifier, Npub, RepoId};
 
     use super::*;
 
@@ -127,6 +128,7 @@ mod tests {
             owner: Npub::from_bytes([1; 32]),
             identifier: Identifier::parse("x").unwrap(),
         };
+        let repo = Address::from(repo);
         let uploads = Uploads::default();
         let (one, two) = (uploads.begin(&repo), uploads.begin(&repo));
         drop(one);

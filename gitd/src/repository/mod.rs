@@ -19,12 +19,14 @@ pub mod inventory;
 pub mod layout;
 pub mod locks;
 pub mod pool;
+mod prs;
 pub mod reachable;
 pub mod refs;
 pub mod restore;
 pub mod snapshot;
 pub mod staging;
 mod sweep;
+pub mod unsigned;
 pub mod withheld;
 
 use std::{
@@ -38,7 +40,7 @@ use std::{
 use git2::{ObjectType, OdbLookupFlags};
 use grasp_proto::{
     process::restoring,
-    words::{Identifier, Oid, RepoId},
+    words::{Address, Identifier, Oid, RepoId},
 };
 use tokio::sync::Semaphore;
 
@@ -48,6 +50,7 @@ use self::{
     layout::{INCARNATION, Layout, Marker, REPOSITORY},
     locks::{Closing, Locks, Upload, Uploads},
     refs::Entry,
+    unsigned::Unsigned,
     withheld::Withheld,
 };
 use crate::meters;
@@ -173,17 +176,19 @@ const BLOCKING: usize = 16;
 #[derive(Debug)]
 pub struct Repositories {
     layout: Layout,
-    views: Locks<RepoId>,
+    views: Locks<Address>,
     identifiers: Locks<Identifier>,
     uploads: Uploads,
     arrivals: Arrivals,
     /// Views of another server that do not lean on a pool yet, by identifier. Bounded by what lay
     /// in the data directory at the start.
-    unadopted: Mutex<HashMap<Identifier, Vec<RepoId>>>,
+    unadopted: Mutex<HashMap<Identifier, Vec<Address>>>,
     /// Those of them that are not served, and why not. Bounded likewise.
-    refused: Mutex<HashMap<RepoId, String>>,
+    refused: Mutex<HashMap<Address, String>>,
     /// What is not served to anybody. The relay's calls reach it all the same.
     pub withheld: Withheld,
+    /// What nobody has signed for yet, counted.
+    pub unsigned: Unsigned,
     threads: Arc<Semaphore>,
     consolidator: Arc<Consolidator>,
 }
@@ -191,13 +196,19 @@ pub struct Repositories {
 impl Repositories {
     /// The repositories below `root`, which is made if it is not there. What an earlier process left
     /// undone is finished or thrown away.
-    pub fn open(root: PathBuf, consolidator: Arc<Consolidator>) -> Result<Self, Error> {
+    pub fn open(
+        root: PathBuf,
+        consolidator: Arc<Consolidator>,
+        limits: unsigned::Limits,
+    ) -> Result<Self, Error> {
         restoring::check_whole(&root).map_err(|error| Error::Precondition(error.to_string()))?;
         // Repositories are opened for one request: a cache would only be memory.
         git2::opts::enable_caching(false);
         let layout = Layout::new(root);
+        fs::create_dir_all(layout.root())?;
         let repositories = Self {
             withheld: Withheld::open(layout.withheld())?,
+            unsigned: Unsigned::new(limits, unsigned::client_key(&layout.client_key())?),
             layout,
             views: Locks::default(),
             identifiers: Locks::default(),
@@ -238,32 +249,32 @@ impl Repositories {
     }
 
     /// Where a repository lies, if it is there.
-    pub fn view(&self, repo: &RepoId) -> Result<PathBuf, Error> {
-        let view = self.layout.view(repo);
+    pub fn view(&self, address: &Address) -> Result<PathBuf, Error> {
+        let view = self.layout.view(address);
         // An identifier may be as long as a file name; what follows it is checked by opening.
         if !view.join("HEAD").is_file() {
             return Err(Error::NotFound);
         }
         let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        match refused.get(repo) {
+        match refused.get(address) {
             Some(reason) => Err(Error::Precondition(reason.clone())),
             None => Ok(view),
         }
     }
 
     /// Which of the repositories that ever had this name lies here; given to it now if it has none.
-    pub fn incarnation(&self, repo: &RepoId) -> Result<String, Error> {
-        let view = self.view(repo)?;
+    pub fn incarnation(&self, address: &Address) -> Result<String, Error> {
+        let view = self.view(address)?;
         if let Some(incarnation) = read_incarnation(&view)? {
             return Ok(incarnation);
         }
         self.views
-            .hold(repo, || give_incarnation(&view))
+            .hold(address, || give_incarnation(&view))
             .map_err(Into::into)
     }
 
-    fn expect_incarnation(&self, repo: &RepoId, wanted: &str) -> Result<(), Error> {
-        let found = read_incarnation(&self.view(repo)?)?.unwrap_or_default();
+    fn expect_incarnation(&self, address: &Address, wanted: &str) -> Result<(), Error> {
+        let found = read_incarnation(&self.view(address)?)?.unwrap_or_default();
         if wanted.is_empty() || wanted == found {
             return Ok(());
         }
@@ -274,47 +285,53 @@ impl Repositories {
 
     /// Makes a repository if it is not there; says its incarnation and whether it was made.
     pub fn create(&self, repo: &RepoId) -> Result<(String, bool), Error> {
-        self.views.hold(repo, || {
-            match self.view(repo) {
-                Err(Error::NotFound) => {}
-                view => {
-                    let view = view?;
-                    self.adopt(repo)?;
-                    return Ok((give_incarnation(&view)?, false));
-                }
+        let address = repo.into();
+        self.views.hold(&address, || self.make(&address))
+    }
+
+    /// Makes a view if it is not there; says its incarnation and whether it was made. Under the view's
+    /// lock.
+    fn make(&self, address: &Address) -> Result<(String, bool), Error> {
+        match self.view(address) {
+            Err(Error::NotFound) => {}
+            view => {
+                let view = view?;
+                self.adopt(address)?;
+                return Ok((give_incarnation(&view)?, false));
             }
-            let incarnation = new_incarnation();
-            let scratch = Scratch(self.layout.scratch());
-            let scratch = &scratch.0;
-            fresh_repository(scratch)?;
-            fs::write(scratch.join(INCARNATION), format!("{incarnation}\n"))?;
-            fs::write(scratch.join(REPOSITORY), format!("{repo}\n"))?;
-            let alternate = Layout::alternate(&repo.identifier);
-            fs::write(
-                scratch.join("objects/info/alternates"),
-                format!("{alternate}\n"),
-            )?;
-            self.identifiers.hold(&repo.identifier, || {
-                let pool = pool::ensure(&self.layout, &repo.identifier)?;
-                let owner = repo.owner;
-                let incarnation = incarnation.clone();
-                pool::mark(&pool, &Marker { owner, incarnation })?;
-                rename_over_nothing(scratch, &self.layout.view(repo))?;
-                Ok::<_, Error>(())
-            })?;
-            Ok((incarnation, true))
-        })
+        }
+        let incarnation = new_incarnation();
+        let scratch = Scratch(self.layout.scratch());
+        let scratch = &scratch.0;
+        fresh_repository(scratch)?;
+        fs::write(scratch.join(INCARNATION), format!("{incarnation}\n"))?;
+        fs::write(scratch.join(REPOSITORY), format!("{address}\n"))?;
+        let alternate = Layout::alternate(address);
+        fs::write(
+            scratch.join("objects/info/alternates"),
+            format!("{alternate}\n"),
+        )?;
+        self.identifiers.hold(address.identifier(), || {
+            let pool = pool::ensure(&self.layout, address.identifier())?;
+            pool::mark(&pool, &Marker::new(address, incarnation.clone()))?;
+            rename_over_nothing(scratch, &self.layout.view(address))?;
+            Ok::<_, Error>(())
+        })?;
+        Ok((incarnation, true))
     }
 
     /// Begins an upload into a view.
-    pub fn begin_upload(&self, repo: &RepoId) -> Result<Upload, Error> {
-        let mut upload = self.uploads.begin(repo).ok_or(Error::NotFound)?;
+    pub fn begin_upload(&self, address: &Address) -> Result<Upload, Error> {
+        if address.is_prs() {
+            return self.begin_contribution(address);
+        }
+        let mut upload = self.uploads.begin(address).ok_or(Error::NotFound)?;
         // Counted before it is looked at: from here on it cannot go.
-        upload.incarnation = self.incarnation(repo)?;
+        upload.incarnation = self.incarnation(address)?;
         Ok(upload)
     }
 
-    fn close<'a>(&self, repo: &'a RepoId) -> Result<Closing<'a>, Error> {
+    fn close<'a>(&self, repo: &'a Address) -> Result<Closing<'a>, Error> {
         let reason = || "an upload into this repository is running".to_owned();
         self.uploads
             .close(repo)
@@ -343,60 +360,67 @@ impl Repositories {
         incarnation: &str,
         may: impl FnOnce(&Path) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let _closing = self.close(repo)?;
-        match self.was_left(repo) {
+        let address = Address::from(repo);
+        let _closing = self.close(&address)?;
+        match self.was_left(&address) {
             Ok(true) => return self.retire(repo, incarnation),
             Ok(false) | Err(Error::NotFound) => {}
             Err(error) => return Err(error),
         }
-        let rubbish = self.views.hold(repo, || {
-            match self.expect_incarnation(repo, incarnation) {
+        let rubbish = self.views.hold(&address, || {
+            match self.expect_incarnation(&address, incarnation) {
                 Err(Error::NotFound) => return Ok(Vec::new()),
                 result => result?,
             }
-            let view = self.layout.view(repo);
-            may(&view)?;
-            let incarnation = read_incarnation(&view)?.unwrap_or_default();
-            self.identifiers.hold(&repo.identifier, || {
-                let scratch = self.layout.scratch();
-                fs::rename(&view, &scratch)?;
-                // Fails, as it must, when the owner has other repositories.
-                let _ = view.parent().map(fs::remove_dir);
-                let pool = self.layout.pool(&repo.identifier);
-                let owner = repo.owner;
-                pool::unmark(&pool, &Marker { owner, incarnation })?;
-                let gone = self.drop_pool(&repo.identifier)?;
-                Ok::<_, Error>(gone.into_iter().chain([scratch]).collect())
-            })
+            may(&self.layout.view(&address))?;
+            self.take_away(&address)
         })?;
-        for directory in rubbish {
-            throw_away(&directory);
-        }
+        rubbish.iter().for_each(|directory| throw_away(directory));
         Ok(())
+    }
+
+    /// Takes a view out of sight that is there, and its pool with the last; what has to be thrown away
+    /// then is given back. Under the view's lock, closed to uploads.
+    fn take_away(&self, address: &Address) -> Result<Vec<PathBuf>, Error> {
+        let view = self.layout.view(address);
+        let incarnation = read_incarnation(&view)?.unwrap_or_default();
+        self.identifiers.hold(address.identifier(), || {
+            let scratch = self.layout.scratch();
+            fs::rename(&view, &scratch)?;
+            self.unsigned.nothing_in(address);
+            // Fails, as it must, when the owner has other repositories.
+            let _ = view.parent().map(fs::remove_dir);
+            let pool = self.layout.pool(address.identifier());
+            pool::unmark(&pool, &Marker::new(address, incarnation))?;
+            let gone = self.drop_pool(address.identifier())?;
+            Ok(gone.into_iter().chain([scratch]).collect())
+        })
     }
 
     /// Moves a repository aside, where an operator can restore it from. One that is not there is
     /// retired.
     pub fn retire(&self, repo: &RepoId, incarnation: &str) -> Result<(), Error> {
-        self.views.hold(repo, || {
-            match self.expect_incarnation(repo, incarnation) {
+        let address = Address::from(repo);
+        self.views.hold(&address, || {
+            match self.expect_incarnation(&address, incarnation) {
                 Err(Error::NotFound) => return Ok(()),
                 result => result?,
             }
             // What leans on other repositories by relative paths would lose its way.
-            match self.adopt(repo) {
+            match self.adopt(&address) {
                 Err(Error::Precondition(reason)) => {
                     tracing::warn!(%repo, reason, "retired as it stands");
                 }
                 result => drop(result?),
             }
-            let view = self.layout.view(repo);
+            let view = self.layout.view(&address);
             if !view.join(REPOSITORY).exists() {
                 write_file(&view.join(REPOSITORY), format!("{repo}\n").as_bytes())?;
             }
             let incarnation = give_incarnation(&view)?;
             let aside = self.layout.retired(repo, &incarnation);
             rename_over_nothing(&view, &aside)?;
+            self.unsigned.nothing_in(&address);
             tracing::info!(%repo, to = %aside.display(), "a repository was retired");
             let _ = view.parent().map(fs::remove_dir);
             Ok(())
@@ -409,10 +433,10 @@ impl Repositories {
         identifier: &Identifier,
         oids: &[Oid],
         commits: &[Oid],
-        staged_in: Option<&RepoId>,
+        staged_in: Option<&Address>,
     ) -> Result<Missing, Error> {
         self.adopt_all(identifier);
-        let place = match staged_in.map(|repo| self.view(repo)) {
+        let place = match staged_in.map(|address| self.view(address)) {
             Some(Ok(view)) => view,
             _ => self.layout.pool(identifier),
         };
@@ -448,12 +472,12 @@ impl Repositories {
     /// HEAD, incarnation and refs of a repository.
     pub fn list(
         &self,
-        repo: &RepoId,
+        address: &Address,
         names: &[String],
         prefix: &str,
     ) -> Result<(String, String, Vec<Entry>), Error> {
-        let incarnation = self.incarnation(repo)?;
-        let git = refs::open(&self.view(repo)?)?;
+        let incarnation = self.incarnation(address)?;
+        let git = refs::open(&self.view(address)?)?;
         let head = refs::head(&git);
         let entries = if names.is_empty() {
             refs::list(&git, &[prefix], false)?
@@ -476,19 +500,16 @@ impl Repositories {
 
     /// Objects the pool has for other views, for a pusher not to send again: tips of other owners'
     /// branches, a bounded number of them.
-    pub fn haves(&self, repo: &RepoId) -> Vec<Oid> {
+    pub fn haves(&self, address: &Address) -> Vec<Oid> {
         const VIEWS: usize = 32;
         const TIPS: usize = 256;
-        let pool = self.layout.pool(&repo.identifier);
+        let pool = self.layout.pool(address.identifier());
         let mut tips = BTreeSet::new();
         for marker in pool::views(&pool, VIEWS) {
-            if marker.owner == repo.owner || tips.len() >= TIPS {
+            let other = marker.address(address.identifier());
+            if other == *address || tips.len() >= TIPS {
                 continue;
             }
-            let other = RepoId {
-                owner: marker.owner,
-                identifier: repo.identifier.clone(),
-            };
             let entries = self
                 .view(&other)
                 .and_then(|view| refs::open(&view))

@@ -2,14 +2,14 @@
 //!
 //! Such packs lie in the view's own `objects/pack`, beside the alternate that leads to the pool. A
 //! sidecar for each placeholder (`staged/<event id>` in the view) lists the packs its uploads
-//! brought. It is written before they are and goes after they went, so no pack is ever there
+//! brought, behind a line `by <payer>` that says who did. It is written before they are and goes after they went, so no pack is ever there
 //! without a sidecar that knows it. All functions are called under the view's lock, and block.
 //!
 //! A staged pack leans on the pool and on its own sidecar's earlier packs only, so a sidecar's packs
 //! can always move into the pool together without breaking the pool's invariant.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
 };
@@ -18,19 +18,58 @@ use grasp_proto::words::{EventId, Oid};
 
 use super::{
     layout::{STAGED, sidecar},
-    pool, write_file,
+    pool,
+    unsigned::{PLACEHOLDER, Payer},
+    write_file,
 };
 
 /// Placeholders of one view at most, so that what nobody signs for cannot fill the disk.
 pub const MOST: usize = 256;
 
-/// The packs of one placeholder; `None`: there is no such placeholder.
-pub fn packs(view: &Path, event: &EventId) -> io::Result<Option<Vec<String>>> {
+/// What a line begins with that says who brought the packs behind it.
+const BY: &str = "by ";
+
+/// The sidecar of a placeholder, as it stands.
+fn read(view: &Path, event: &EventId) -> io::Result<Option<String>> {
     match fs::read_to_string(sidecar(view, event)) {
-        Ok(text) => Ok(Some(text.lines().map(str::to_owned).collect())),
+        Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// The packs of one placeholder; `None`: there is no such placeholder.
+pub fn packs(view: &Path, event: &EventId) -> io::Result<Option<Vec<String>>> {
+    let text = read(view, event)?;
+    Ok(text.map(|text| {
+        let packs = text.lines().filter(|line| !line.starts_with(BY));
+        packs.map(str::to_owned).collect()
+    }))
+}
+
+/// What is staged in a view, by who brought it: each pack that is there once, and something for each
+/// placeholder. What an earlier version noted was brought by nobody in particular.
+pub fn charges(view: &Path) -> io::Result<BTreeMap<Payer, u64>> {
+    let mut charges = BTreeMap::new();
+    let mut brought = BTreeMap::new();
+    for event in events(view)? {
+        let mut payer = Payer::default();
+        for line in read(view, &event)?.unwrap_or_default().lines() {
+            match line.strip_prefix(BY) {
+                Some(by) => payer = Payer::from_hex(by).unwrap_or_default(),
+                None => drop(brought.entry(line.to_owned()).or_insert(payer)),
+            }
+        }
+        *charges.entry(payer).or_default() += PLACEHOLDER;
+    }
+    let own = own_packs(view);
+    for (pack, payer) in brought {
+        // What was claimed is not there.
+        if let Ok(file) = fs::metadata(own.join(format!("{pack}.pack"))) {
+            *charges.entry(payer).or_default() += file.len();
+        }
+    }
+    Ok(charges)
 }
 
 /// The placeholders of a view.
@@ -49,13 +88,19 @@ pub fn events(view: &Path) -> io::Result<BTreeSet<EventId>> {
     Ok(events)
 }
 
-/// Notes in the sidecar that `pack` (or none) was brought for `event`.
-pub fn note(view: &Path, event: &EventId, pack: Option<&str>) -> io::Result<()> {
+/// Notes in the sidecar that `pack` (or none) was brought for `event`, and by whom.
+pub fn note(view: &Path, event: &EventId, pack: Option<&str>, payer: Payer) -> io::Result<()> {
     fs::create_dir_all(view.join(STAGED))?;
-    let mut packs = packs(view, event)?.unwrap_or_default();
-    packs.extend(pack.map(str::to_owned));
-    packs.dedup();
-    let text: String = packs.iter().map(|pack| format!("{pack}\n")).collect();
+    let mut text = read(view, event)?.unwrap_or_default();
+    let by = format!("{BY}{payer}");
+    if text.lines().rfind(|line| line.starts_with(BY)) != Some(&by) {
+        text.push_str(&by);
+        text.push('\n');
+    }
+    if let Some(pack) = pack.filter(|pack| text.lines().all(|line| line != *pack)) {
+        text.push_str(pack);
+        text.push('\n');
+    }
     write_file(&sidecar(view, event), text.as_bytes())
 }
 

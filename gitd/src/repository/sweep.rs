@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use grasp_proto::words::{Identifier, Npub, RefName, RepoId};
+use grasp_proto::words::{Address, Identifier, Npub, RefName, RepoId};
 
 use super::{
     Error, PoisonError, Repositories, alternates, consolidate,
@@ -28,28 +28,28 @@ impl Repositories {
             }
         }
         let mut repositories = 0_u32;
-        for owner in directories(self.layout.root())? {
-            let name = owner.file_name().and_then(|name| name.to_str());
-            let Some(Ok(owner_key)) = name.map(Npub::from_npub) else {
-                continue;
-            };
-            for view in directories(&owner)? {
-                let name = view.file_name().and_then(|name| name.to_str());
-                let identifier = name
-                    .and_then(|name| name.strip_suffix(".git"))
-                    .and_then(|name| Identifier::parse(name).ok());
-                let Some(identifier) = identifier else {
-                    continue;
-                };
-                let repo = RepoId {
-                    owner: owner_key,
-                    identifier,
-                };
-                repositories += 1;
-                if let Err(error) = self.sweep_view(&repo, &view) {
-                    tracing::warn!(%repo, %error, "a repository is not in order");
-                }
+        let mut sweep = |address: &Address, view: &Path| {
+            repositories += 1;
+            if let Err(error) = self.sweep_view(address, view) {
+                tracing::warn!(repo = %address, %error, "a repository is not in order");
             }
+        };
+        let standard = |name: &str| Npub::from_npub(name).ok();
+        for_each_view(self.layout.root(), standard, |repo, view| {
+            sweep(&repo.into(), view);
+        })?;
+        if self.layout.prs().is_dir() {
+            let of_contributor = |name: &str| {
+                let key = Npub::from_hex(name).ok()?;
+                (key.to_hex() == name).then_some(key)
+            };
+            for_each_view(&self.layout.prs(), of_contributor, |repo, view| {
+                let address = Address::prs(repo);
+                sweep(&address, view);
+                if let Err(error) = self.remove_if_empty(&address) {
+                    tracing::warn!(repo = %address, %error, "it is not removed");
+                }
+            })?;
         }
         metrics::gauge!("ngit_git_repositories_at_start").set(f64::from(repositories));
         Ok(())
@@ -64,13 +64,11 @@ impl Repositories {
         let identifier = Identifier::parse(text.trim_end_matches('\n'))
             .map_err(|error| Error::Invalid(error.to_string()))?;
         for marker in pool::views(pool, usize::MAX) {
-            let repo = RepoId {
-                owner: marker.owner,
-                identifier: identifier.clone(),
-            };
-            let view = self.layout.view(&repo);
+            let address = marker.address(&identifier);
+            let view = self.layout.view(&address);
             let here = super::read_incarnation(&view)?.as_ref() == Some(&marker.incarnation);
-            if !here && !self.layout.retired(&repo, &marker.incarnation).is_dir() {
+            let retired = self.layout.retired(&address.repo, &marker.incarnation);
+            if !here && !retired.is_dir() {
                 fs::remove_file(pool.join(super::layout::VIEWS).join(marker.name()))?;
             }
         }
@@ -83,19 +81,19 @@ impl Repositories {
 
     /// Uploads that were in, but whose push was never answered, go; a view without its pool's line is
     /// another server's.
-    fn sweep_view(&self, repo: &RepoId, view: &Path) -> Result<(), Error> {
-        let alternate = Layout::alternate(&repo.identifier);
+    fn sweep_view(&self, address: &Address, view: &Path) -> Result<(), Error> {
+        let alternate = Layout::alternate(address);
         let objects = view.join("objects");
         let is_ours = alternates::lines(&objects).is_ok_and(|lines| lines.contains(&alternate));
         if !is_ours {
             if view.join("HEAD").is_file() {
-                self.look_at_foreign(repo, view);
+                self.look_at_foreign(address, view);
                 self.unadopted
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)
-                    .entry(repo.identifier.clone())
+                    .entry(address.identifier().clone())
                     .or_default()
-                    .push(repo.clone());
+                    .push(address.clone());
             }
             return Ok(());
         }
@@ -109,9 +107,35 @@ impl Repositories {
                     staging::forget(view, &event)?;
                 }
             }
+            self.unsigned.recount(address, view)?;
         }
         Ok(())
     }
+}
+
+/// Goes through the views of one directory, which has one for each of those `owner_of` knows.
+fn for_each_view(
+    directory: &Path,
+    owner_of: impl Fn(&str) -> Option<Npub>,
+    mut see: impl FnMut(RepoId, &Path),
+) -> io::Result<()> {
+    fn name(path: &Path) -> Option<&str> {
+        path.file_name()?.to_str()
+    }
+    for of_owner in directories(directory)? {
+        let Some(owner) = name(&of_owner).and_then(&owner_of) else {
+            continue;
+        };
+        for view in directories(&of_owner)? {
+            let identifier = name(&view)
+                .and_then(|name| name.strip_suffix(".git"))
+                .and_then(|name| Identifier::parse(name).ok());
+            if let Some(identifier) = identifier {
+                see(RepoId { owner, identifier }, &view);
+            }
+        }
+    }
+    Ok(())
 }
 
 fn directories(path: &Path) -> io::Result<Vec<PathBuf>> {

@@ -4,7 +4,7 @@
 //! client takes it.
 
 use bytes::{Bytes, BytesMut};
-use grasp_proto::words::{Oid, RepoId};
+use grasp_proto::words::{Address, Oid};
 use tokio::io::AsyncBufRead;
 
 use super::{
@@ -125,10 +125,10 @@ fn with_capabilities(
 /// What a reader of v0 or v1 is told. Blocks.
 pub fn upload(
     repositories: &Repositories,
-    repo: &RepoId,
+    address: &Address,
     version: Version,
 ) -> Result<Pieces, Error> {
-    let git = refs::open(&repositories.view(repo)?)?;
+    let git = refs::open(&repositories.shown(address)?)?;
     let head = refs::head(&git);
     let entries = refs::list(&git, &[""], true)?;
     let born = entries
@@ -172,14 +172,15 @@ fn with_peeled(entry: Entry) -> impl Iterator<Item = Line> {
 /// What a pusher is told: the refs that objects may lean on, and what the pool has beyond. Blocks.
 pub fn receive(
     repositories: &Repositories,
-    repo: &RepoId,
+    address: &Address,
     version: Version,
 ) -> Result<Pieces, Error> {
-    let git = refs::open(&repositories.view(repo)?)?;
-    let staged = repositories.staged_refs(repo)?;
+    let view = repositories.shown(address)?;
+    let git = refs::open(&view)?;
+    let staged = repositories.staged_refs(&view)?;
     let mut entries = refs::list(&git, &[""], false)?;
     entries.retain(|entry| !staged.contains(&entry.name));
-    let haves = repositories.haves(repo).into_iter().map(|oid| Line {
+    let haves = repositories.haves(address).into_iter().map(|oid| Line {
         oid,
         name: ".have".to_owned(),
         tail: String::new(),
@@ -247,8 +248,8 @@ impl LsRefs {
     }
 
     /// The answer. Blocks.
-    pub fn answer(self, repositories: &Repositories, repo: &RepoId) -> Result<Pieces, Error> {
-        let git = refs::open(&repositories.view(repo)?)?;
+    pub fn answer(self, repositories: &Repositories, address: &Address) -> Result<Pieces, Error> {
+        let git = refs::open(&repositories.shown(address)?)?;
         let prefixes: Vec<&str> = match self.prefixes.is_empty() {
             true => vec![""],
             false => self.prefixes.iter().map(String::as_str).collect(),

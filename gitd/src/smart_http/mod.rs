@@ -7,6 +7,7 @@ pub mod asked;
 pub mod body;
 pub mod commands;
 pub mod door;
+pub mod metered;
 pub mod pace;
 pub mod pkt_line;
 pub mod receive_pack;
@@ -27,7 +28,7 @@ use futures::TryStreamExt;
 use grasp_proto::{
     process::render_metrics,
     transport::{Listener, Trace},
-    words::RepoId,
+    words::Address,
 };
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
@@ -78,6 +79,8 @@ pub struct Server {
     pub max_pack_bytes: u64,
     /// Largest pack that nobody has signed for.
     pub max_staged_pack_bytes: u64,
+    /// Whether addresses below `/prs/` are answered (GRASP-06).
+    pub prs: bool,
     /// Public `host[:port]`.
     pub domain: String,
     /// Who is asking, and what of it is granted.
@@ -236,7 +239,7 @@ pub async fn serve(server: Arc<Server>, listener: Listener, stop: CancellationTo
 
 /// What is asked for, as it stands in metrics and traces.
 fn kind(method: &Method, path: &str) -> &'static str {
-    let Some((_, rest)) = RepoId::from_url_path(path) else {
+    let Some((_, rest)) = Address::from_url_path(path) else {
         return "other";
     };
     match (rest, method == Method::POST) {
@@ -371,38 +374,39 @@ async fn route(
         "/healthz" if get => return status(StatusCode::OK, whole("ok\n")),
         _ => {}
     }
-    let Some((repo, rest)) = RepoId::from_url_path(&path) else {
+    let named = Address::from_url_path(&path);
+    let Some((address, rest)) = named.filter(|(address, _)| server.prs || !address.is_prs()) else {
         return not_found(&path);
     };
-    if server.repositories.withheld.covers(&repo) {
+    if server.repositories.withheld.covers(&address.repo) {
         return not_found(&path);
     }
     let version = Version::from_headers(request.headers());
     let (answer, kind) = match (rest, get) {
         ("" | "/", true) => {
-            return match server.repositories.view(&repo) {
-                Ok(_) => page(StatusCode::OK, web::repository(&server.domain, &repo)),
+            return match server.repositories.shown(&address) {
+                Ok(_) => page(StatusCode::OK, web::repository(&server.domain, &address)),
                 Err(_) => not_found(&path),
             };
         }
         ("/info/refs", true) => match request.uri().query() {
             Some("service=git-upload-pack") => (
-                info_refs(&server, repo, version, false).await,
+                info_refs(&server, address, version, false).await,
                 "application/x-git-upload-pack-advertisement",
             ),
             Some("service=git-receive-pack") => (
-                info_refs(&server, repo, version, true).await,
+                info_refs(&server, address, version, true).await,
                 "application/x-git-receive-pack-advertisement",
             ),
             _ => (Answer::NotFound, ""),
         },
         ("/git-upload-pack", false) if request.method() == Method::POST => {
             if !is_of_kind(&request, "application/x-git-upload-pack-request") {
-                return unread(&server, &repo, &path);
+                return unread(&server, &address, &path);
             }
             match request_body(request) {
                 Ok(body) => (
-                    upload_pack::answer(server, repo, client, version, body).await,
+                    upload_pack::answer(server, address, client, version, body).await,
                     "application/x-git-upload-pack-result",
                 ),
                 Err(refused) => return *refused,
@@ -410,11 +414,12 @@ async fn route(
         }
         ("/git-receive-pack", false) if request.method() == Method::POST => {
             if !is_of_kind(&request, "application/x-git-receive-pack-request") {
-                return unread(&server, &repo, &path);
+                return unread(&server, &address, &path);
             }
+            let length = plain_length(request.headers());
             match request_body(request) {
                 Ok(body) => (
-                    receive_pack::answer(server, repo, client, body).await,
+                    receive_pack::answer(server, address, client, body, length).await,
                     "application/x-git-receive-pack-result",
                 ),
                 Err(refused) => return *refused,
@@ -445,8 +450,8 @@ fn is_of_kind<B>(request: &Request<B>, expected: &str) -> bool {
 }
 
 /// The answer to a body of another kind.
-fn unread(server: &Server, repo: &RepoId, path: &str) -> Response<Body> {
-    if server.repositories.view(repo).is_err() {
+fn unread(server: &Server, address: &Address, path: &str) -> Response<Body> {
+    if server.repositories.shown(address).is_err() {
         return not_found(path);
     }
     let text = whole("the content type must be the one that git clients send\n");
@@ -454,19 +459,28 @@ fn unread(server: &Server, repo: &RepoId, path: &str) -> Response<Body> {
     typed(refused, "text/plain")
 }
 
-async fn info_refs(server: &Server, repo: RepoId, version: Version, push: bool) -> Answer {
+async fn info_refs(server: &Server, address: Address, version: Version, push: bool) -> Answer {
     let answer = server.repositories.blocking(move |repositories| {
         if push {
-            return advertise::receive(repositories, &repo, version);
+            return advertise::receive(repositories, &address, version);
         }
         if version == Version::V2 {
-            repositories.view(&repo)?;
+            repositories.shown(&address)?;
             let pieces: advertise::Pieces = Box::new(std::iter::once(advertise::capabilities()));
             return Ok(pieces);
         }
-        advertise::upload(repositories, &repo, version)
+        advertise::upload(repositories, &address, version)
     });
     Answer::from_pieces(answer.await)
+}
+
+/// How long a body is that is not packed, if its sender says so.
+fn plain_length(headers: &HeaderMap) -> Option<u64> {
+    if headers.contains_key(header::CONTENT_ENCODING) {
+        return None;
+    }
+    let length = headers.get(header::CONTENT_LENGTH)?;
+    length.to_str().ok()?.trim().parse().ok()
 }
 
 fn request_body(request: Request<Unread>) -> Result<Upload, Box<Response<Body>>> {

@@ -8,12 +8,10 @@
 
 use std::{
     net::IpAddr,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -21,10 +19,9 @@ use bytes::{Bytes, BytesMut};
 use grasp_proto::{
     contract::Command,
     transport::Trace,
-    words::{EventId, Oid, RefKind, RepoId},
+    words::{Address, EventId, Oid, RefKind},
 };
 use tokio::{
-    io::{AsyncBufRead, AsyncRead, ReadBuf},
     sync::mpsc,
     time::{sleep, timeout},
 };
@@ -34,6 +31,7 @@ use super::{
     Answer, Server,
     body::Upload,
     commands::Request,
+    metered::{Counted, Metered},
     pace::{Pace, Share},
     pkt_line::{self, Band},
     stream::{self, Maker},
@@ -43,9 +41,10 @@ use crate::{
     relay::{Belongs, Decision, Push},
     repository::{
         Error,
-        change::Destination,
+        change::{self, Destination},
         intake::{IDLE, Intake, Progress, Refused},
         locks,
+        unsigned::Reservation,
     },
 };
 
@@ -119,47 +118,31 @@ impl Report {
     }
 }
 
-/// An upload whose bytes are counted.
-struct Counted {
-    inner: Upload,
-    bytes: Arc<AtomicU64>,
-}
-
-impl AsyncRead for Counted {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.inner).poll_read(cx, buf)
-    }
-}
-
-impl AsyncBufRead for Counted {
-    fn poll_fill_buf(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<&[u8]>> {
-        Pin::new(&mut self.get_mut().inner).poll_fill_buf(cx)
-    }
-
-    fn consume(mut self: Pin<&mut Self>, count: usize) {
-        self.bytes.fetch_add(count as u64, Ordering::Relaxed);
-        Pin::new(&mut self.inner).consume(count);
-    }
-}
-
 /// Answers one push.
 pub async fn answer(
     server: Arc<Server>,
-    repo: RepoId,
+    address: Address,
     client: Option<IpAddr>,
-    mut body: Upload,
+    body: Upload,
+    length: Option<u64>,
 ) -> Answer {
     let incarnation = {
-        let repo = repo.clone();
-        let found = server.repositories.blocking(move |r| r.incarnation(&repo));
-        match found.await {
-            Ok(incarnation) => incarnation,
-            Err(error) => return Answer::from_error(&error),
-        }
+        let address = address.clone();
+        let found = server
+            .repositories
+            .blocking(move |r| r.incarnation(&address));
+        found.await
+    };
+    let incarnation = match incarnation {
+        Ok(incarnation) => incarnation,
+        // It is made once the push is granted.
+        Err(Error::NotFound) if address.is_prs() => String::new(),
+        Err(error) => return Answer::from_error(&error),
+    };
+    let bytes = Arc::new(AtomicU64::new(0));
+    let mut body = Counted {
+        inner: body,
+        bytes: Arc::clone(&bytes),
     };
     let mut share = server.commands.share();
     let request = timeout(COMMANDS, Request::read(&mut body, &mut share)).await;
@@ -168,7 +151,7 @@ pub async fn answer(
         Err(reason) => {
             let line = pkt_line::line(format!("ERR {reason}\n"));
             let most = server.max_pack_bytes;
-            let work = async move { body.drain(most).await };
+            let work = async move { body.inner.drain(most).await };
             super::spawn(&server.tasks, work);
             return Answer::Whole(line);
         }
@@ -178,15 +161,11 @@ pub async fn answer(
     }
     let (maker, pieces) = stream::answer(16);
     let tasks = server.tasks.clone();
-    let bytes = Arc::new(AtomicU64::new(0));
-    let body = Counted {
-        inner: body,
-        bytes: Arc::clone(&bytes),
-    };
     let pusher = Pusher {
         server,
-        repo,
+        address,
         incarnation,
+        length: length.map(|length| length.saturating_sub(bytes.load(Ordering::Relaxed))),
         request,
         client,
         _share: share,
@@ -199,8 +178,10 @@ pub async fn answer(
 
 struct Pusher {
     server: Arc<Server>,
-    repo: RepoId,
+    address: Address,
     incarnation: String,
+    /// How long the pack is, if that was said.
+    length: Option<u64>,
     request: Request,
     client: Option<IpAddr>,
     _share: Share,
@@ -220,6 +201,7 @@ impl Pusher {
             }
         };
         drop(running);
+        self.leave_nothing_empty().await;
         let bytes = self.bytes.load(Ordering::Relaxed);
         metrics::counter!("ngit_git_bytes_total", "direction" => "in").increment(bytes);
         let outcome = if report.done() { "ok" } else { "refused" };
@@ -230,7 +212,7 @@ impl Pusher {
             Ok(()) => report.results.iter().flatten().next(),
         };
         tracing::info!(
-            repo = %self.repo,
+            repo = %self.address,
             commands = self.request.lines.len(),
             outcome,
             reason,
@@ -259,8 +241,8 @@ impl Pusher {
                 return Report { unpacked, results };
             }
         };
-        let push = Push {
-            repository: self.repo.clone(),
+        let mut push = Push {
+            address: self.address.clone(),
             incarnation: self.incarnation.clone(),
             commands,
         };
@@ -278,6 +260,7 @@ impl Pusher {
             Ok(upload) => upload,
             Err(reason) => return Report::refused(count, &reason),
         };
+        push.incarnation.clone_from(&upload.incarnation);
         let staged: Vec<EventId> = match objects {
             Belongs::Staged => events(&push.commands),
             Belongs::Pool | Belongs::Nowhere => Vec::new(),
@@ -286,7 +269,7 @@ impl Pusher {
         if let Err(error) = Trace::within(info_span!("intake"), taken).await {
             meters::pack_refused(error.reason());
             if let Refused::Ours(error) = &error {
-                tracing::error!(repo = %self.repo, %error, "a pack could not be taken in");
+                tracing::error!(repo = %self.address, %error, "a pack could not be taken in");
             }
             self.drop_refused(&upload, &staged).await;
             return Report::not_unpacked(count, &error.to_string());
@@ -312,17 +295,21 @@ impl Pusher {
 
     /// Begins the upload that the relay allowed; an error is for the git user.
     async fn begin(&self) -> Result<Arc<locks::Upload>, String> {
-        let repo = self.repo.clone();
+        let address = self.address.clone();
         let begin = self
             .server
             .repositories
-            .blocking(move |r| r.begin_upload(&repo));
+            .blocking(move |r| r.begin_upload(&address));
+        // One that comes and goes with its refs was judged by those it has.
+        let as_judged = |upload: &locks::Upload| {
+            self.address.is_prs() || upload.incarnation == self.incarnation
+        };
         match begin.await {
-            Ok(upload) if upload.incarnation == self.incarnation => Ok(Arc::new(upload)),
+            Ok(upload) if as_judged(&upload) => Ok(Arc::new(upload)),
             Ok(_) => Err("the repository was made anew meanwhile, push again".to_owned()),
             Err(error @ Error::NotFound) => Err(error.to_string()),
             Err(error) => {
-                tracing::error!(repo = %self.repo, %error, "an upload could not begin");
+                tracing::error!(repo = %self.address, %error, "an upload could not begin");
                 Err("the server could not take the push".to_owned())
             }
         }
@@ -350,8 +337,31 @@ impl Pusher {
             .repositories
             .blocking(move |r| r.drop_refused(&upload, &staged));
         if let Err(error) = dropped.await {
-            tracing::warn!(repo = %self.repo, %error, "staged objects stay");
+            tracing::warn!(repo = %self.address, %error, "staged objects stay");
         }
+    }
+
+    /// An address below `/prs/` that got no ref has no repository.
+    async fn leave_nothing_empty(&self) {
+        if !self.address.is_prs() {
+            return;
+        }
+        let address = self.address.clone();
+        let removed = self
+            .server
+            .repositories
+            .blocking(move |r| r.remove_if_empty(&address));
+        if let Err(error) = removed.await {
+            tracing::warn!(repo = %self.address, %error, "an empty repository stays");
+        }
+    }
+
+    /// Room for what nobody has signed for yet, as far as is known before it comes.
+    fn reserve(&self, staged: &[EventId]) -> Result<Reservation, Refused> {
+        let unsigned = &self.server.repositories.unsigned;
+        let payer = unsigned.payer(self.client);
+        let bytes = self.length.unwrap_or_default();
+        Ok(unsigned.reserve(payer, change::charge(staged, bytes))?)
     }
 
     /// Takes in what the push carries.
@@ -372,7 +382,7 @@ impl Pusher {
             body.inner.drain(self.server.max_pack_bytes).await;
             return Ok(());
         }
-        let (max_bytes, destination, places) = match objects {
+        let (max_bytes, mut reservation, places) = match objects {
             // What no placeholder has would be nobody's.
             Belongs::Staged if staged.is_empty() => {
                 return Err(Refused::Pack("this push cannot be staged".to_owned()));
@@ -380,14 +390,12 @@ impl Pusher {
             Belongs::Staged => {
                 body.inner.keep(Pace::STAGED);
                 let most = self.server.max_staged_pack_bytes;
-                let events = staged.to_owned();
-                let destination = Destination::Staged { events, most };
-                (most, destination, &self.server.stagers)
+                (most, Some(self.reserve(staged)?), &self.server.stagers)
             }
             Belongs::Pool | Belongs::Nowhere => {
                 body.inner.keep(Pace::WANTED);
                 let most = self.server.max_pack_bytes;
-                (most, Destination::Pool, &self.server.writers)
+                (most, None, &self.server.writers)
             }
         };
         let repositories = &self.server.repositories;
@@ -416,7 +424,20 @@ impl Pusher {
             let quiet = self.request.quiet;
             let receive = async {
                 let visible = progress;
-                intake.receive(body, visible.as_ref()).await
+                let Some(reservation) = &mut reservation else {
+                    return intake.receive(body, visible.as_ref()).await;
+                };
+                let mut body = Metered {
+                    inner: body,
+                    reservation,
+                    taken: change::charge(staged, 0),
+                    over: None,
+                };
+                let received = intake.receive(&mut body, visible.as_ref()).await;
+                match body.over {
+                    Some(over) => Err(over.into()),
+                    None => received,
+                }
             };
             let work = async { tokio::join!(receive, self.show(shown, quiet)).0 };
             tokio::select! {
@@ -424,10 +445,18 @@ impl Pusher {
                 () = self.keep_alive(push_id) => unreachable!("it goes on for ever"),
             }
         };
+        let destination = match reservation {
+            None => Destination::Pool,
+            Some(reservation) => Destination::Staged {
+                events: staged.to_owned(),
+                most: self.server.max_staged_pack_bytes,
+                reservation,
+            },
+        };
         let (upload, pool) = (Arc::clone(upload), pool.clone());
         let work = tokio::task::spawn_blocking({
             let repositories = Arc::clone(repositories);
-            move || repositories.take_in(&upload, &pool, quarantine, &destination, &tips, &own)
+            move || repositories.take_in(&upload, &pool, quarantine, destination, &tips, &own)
         });
         match self.awaiting(work).await {
             Ok(result) => result,

@@ -8,7 +8,7 @@
 use std::{net::IpAddr, path::Path, sync::Arc, time::Instant};
 
 use bytes::{Bytes, BytesMut};
-use grasp_proto::words::RepoId;
+use grasp_proto::words::Address;
 use tokio::{
     io::{AsyncBufRead, AsyncReadExt},
     sync::mpsc,
@@ -59,7 +59,7 @@ const LARGEST_REQUEST: u64 = 64 * 1024 * 1024;
 /// Answers one request of a reader.
 pub async fn answer(
     server: Arc<Server>,
-    repo: RepoId,
+    address: Address,
     client: Option<IpAddr>,
     version: Version,
     mut body: Upload,
@@ -68,7 +68,7 @@ pub async fn answer(
     if version == Version::V2 {
         match pkt_line::read(&mut body).await {
             Ok(Some(Packet::Line(line))) if Packet::text(&line) == b"command=ls-refs" => {
-                return ls_refs(&server, repo, body).await;
+                return ls_refs(&server, address, body).await;
             }
             Ok(Some(Packet::Line(line))) => pkt_line::put(&mut begun, &line),
             Ok(Some(Packet::Flush) | None) => return Answer::Whole(Bytes::new()),
@@ -76,7 +76,7 @@ pub async fn answer(
             Err(bad) => return error(&bad.to_string()),
         }
     }
-    let view = match server.repositories.view(&repo) {
+    let view = match server.repositories.shown(&address) {
         Ok(view) => view,
         Err(error) => return Answer::from_error(&error),
     };
@@ -105,10 +105,10 @@ pub async fn answer(
         meters::took("fetch", label, begun_at);
         match outcome {
             Ok(()) => {
-                tracing::debug!(%repo, bytes, time = ?begun_at.elapsed(), "fetch answered");
+                tracing::debug!(repo = %address, bytes, time = ?begun_at.elapsed(), "fetch answered");
             }
             Err(reason) => {
-                tracing::info!(%repo, bytes, time = ?begun_at.elapsed(), reason, "fetch ended early");
+                tracing::info!(repo = %address, bytes, time = ?begun_at.elapsed(), reason, "fetch ended early");
             }
         }
     };
@@ -120,14 +120,14 @@ fn error(message: &str) -> Answer {
     Answer::Whole(pkt_line::line(format!("ERR {message}\n")))
 }
 
-async fn ls_refs(server: &Server, repo: RepoId, mut body: impl AsyncBufRead + Unpin) -> Answer {
+async fn ls_refs(server: &Server, address: Address, mut body: impl AsyncBufRead + Unpin) -> Answer {
     let request = match LsRefs::read(&mut body).await {
         Ok(request) => request,
         Err(reason) => return error(&reason),
     };
     let answer = server
         .repositories
-        .blocking(move |repositories| request.answer(repositories, &repo));
+        .blocking(move |repositories| request.answer(repositories, &address));
     Answer::from_pieces(answer.await)
 }
 

@@ -148,15 +148,10 @@ impl Settings {
         self.values.insert(name, (value, source));
     }
 
-    /// Says in the log which `NGIT_` variables nobody knows, and which have no effect yet.
+    /// Says in the log which `NGIT_` variables nobody knows.
     pub fn warn(&self) {
         for name in &self.unknown {
             tracing::warn!("{name} is not a setting of graspd; it is ignored");
-        }
-        for name in self.values.keys() {
-            if Variable::named(name).is_some_and(|variable| variable.reserved) {
-                tracing::warn!("{name} is set, but this version does not act on it");
-            }
         }
     }
 
@@ -317,17 +312,14 @@ impl Settings {
 
     /// Every variable with its effective value and where that came from, secrets hidden.
     pub fn effective(&self) -> impl Iterator<Item = (&'static Variable, Option<&str>, Source)> {
-        VARIABLES
-            .iter()
-            .filter(|variable| !variable.reserved || self.is_set(variable.name))
-            .map(|variable| {
-                let value = self.get(variable.name);
-                let shown = match value {
-                    Some(_) if variable.secret => Some("(hidden)"),
-                    value => value,
-                };
-                (variable, shown, self.source(variable.name))
-            })
+        VARIABLES.iter().map(|variable| {
+            let value = self.get(variable.name);
+            let shown = match value {
+                Some(_) if variable.secret => Some("(hidden)"),
+                value => value,
+            };
+            (variable, shown, self.source(variable.name))
+        })
     }
 }
 
@@ -338,7 +330,6 @@ pub fn flags() -> impl Iterator<Item = clap::Arg> {
             .long(variable.flag())
             .value_name("VALUE")
             .help(variable.meaning)
-            .hide(variable.reserved)
             .global(true)
     })
 }
@@ -364,7 +355,7 @@ pub fn reference() -> String {
          This page is generated from the code (`graspd config --reference`).\n\n\
          | variable | flag | default | meaning |\n|---|---|---|---|\n",
     );
-    for variable in VARIABLES.iter().filter(|variable| !variable.reserved) {
+    for variable in VARIABLES {
         let default = match variable.default {
             Some("") => "empty".to_owned(),
             Some(value) => format!("`{value}`"),
@@ -372,14 +363,6 @@ pub fn reference() -> String {
         };
         let (name, flag, meaning) = (variable.name, variable.flag(), variable.meaning);
         writeln!(page, "| `{name}` | `--{flag}` | {default} | {meaning} |")
-            .expect("writing to a string does not fail");
-    }
-    page.push_str(
-        "\nKnown, so that the environment of an existing deployment is not questioned, but not acted on\n\
-         by this version (setting one is warned about at start):\n\n",
-    );
-    for variable in VARIABLES.iter().filter(|variable| variable.reserved) {
-        writeln!(page, "- `{}`: {}", variable.name, variable.meaning)
             .expect("writing to a string does not fail");
     }
     page

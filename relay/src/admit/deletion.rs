@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use grasp_proto::words::{EventId, Identifier, Npub, RepoId};
+use grasp_proto::words::{Address, EventId, Identifier, Npub, RepoId};
 use nostr::{Event, Kind, Timestamp};
 
 use super::{Admit, Failed, known};
@@ -146,15 +146,16 @@ impl Admit {
     /// A pull request that is deleted takes along its refs.
     pub(super) async fn forget_pull_request(&self, request: &PullRequest) -> Result<(), Failed> {
         let id = request.id();
-        let mut repos = self.release.repositories_of(request).await;
+        let repos = self.release.repositories_of(request).await;
+        let mut places: Vec<Address> = repos.into_iter().map(Into::into).collect();
         let waiting = self.release.purgatory.remove_pull_request(&id);
-        repos.extend(
+        places.extend(
             waiting
                 .into_iter()
                 .flat_map(|entry| entry.pushed.into_keys()),
         );
         self.release.purgatory.flush().await?;
-        self.release.take_refs_away(&id, repos).await;
+        self.release.take_refs_away(&id, places).await;
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 use super::{Admit, Failed, WAITS, unrelated, waits_already};
 use crate::{
     nip34::pull_request::PullRequest,
+    policy::curation::BLOCKED,
     serial::Turn,
     verdict::{Origin, Verdict},
 };
@@ -21,15 +22,24 @@ impl Admit {
         {
             return Ok(waits_already());
         }
-        if !self.is_related(&request.event).await? {
-            return Ok(unrelated());
+        let is_related = self.is_related(&request.event).await?;
+        if !is_related {
+            let spaces = &self.release.spaces;
+            let named = spaces.named_by(&request.event);
+            if !spaces.is_on() || named.is_empty() {
+                return Ok(unrelated());
+            }
+            let rules = self.curation.rules();
+            if named.iter().all(|space| rules.blocks(space)) {
+                return Ok(Verdict::rejected(BLOCKED));
+            }
         }
         request.repositories = self.release.offered_to(&request).await?;
         let door = self.clone();
         // One queue is enough: the other side of the entry is merged, not overwritten, whichever
         // identifier it comes in by.
         let queue = request.identifiers().into_iter().next();
-        let work = async move { door.pull_request(request, origin).await };
+        let work = async move { door.pull_request(request, is_related, origin).await };
         match queue {
             Some(identifier) => self.serial.run(&identifier, Turn::Normal, work).await,
             None => work.await,
@@ -39,11 +49,13 @@ impl Admit {
     pub(super) async fn pull_request(
         self,
         request: PullRequest,
+        is_related: bool,
         origin: Origin,
     ) -> Result<Verdict, Failed> {
         let purgatory = &self.release.purgatory;
         let (id, identifiers) = (request.id(), request.identifiers());
-        let may_arrive = request.commit.is_some();
+        // What belongs to nothing here waits for its author's push, and is hunted for nowhere.
+        let may_arrive = is_related && request.commit.is_some();
         purgatory.pull_requests.admit(request, self.now());
         if let Err(error) = purgatory.keep_pull_request(&id).await {
             purgatory.remove_pull_request(&id);

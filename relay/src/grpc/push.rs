@@ -12,7 +12,7 @@ use grasp_proto::{
         self, Command,
         relay::{self as wire, authorize_response::Outcome, push_server},
     },
-    words::{EventId, Oid, RefKind, RefName, RepoId},
+    words::{Address, EventId, Identifier, Oid, RefKind, RefName, RepoId},
 };
 use nostr::Event;
 use tonic::{Request, Response, Status};
@@ -45,7 +45,7 @@ const COMMANDS: usize = 100_000;
 /// A push that was granted.
 #[derive(Debug, Clone)]
 struct Granted {
-    repo: RepoId,
+    address: Address,
     allowed: Allowed,
     last_seen: Moment,
     /// What was answered to its commit: the same for all commands, empty if they were done.
@@ -67,7 +67,7 @@ pub struct PushService {
 /// One push as it was asked about.
 #[derive(Debug, Clone)]
 struct Asked {
-    repo: RepoId,
+    address: Address,
     commands: Vec<Command>,
     incarnation: String,
 }
@@ -107,19 +107,15 @@ struct Judged {
 
 fn asked(
     repository: Option<wire::Repository>,
-    endpoint: i32,
     commands: Vec<wire::Command>,
     incarnation: String,
 ) -> Result<Asked, Status> {
-    if endpoint != wire::Endpoint::Standard as i32 {
-        return Err(Status::unimplemented("this endpoint is not served here"));
-    }
     if commands.len() > COMMANDS {
         return Err(Status::invalid_argument("too many commands"));
     }
     let commands = commands.into_iter().map(Command::try_from);
     Ok(Asked {
-        repo: contract::repository(repository)?,
+        address: contract::address(repository)?,
         commands: commands.collect::<Result<_, _>>()?,
         incarnation,
     })
@@ -174,17 +170,20 @@ impl PushService {
         Ok(announcement.is_some_and(|one| !one.lists(rules.ours())))
     }
 
-    async fn known(&self, commands: &[Command]) -> Result<BTreeMap<EventId, Known>, StoreError> {
+    async fn known(&self, asked: &Asked) -> Result<BTreeMap<EventId, Known>, StoreError> {
         let mut known = BTreeMap::new();
-        for command in commands {
+        for command in &asked.commands {
             let RefKind::Nostr(id) = command.name.kind() else {
                 continue;
             };
             let waiting = self.release.purgatory.pull_requests.get(&id);
             let what = match waiting.and_then(|entry| entry.request) {
-                Some(request) => Known::Commit(request.commit),
+                Some(request) => self.belongs(&asked.address, &request, true).await?,
                 None => match self.release.store.by_id(&id).await? {
-                    Some(event) => known_event(event),
+                    Some(event) => match pull_request(event) {
+                        Some(request) => self.belongs(&asked.address, &request, false).await?,
+                        None => Known::Other,
+                    },
                     None => Known::Unknown,
                 },
             };
@@ -193,50 +192,97 @@ impl PushService {
         Ok(known)
     }
 
-    /// Judges a push as things stand now. In the queue of its identifier.
-    async fn judge(&self, asked: &Asked) -> Result<Judged, Failed> {
+    /// What a pull request that is known means for a push to `address`.
+    async fn belongs(
+        &self,
+        address: &Address,
+        request: &PullRequest,
+        waits: bool,
+    ) -> Result<Known, StoreError> {
+        let Release { spaces, .. } = &self.release;
+        let belongs = match address.is_prs() {
+            true => spaces.named_by(&request.event).contains(&address.repo),
+            // What waits for a push to its author's own space is nobody else's.
+            false => !waits || self.release.is_related(request).await?,
+        };
+        Ok(match belongs {
+            true => Known::Commit(request.commit),
+            false => Known::Elsewhere,
+        })
+    }
+
+    /// Whether a repository takes pushes at all; a refusal says why not.
+    async fn is_open(&self, repo: &RepoId) -> Result<(), Failed> {
         let Release {
             purgatory,
             repositories,
-            git,
             ..
         } = &self.release;
-        if self.curation.rules().blocks(&asked.repo) {
-            return Err(Refused(NOT_TAKEN.to_owned()).into());
-        }
-        match repositories.standing(&asked.repo) {
+        let refused = |why: &str| Err(Refused(why.to_owned()).into());
+        match repositories.standing(repo) {
             Some(Standing::Active) => {}
             Some(Standing::Waiting) => {
-                let entry = purgatory.announcements.get(&asked.repo);
+                let entry = purgatory.announcements.get(repo);
                 if entry.is_none_or(|entry| entry.soft_expired) {
-                    return Err(Refused(
-                        "the announcement of this repository has expired".to_owned(),
-                    )
-                    .into());
+                    return refused("the announcement of this repository has expired");
                 }
             }
-            _ => {
-                return Err(
-                    Refused("no announcement of this repository is here".to_owned()).into(),
-                );
+            _ => return refused("no announcement of this repository is here"),
+        }
+        match self.is_read_only(repo).await? {
+            true => refused(READ_ONLY),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether a contributor's own space takes pushes.
+    fn is_open_space(&self, repo: &RepoId) -> Result<(), Failed> {
+        let why = if !self.release.spaces.is_on() {
+            "nothing is taken below /prs/ here"
+        } else if self.curation.rules().bans(&repo.owner) {
+            NOT_TAKEN
+        } else {
+            return Ok(());
+        };
+        Err(Refused(why.to_owned()).into())
+    }
+
+    /// The refs of these names. A contributor's space without any has no repository.
+    async fn refs(&self, address: &Address, names: &[RefName]) -> Result<Refs, GitError> {
+        match self.release.git.refs(address, names).await {
+            Err(GitError::NotFound) if address.is_prs() => Ok(Refs::default()),
+            refs => refs,
+        }
+    }
+
+    /// Judges a push as things stand now. In the queue of its identifier.
+    async fn judge(&self, asked: &Asked) -> Result<Judged, Failed> {
+        let Address { repo, .. } = &asked.address;
+        if self.curation.rules().blocks(repo) {
+            return Err(Refused(NOT_TAKEN.to_owned()).into());
+        }
+        let states = match asked.address.is_prs() {
+            true => {
+                self.is_open_space(repo)?;
+                Vec::new()
             }
-        }
-        if self.is_read_only(&asked.repo).await? {
-            return Err(Refused(READ_ONLY.to_owned()).into());
-        }
-        let states = self.candidates(&asked.repo).await?;
+            false => {
+                self.is_open(repo).await?;
+                self.candidates(repo).await?
+            }
+        };
         let mut names: BTreeSet<RefName> = asked.commands.iter().map(|c| c.name.clone()).collect();
         for state in &states {
             names.extend(state.refs.keys().cloned());
         }
         let list: Vec<RefName> = names.iter().cloned().collect();
-        let current = git.refs(&asked.repo, &list).await?;
+        let current = self.refs(&asked.address, &list).await?;
         if !asked.incarnation.is_empty() && current.incarnation != asked.incarnation {
             return Err(Refused("the repository was deleted and made anew".to_owned()).into());
         }
-        let known = self.known(&asked.commands).await?;
+        let known = self.known(asked).await?;
         let allowed = judge(&Case {
-            identifier: &asked.repo.identifier,
+            address: &asked.address,
             commands: &asked.commands,
             current: &current.refs,
             states: &states,
@@ -254,10 +300,11 @@ impl PushService {
     }
 
     /// What allowed a push lasts until `until` at least.
-    fn extend(&self, repo: &RepoId, allowed: &Allowed, until: Moment) {
+    fn extend(&self, address: &Address, allowed: &Allowed, until: Moment) {
         let purgatory = &self.release.purgatory;
         if let Some(state) = &allowed.state {
             purgatory.extend_state(state, until);
+            let repo = &address.repo;
             if self.release.repositories.standing(repo) == Some(Standing::Waiting) {
                 purgatory.prolong_announcement(repo, until);
             }
@@ -290,7 +337,7 @@ impl PushService {
             Ok(judged) => judged,
             Err(Failed::Refused(Refused(reason))) => {
                 metrics::counter!("ngit_pushes_total", "result" => "refused").increment(1);
-                tracing::info!(repo = %asked.repo, %reason, "push refused");
+                tracing::info!(repo = %asked.address, %reason, "push refused");
                 return Ok(wire::AuthorizeResponse {
                     outcome: Some(Outcome::Refused(wire::Refused { reason })),
                 });
@@ -298,7 +345,7 @@ impl PushService {
             Err(Failed::Git(GitError::NotFound)) => {
                 let reason = "the repository is not here".to_owned();
                 metrics::counter!("ngit_pushes_total", "result" => "refused").increment(1);
-                tracing::info!(repo = %asked.repo, %reason, "push refused");
+                tracing::info!(repo = %asked.address, %reason, "push refused");
                 return Ok(wire::AuthorizeResponse {
                     outcome: Some(Outcome::Refused(wire::Refused { reason })),
                 });
@@ -306,7 +353,7 @@ impl PushService {
             Err(other) => return Err(other),
         };
         let now = self.release.purgatory.now();
-        self.extend(&asked.repo, &judged.allowed, now + WAITS_FOR);
+        self.extend(&asked.address, &judged.allowed, now + WAITS_FOR);
         // What is signed for is taken out of the staging as its refs are moved; what came with it and
         // is not stays there.
         let objects = if !judged.allowed.placeholders.is_empty() {
@@ -321,7 +368,7 @@ impl PushService {
         self.pushes.insert(
             push_id.clone(),
             Granted {
-                repo: asked.repo,
+                address: asked.address,
                 allowed: judged.allowed,
                 last_seen: now,
                 answer: None,
@@ -360,7 +407,7 @@ impl PushService {
                 ) => break Some(why),
                 Err(other) => {
                     // It may have been half done: whoever it was for gets the other half.
-                    let identifier = asked.repo.identifier.clone();
+                    let identifier = asked.address.identifier().clone();
                     self.release.unfinished.insert(identifier, ());
                     return Err(other);
                 }
@@ -372,7 +419,7 @@ impl PushService {
             "accepted"
         };
         metrics::counter!("ngit_pushes_total", "result" => result).increment(1);
-        tracing::info!(repo = %asked.repo, result, reason, "push");
+        tracing::info!(repo = %asked.address, result, reason, "push");
         let answer = reason.unwrap_or_default();
         if let Some(mut push) = self.pushes.get_mut(&push_id) {
             push.answer = Some(answer.clone());
@@ -387,7 +434,7 @@ impl PushService {
         if let Some(state) = judged.state {
             let expected = judged.names.iter().filter(|name| is_branch_or_tag(name));
             let aim = Aim {
-                repo: asked.repo.clone(),
+                repo: asked.address.repo.clone(),
                 expected: expected
                     .map(|name| (name.clone(), judged.current.refs.get(name).copied()))
                     .collect(),
@@ -409,19 +456,17 @@ impl PushService {
 
     async fn put_requested(&self, asked: &Asked, id: &EventId, commit: Oid) -> Result<(), Failed> {
         // Known to be here before its ref is: whatever ends the wait takes the ref along.
-        let purgatory = &self.release.purgatory;
+        let (purgatory, to) = (&self.release.purgatory, &asked.address);
         if purgatory.pull_requests.get(id).is_some() {
             let now = purgatory.now();
-            purgatory
-                .pull_requests
-                .pushed(*id, &asked.repo, commit, now);
+            purgatory.pull_requests.pushed(*id, to, commit, now);
             purgatory.keep_pull_request(id).await?;
         }
+        if to.is_prs() {
+            purgatory.keep_contribution(id, &to.repo).await?;
+        }
         let name = RefName::nostr(id);
-        self.release
-            .git
-            .put_ref(&asked.repo, &name, commit, true)
-            .await?;
+        self.release.git.put_ref(to, &name, commit, true).await?;
         self.release.pull_request(id).await?;
         Ok(())
     }
@@ -434,21 +479,22 @@ impl PushService {
         id: &EventId,
         commit: Oid,
     ) -> Result<(), Failed> {
-        let purgatory = &self.release.purgatory;
+        let (purgatory, to) = (&self.release.purgatory, &asked.address);
         purgatory
             .pull_requests
-            .pushed(*id, &asked.repo, commit, purgatory.now());
+            .pushed(*id, to, commit, purgatory.now());
         purgatory.keep_pull_request(id).await?;
+        if to.is_prs() {
+            purgatory.keep_contribution(id, &to.repo).await?;
+        }
         let name = RefName::nostr(id);
-        let put = self
-            .release
-            .git
-            .put_ref(&asked.repo, &name, commit, false)
-            .await;
+        let put = self.release.git.put_ref(to, &name, commit, false).await;
         if let Err(error) = put {
             if !matches!(error, GitError::Unreachable(_)) {
-                let repos = [asked.repo.clone()];
-                self.release.purgatory.unpushed(id, &repos).await?;
+                purgatory.unpushed(id, std::slice::from_ref(to)).await?;
+                if to.is_prs() {
+                    purgatory.forget_contribution(id, &to.repo);
+                }
             }
             return Err(error.into());
         }
@@ -458,12 +504,12 @@ impl PushService {
     }
 
     /// Releases what else the objects of a push may have completed, after its pusher was told.
-    fn release_others(&self, repo: RepoId) {
+    fn release_others(&self, identifier: Identifier) {
         let service = self.clone();
         tokio::spawn(async move {
-            let identifier = repo.identifier.clone();
+            let name = identifier.clone();
             let (release, serial) = (service.release.clone(), service.serial.clone());
-            let work = async move { release_identifier(&release, &serial, &repo.identifier).await };
+            let work = async move { release_identifier(&release, &serial, &name).await };
             if let Err(error) = service.serial.run(&identifier, Turn::Normal, work).await {
                 service
                     .release
@@ -485,14 +531,10 @@ fn is_branch_or_tag(name: &RefName) -> bool {
     matches!(name.kind(), RefKind::Head | RefKind::Tag)
 }
 
-fn known_event(event: Event) -> Known {
-    match Meaning::of(event.kind) {
-        Meaning::PullRequest => match PullRequest::read(Arc::new(event)) {
-            Ok(request) => Known::Commit(request.commit),
-            Err(_) => Known::Other,
-        },
-        _ => Known::Other,
-    }
+fn pull_request(event: Event) -> Option<PullRequest> {
+    let is_one = Meaning::of(event.kind) == Meaning::PullRequest;
+    let read = || PullRequest::read(Arc::new(event)).ok();
+    is_one.then(read).flatten()
 }
 
 #[tonic::async_trait]
@@ -502,13 +544,8 @@ impl push_server::Push for PushService {
         request: Request<wire::AuthorizeRequest>,
     ) -> Result<Response<wire::AuthorizeResponse>, Status> {
         let request = request.into_inner();
-        let asked = asked(
-            request.repository,
-            request.endpoint,
-            request.commands,
-            request.incarnation,
-        )?;
-        let queue = asked.repo.identifier.clone();
+        let asked = asked(request.repository, request.commands, request.incarnation)?;
+        let queue = asked.address.identifier().clone();
         let work = self.clone().authorize(asked);
         let answer = self.serial.run(&queue, Turn::Urgent, work).await?;
         Ok(Response::new(answer))
@@ -525,7 +562,7 @@ impl push_server::Push for PushService {
             push.value().clone()
         });
         let push = push.ok_or_else(|| Status::not_found("no such push"))?;
-        self.extend(&push.repo, &push.allowed, now + AFTER_LAST_BYTE);
+        self.extend(&push.address, &push.allowed, now + AFTER_LAST_BYTE);
         Ok(Response::new(wire::KeepAliveResponse {}))
     }
 
@@ -534,19 +571,11 @@ impl push_server::Push for PushService {
         request: Request<wire::CommitRequest>,
     ) -> Result<Response<wire::CommitResponse>, Status> {
         let request = request.into_inner();
-        let asked = asked(
-            request.repository,
-            request.endpoint,
-            request.commands,
-            request.incarnation,
-        )?;
-        let repo = asked.repo.clone();
+        let asked = asked(request.repository, request.commands, request.incarnation)?;
+        let identifier = asked.address.identifier().clone();
         let work = self.clone().commit(request.push_id, asked);
-        let results = self
-            .serial
-            .run(&repo.identifier, Turn::Urgent, work)
-            .await?;
-        self.release_others(repo);
+        let results = self.serial.run(&identifier, Turn::Urgent, work).await?;
+        self.release_others(identifier);
         Ok(Response::new(wire::CommitResponse { results }))
     }
 }

@@ -27,7 +27,7 @@ pub fn document(config: &Config) -> Value {
         "software": env!("CARGO_PKG_NAME").replace("grasp-relay", "graspd"),
         "version": env!("CARGO_PKG_VERSION"),
         "supported_nips": NIPS,
-        "supported_grasps": grasps(config.hunts, &rules),
+        "supported_grasps": grasps(config, &rules),
         "repo_acceptance_criteria": criteria(&rules),
         "limitation": {
             "max_message_length": max_message_bytes(limits.max_event_bytes),
@@ -47,11 +47,12 @@ pub fn document(config: &Config) -> Value {
 }
 
 /// What is switched on, exactly.
-fn grasps(hunts: bool, rules: &Rules) -> Vec<&'static str> {
+fn grasps(config: &Config, rules: &Rules) -> Vec<&'static str> {
     let all = [
         ("GRASP-01", true),
-        ("GRASP-02", hunts),
+        ("GRASP-02", config.hunts),
         ("GRASP-05", rules.archive().is_some()),
+        ("GRASP-06", config.prs),
     ];
     let on = all.into_iter().filter(|(_, is_on)| *is_on);
     on.map(|(name, _)| name).collect()

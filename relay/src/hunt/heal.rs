@@ -58,7 +58,7 @@ pub async fn identifier(
             lacks |= !absent.is_empty();
             continue;
         }
-        match release.git.refs(&repo, &[]).await {
+        match release.git.refs(&(&repo).into(), &[]).await {
             Ok(found) if shows(&found.refs, &state) => continue,
             Ok(_) | Err(GitError::NotFound) => {}
             Err(error) => return Err(error.into()),

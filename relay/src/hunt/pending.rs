@@ -127,7 +127,9 @@ impl Pending {
         let (requests, count) = purgatory.pull_requests.from(identifier, start, REQUESTS);
         is_whole &= requests.len() == count;
         let requests = requests.into_iter().filter_map(|(_, entry)| entry.request);
-        for request in requests.filter(|request| request.commit.is_some()) {
+        let may_arrive =
+            |request: &PullRequest| request.commit.is_some() && !waits_for_push(release, request);
+        for request in requests.filter(may_arrive) {
             let offered = request.repositories.iter();
             let offered = offered.filter(|repo| repo.identifier == *identifier);
             let owners: Vec<Npub> = offered.map(|repo| repo.owner).take(OFFERED).collect();
@@ -203,6 +205,17 @@ impl Pending {
         }
         named.into_iter().map(|(in_order, _)| in_order).collect()
     }
+}
+
+/// Whether a pull request was accepted because of its author's own space (GRASP-06), where only a
+/// push brings its commit: nothing that it is offered to is served here.
+fn waits_for_push(release: &Release, request: &PullRequest) -> bool {
+    let mut offered = request.repositories.iter();
+    let is_served = |repo: &RepoId| {
+        let standing = release.repositories.standing(repo);
+        standing.is_some_and(Standing::is_served)
+    };
+    !offered.any(is_served) && !release.spaces.named_by(&request.event).is_empty()
 }
 
 /// Whose repositories of an identifier something by, or for, `authors` is about: their own, then those

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use grasp_proto::{
     contract::Command,
-    words::{EventId, Identifier, Oid, RefKind, RefName},
+    words::{Address, EventId, Oid, RefKind, RefName},
 };
 
 use crate::nip34::state::{State, Target};
@@ -18,13 +18,15 @@ pub enum Known {
     Commit(Option<Oid>),
     /// An event of this id is here and is no pull request.
     Other,
+    /// It is, and does not belong where the push goes.
+    Elsewhere,
 }
 
 /// Everything a push is judged by.
 #[derive(Debug)]
 pub struct Case<'a> {
-    /// Under which identifier.
-    pub identifier: &'a Identifier,
+    /// Where it goes.
+    pub address: &'a Address,
     /// What is to be done, in the pusher's order.
     pub commands: &'a [Command],
     /// Where the refs are that the commands or the states name, as far as they exist.
@@ -80,6 +82,12 @@ pub fn judge(case: &Case) -> Result<Allowed, Refused> {
         }
         let changes = !changes_nothing(command, case.current);
         match command.name.kind() {
+            RefKind::Head | RefKind::Tag | RefKind::Other if case.address.is_prs() => {
+                return refused(format!(
+                    "{}: only refs/nostr/<event id> can be pushed to an address below /prs/",
+                    command.name
+                ));
+            }
             RefKind::Head | RefKind::Tag => branches.push(command),
             RefKind::Nostr(id) if changes => match case.known.get(&id) {
                 Some(Known::Commit(commit)) if *commit == Some(command.new) => {
@@ -95,6 +103,21 @@ pub fn judge(case: &Case) -> Result<Allowed, Refused> {
                 }
                 Some(Known::Other) => {
                     return refused(format!("{}: that event is no pull request", command.name));
+                }
+                Some(Known::Elsewhere) => {
+                    let event = short(&id);
+                    return refused(match case.address.is_prs() {
+                        true => format!(
+                            "{}: pull request {event} is not by this author, or does not name this \
+                             address in clone and its identifier in an a tag",
+                            command.name
+                        ),
+                        false => format!(
+                            "{}: pull request {event} belongs to nothing that is served here: push \
+                             to the address below /prs/ that it names",
+                            command.name
+                        ),
+                    });
                 }
                 _ if command.new.is_zero() => {
                     return refused(format!("{} cannot be deleted by a push", command.name));
@@ -154,7 +177,7 @@ fn fulfilled(case: &Case, branches: &[&Command]) -> Result<EventId, Refused> {
             "{}: no state event (kind 30618) by a maintainer of {} is waiting for this push; \
              publish one first",
             branches.first().map_or("the push", |c| c.name.as_str()),
-            case.identifier,
+            case.address.identifier(),
         )),
     }
 }
@@ -205,6 +228,7 @@ fn short(id: &EventId) -> String {
 mod tests {
     use std::sync::Arc;
 
+    use grasp_proto::words::{Identifier, Npub, RepoId};
     use proptest::prelude::*;
 
     use super::*;
@@ -244,6 +268,13 @@ mod tests {
         State::read(Arc::new(event(&keys(1), STATE, at, &tags))).unwrap()
     }
 
+    fn address() -> Address {
+        Address::from(RepoId {
+            owner: Npub::from_bytes([1; 32]),
+            identifier: Identifier::parse("x").unwrap(),
+        })
+    }
+
     fn push(
         current: &[(&str, u8)],
         states: &[State],
@@ -259,7 +290,7 @@ mod tests {
             })
             .collect();
         judge(&Case {
-            identifier: &Identifier::parse("x").unwrap(),
+            address: &address(),
             commands: &commands,
             current: &refs(current),
             states,
@@ -374,6 +405,41 @@ mod tests {
         );
         assert!(push(&[], &waiting, &[], &[("main", 1), ("refs/notes/x", 2)]).is_err());
         assert!(push(&[], &waiting, &[], &[("main", 1), ("main", 1)]).is_err());
+    }
+
+    #[test]
+    fn a_space_takes_commits_for_pull_requests_that_name_it_and_nothing_else() {
+        let space = Address::prs(address().repo);
+        let judged = |what: &str, new: u8, known: Known| {
+            judge(&Case {
+                address: &space,
+                commands: &[Command {
+                    old: Oid::ZERO,
+                    new: oid(new),
+                    name: name(what),
+                }],
+                current: &BTreeMap::new(),
+                states: &[],
+                known: &BTreeMap::from([(EventId::from_bytes([7; 32]), known)]),
+            })
+        };
+        let nostr = format!("refs/nostr/{}", "07".repeat(32));
+        let unknown = judged(&nostr, 1, Known::Unknown).unwrap();
+        assert_eq!(unknown.placeholders.len(), 1);
+        let requested = judged(&nostr, 1, Known::Commit(Some(oid(1)))).unwrap();
+        assert_eq!(requested.requested.len(), 1);
+        for (what, new, known, why) in [
+            (nostr.as_str(), 2, Known::Commit(Some(oid(1))), "names"),
+            (&nostr, 1, Known::Elsewhere, "not by this author"),
+            (&nostr, 1, Known::Other, "no pull request"),
+            ("refs/heads/main", 1, Known::Unknown, "below /prs/"),
+            ("refs/heads/main", 0, Known::Unknown, "below /prs/"),
+            ("refs/tags/v1", 1, Known::Unknown, "below /prs/"),
+            ("refs/nostr/abc", 1, Known::Unknown, "below /prs/"),
+        ] {
+            let Refused(reason) = judged(what, new, known).unwrap_err();
+            assert!(reason.contains(why), "{what}: {reason}");
+        }
     }
 
     proptest! {

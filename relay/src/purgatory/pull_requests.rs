@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dashmap::{DashMap, Entry as Slot};
-use grasp_proto::words::{EventId, Identifier, Oid, RepoId};
+use grasp_proto::words::{Address, EventId, Identifier, Oid};
 
 use super::{WAITS_FOR, deadlines::Deadlines};
 use crate::{clock::Moment, nip34::pull_request::PullRequest};
@@ -14,8 +14,9 @@ use crate::{clock::Moment, nip34::pull_request::PullRequest};
 pub struct Waiting {
     /// The event; `None`: git came first.
     pub request: Option<PullRequest>,
-    /// The commits pushed for it before it was known, by the repository they were pushed to.
-    pub pushed: BTreeMap<RepoId, Oid>,
+    /// The commits pushed for it before it was served, by where they were pushed to. Below `/prs/`
+    /// that says whose the event must be, and under which identifier.
+    pub pushed: BTreeMap<Address, Oid>,
     /// When the first of it came.
     pub created: Moment,
     /// Its deadline.
@@ -24,7 +25,10 @@ pub struct Waiting {
 
 impl Waiting {
     fn identifiers(&self) -> BTreeSet<Identifier> {
-        let pushed = self.pushed.keys().map(|repo| repo.identifier.clone());
+        let pushed = self
+            .pushed
+            .keys()
+            .map(|address| address.identifier().clone());
         let offered = self.request.iter().flat_map(PullRequest::identifiers);
         pushed.chain(offered).collect()
     }
@@ -76,9 +80,9 @@ impl PullRequests {
     }
 
     /// A commit was pushed for it: 30 minutes from now. Gives the entry as it is with it.
-    pub fn pushed(&self, id: EventId, repo: &RepoId, commit: Oid, now: Moment) -> Waiting {
+    pub fn pushed(&self, id: EventId, to: &Address, commit: Oid, now: Moment) -> Waiting {
         self.change(id, now, |entry| {
-            entry.pushed.insert(repo.clone(), commit);
+            entry.pushed.insert(to.clone(), commit);
             entry.expires = now + WAITS_FOR;
         })
     }
@@ -88,11 +92,11 @@ impl PullRequests {
         self.change(id, restored.created, |entry| *entry = restored);
     }
 
-    /// What was pushed to these repositories has been removed again.
-    pub fn unpushed(&self, id: &EventId, repos: &[RepoId]) {
+    /// What was pushed there has been removed again.
+    pub fn unpushed(&self, id: &EventId, from: &[Address]) {
         if let Some(entry) = self.get(id) {
             self.change(*id, entry.created, |entry| {
-                entry.pushed.retain(|repo, _| !repos.contains(repo));
+                entry.pushed.retain(|address, _| !from.contains(address));
             });
         }
     }
@@ -202,6 +206,8 @@ fn without(index: &DashMap<Identifier, BTreeSet<EventId>>, key: Identifier, id: 
 mod tests {
     use std::{sync::Arc, time::Duration};
 
+    use grasp_proto::words::RepoId;
+
     use super::*;
     use crate::nip34::{
         PULL_REQUEST, author_of,
@@ -230,10 +236,10 @@ mod tests {
     fn either_side_may_come_first() {
         let store = PullRequests::default();
         let request = request(&["x"]);
-        let repo = RepoId {
+        let repo = Address::from(RepoId {
             owner: author_of(&request.event),
             identifier: named("y"),
-        };
+        });
         let oid = Oid::from_bytes([1; 20]);
         let id = request.id();
         let placeholder = store.pushed(id, &repo, oid, NOW);

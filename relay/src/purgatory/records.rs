@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use grasp_proto::words::{EventId, Identifier, Npub, Oid, RepoId};
+use grasp_proto::words::{Address, EventId, Identifier, Npub, Oid, RepoId};
 use nostr::Event;
 
 use super::{Purgatory, announcements, pull_requests, states};
@@ -58,13 +58,17 @@ pub(super) fn request_record(entry: &pull_requests::Waiting) -> Option<Record> {
 }
 
 pub(super) fn placeholder_record(id: &EventId, entry: &pull_requests::Waiting) -> Option<Record> {
-    let pushed = entry.pushed.iter();
-    let pushed: Vec<(String, String)> = pushed
-        .map(|(repo, oid)| (repo.coordinate(), oid.to_hex()))
-        .collect();
-    (!pushed.is_empty()).then(|| Record::Placeholder {
+    let (prs, pushed): (Vec<_>, Vec<_>) = entry.pushed.iter().partition(|(to, _)| to.is_prs());
+    let written = |pushed: Vec<(&Address, &Oid)>| -> Vec<(String, String)> {
+        let pushed = pushed.into_iter();
+        pushed
+            .map(|(to, oid)| (to.repo.coordinate(), oid.to_hex()))
+            .collect()
+    };
+    (!entry.pushed.is_empty()).then(|| Record::Placeholder {
         id: id.to_hex(),
-        pushed,
+        pushed: written(pushed),
+        prs: written(prs),
         created: entry.created,
         expires: entry.expires,
     })
@@ -73,6 +77,7 @@ pub(super) fn placeholder_record(id: &EventId, entry: &pull_requests::Waiting) -
 /// The kinds of records, which their keys begin with. A clock's key is its own kind and then the
 /// key of what it belongs to, so that clocks come last.
 pub(super) const ANNOUNCEMENT: u8 = b'a';
+pub(super) const CONTRIBUTION: u8 = b'c';
 pub(super) const DOOMED: u8 = b'd';
 pub(super) const REQUEST: u8 = b'p';
 pub(super) const PLACEHOLDER: u8 = b'q';
@@ -150,21 +155,31 @@ impl Purgatory {
             Record::Placeholder {
                 id,
                 pushed,
+                prs,
                 created,
                 expires,
             } => {
                 let id = EventId::from_hex(&id).map_err(|e| e.to_string())?;
                 let request = self.pull_requests.get(&id).and_then(|entry| entry.request);
-                let pushed = pushed.iter().filter_map(|(repo, commit)| {
+                let read = |(repo, commit): &(String, String)| {
                     Some((repository_coordinate(repo)?, Oid::from_hex(commit).ok()?))
-                });
+                };
+                let pushed = pushed.iter().filter_map(read);
+                let pushed = pushed.map(|(repo, commit)| (Address::from(repo), commit));
+                let prs = prs.iter().filter_map(read);
+                let prs = prs.map(|(repo, commit)| (Address::prs(repo), commit));
                 let entry = pull_requests::Waiting {
                     request,
-                    pushed: pushed.collect(),
+                    pushed: pushed.chain(prs).collect(),
                     created,
                     expires,
                 };
                 self.pull_requests.restore(id, entry);
+            }
+            Record::Contribution { id, repository } => {
+                let id = EventId::from_hex(&id).map_err(|e| e.to_string())?;
+                let repo = repository_coordinate(&repository).ok_or("no coordinate")?;
+                self.contributions.restore(id, repo);
             }
             Record::Clock {
                 expires,

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use grasp_proto::words::{EventId, Identifier, Oid, RefName, RepoId};
+use grasp_proto::words::{Address, EventId, Identifier, Oid, RefName, RepoId};
 use nostr::Filter;
 
 use super::{Release, ReleaseError};
@@ -18,6 +18,7 @@ use crate::{
     },
     policy::{related, satisfiable::Wanted},
     purgatory::pull_requests,
+    repository::Standing,
     store::StoreError,
 };
 
@@ -47,7 +48,7 @@ impl Release {
                 continue;
             };
             let name = RefName::nostr(&request.id());
-            match self.git.put_ref(repo, &name, commit, true).await {
+            match self.git.put_ref(&repo.into(), &name, commit, true).await {
                 Err(error @ (GitError::Unreachable(_) | GitError::Failed(_))) => {
                     return Err(error.into());
                 }
@@ -58,16 +59,25 @@ impl Release {
         Ok(())
     }
 
-    /// The repositories here that a pull request's ref belongs into, by identifier.
-    fn wanting(&self, request: &PullRequest) -> BTreeMap<Identifier, BTreeSet<RepoId>> {
+    /// The repositories that a pull request's ref belongs into, by identifier: those that are here and
+    /// whose maintainers include an owner it is offered to; if it `is_served_only`, the served ones.
+    fn wanting(
+        &self,
+        request: &PullRequest,
+        is_served_only: bool,
+    ) -> BTreeMap<Identifier, BTreeSet<RepoId>> {
         let mut wanting: BTreeMap<Identifier, BTreeSet<RepoId>> = BTreeMap::new();
+        let is_wanting = |standing: Standing| match is_served_only {
+            true => standing == Standing::Active,
+            false => standing.is_here(),
+        };
         for tagged in &request.repositories {
             let trusting = self
                 .repositories
                 .trusting(&tagged.identifier, &tagged.owner);
             let here = trusting
                 .into_iter()
-                .filter(|(_, standing)| standing.is_here());
+                .filter(|(_, standing)| is_wanting(*standing));
             wanting
                 .entry(tagged.identifier.clone())
                 .or_default()
@@ -90,8 +100,17 @@ impl Release {
         }
     }
 
+    /// Whether a pull request belongs to something that is served here.
+    pub async fn is_related(&self, request: &PullRequest) -> Result<bool, StoreError> {
+        let none = BTreeSet::new();
+        related::is_related(&request.event, &self.repositories, &self.store, &none).await
+    }
+
     /// Releases a pull request if its commit is here; says whether it is served. Commits pushed for
-    /// it that it does not name lose their ref.
+    /// it that it does not name, or to a space that it does not name, lose their ref.
+    ///
+    /// One that belongs to nothing served here is released by a push to its author's own space alone.
+    /// There is only ever what was pushed there: what came in another way is not put there.
     pub async fn pull_request(&self, id: &EventId) -> Result<bool, ReleaseError> {
         let Some(entry) = self.purgatory.pull_requests.get(id) else {
             return Ok(false);
@@ -104,36 +123,42 @@ impl Release {
             return Ok(false);
         };
         let name = RefName::nostr(id);
-        self.refuse_other_commits(id, &name, &entry, &request)
-            .await?;
-        // What it was accepted for may have gone meanwhile.
-        let none = BTreeSet::new();
-        let is_related =
-            related::is_related(&request.event, &self.repositories, &self.store, &none);
+        self.refuse_what_differs(id, &entry, &request).await?;
         let Some(commit) = request.commit else {
             return Ok(false);
         };
-        if !is_related.await? {
+        // What it was accepted for may have gone meanwhile.
+        let is_related = self.is_related(&request).await?;
+        if !is_related && !self.spaces.is_on() {
             return Ok(false);
         }
-        for (repo, pushed) in &entry.pushed {
-            if *pushed == commit {
+        let named = self.spaces.named_by(&request.event);
+        let mut is_here = false;
+        for (address, pushed) in &entry.pushed {
+            let counts = match address.is_prs() {
+                true => named.contains(&address.repo),
+                false => is_related,
+            };
+            if counts && *pushed == commit {
                 // Signed for now: what was staged belongs in the pool.
-                self.put_ref(repo, &name, commit).await?;
+                let put = self.put_ref(address, &name, commit).await?;
+                is_here |= put && address.is_prs();
             }
+        }
+        if !is_related && !is_here {
+            return Ok(false);
         }
         let wanted = Wanted {
             oids: BTreeSet::new(),
             commits: BTreeSet::from([commit]),
         };
-        let mut is_here = false;
-        for (identifier, repos) in self.wanting(&request) {
+        for (identifier, repos) in self.wanting(&request, !is_related) {
             if !self.absent(&identifier, &wanted).await?.is_empty() {
                 continue;
             }
             is_here = true;
             for repo in repos {
-                self.put_ref(&repo, &name, commit).await?;
+                self.put_ref(&repo.into(), &name, commit).await?;
             }
         }
         if !is_here {
@@ -147,28 +172,71 @@ impl Release {
         Ok(true)
     }
 
-    /// Puts the ref of a signed pull request. A repository that cannot take it keeps no other from
-    /// having it; only a git storage that does not answer ends the release.
-    async fn put_ref(&self, repo: &RepoId, name: &RefName, commit: Oid) -> Result<(), GitError> {
-        match self.git.put_ref(repo, name, commit, true).await {
+    /// Puts the ref of a signed pull request; says whether it is there now. A repository that cannot
+    /// take it keeps no other from having it; only a git storage that does not answer ends the release.
+    async fn put_ref(
+        &self,
+        address: &Address,
+        name: &RefName,
+        commit: Oid,
+    ) -> Result<bool, GitError> {
+        match self.git.put_ref(address, name, commit, true).await {
+            Ok(()) => Ok(true),
             Err(error @ GitError::Unreachable(_)) => Err(error),
-            Err(GitError::NotFound) | Ok(()) => Ok(()),
+            Err(GitError::NotFound) => Ok(false),
             Err(error) => {
-                tracing::warn!(%repo, %name, %error, "a ref was not put");
-                Ok(())
+                tracing::warn!(repo = %address, %name, %error, "a ref was not put");
+                Ok(false)
             }
         }
     }
 
-    /// Takes away the refs of a pull request that is served or waits no more.
-    pub async fn take_refs_away(&self, id: &EventId, repos: impl IntoIterator<Item = RepoId>) {
-        let name = RefName::nostr(id);
-        for repo in repos {
-            match self.git.delete_ref(&repo, &name).await {
-                Ok(()) | Err(GitError::NotFound) => {}
-                Err(error) => tracing::warn!(%repo, %name, %error, "a ref is still there"),
+    /// Takes away one ref of a pull request; one that is not there is gone.
+    pub async fn take_ref_away(&self, address: &Address, id: &EventId) -> Result<(), GitError> {
+        match self.git.delete_ref(address, &RefName::nostr(id)).await {
+            Ok(()) | Err(GitError::NotFound) => {
+                if address.is_prs() {
+                    self.purgatory.forget_contribution(id, &address.repo);
+                }
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes away the refs of a pull request that is served or waits no more: those in `places`, and
+    /// those in its author's own space.
+    pub async fn take_refs_away(
+        &self,
+        id: &EventId,
+        places: impl IntoIterator<Item = impl Into<Address>>,
+    ) {
+        let mut places: BTreeSet<Address> = places.into_iter().map(Into::into).collect();
+        let own = self.purgatory.contributions.of(id);
+        places.extend(own.into_iter().map(Address::prs));
+        for address in places {
+            if let Err(error) = self.take_ref_away(&address, id).await {
+                tracing::warn!(repo = %address, %id, %error, "a ref is still there");
             }
         }
+    }
+
+    /// In the queue of its identifier: a ref in a contributor's space whose event neither waits for it
+    /// nor is kept goes. Whatever ended its event was interrupted before.
+    pub async fn settle_contribution(
+        &self,
+        id: &EventId,
+        repo: &RepoId,
+    ) -> Result<(), ReleaseError> {
+        let address = Address::prs(repo.clone());
+        let waiting = self.purgatory.pull_requests.get(id);
+        let waits = waiting.is_some_and(|entry| entry.pushed.contains_key(&address));
+        // What is withheld may come back.
+        if !waits && !self.store.apart().has(id).await? {
+            self.take_ref_away(&address, id).await?;
+            tracing::info!(repo = %address, %id, "a ref whose event has gone was removed");
+        }
+        Ok(())
     }
 
     /// The repositories here that have, or would have, the ref of a pull request.
@@ -177,22 +245,26 @@ impl Release {
         if let Ok(repositories) = self.offered_to(request).await {
             offered.repositories = repositories;
         }
-        self.wanting(&offered).into_values().flatten().collect()
+        let wanting = self.wanting(&offered, false);
+        wanting.into_values().flatten().collect()
     }
 
-    async fn refuse_other_commits(
+    /// Commits that are not the one named lose their ref, and so does what was pushed to a space that
+    /// the event does not name.
+    async fn refuse_what_differs(
         &self,
         id: &EventId,
-        name: &RefName,
         entry: &pull_requests::Waiting,
         request: &PullRequest,
     ) -> Result<(), ReleaseError> {
+        let named = self.spaces.named_by(&request.event);
         let mut refused = Vec::new();
-        for (repo, pushed) in &entry.pushed {
-            if Some(*pushed) != request.commit {
-                match self.git.delete_ref(repo, name).await {
+        for (address, pushed) in &entry.pushed {
+            let is_named = !address.is_prs() || named.contains(&address.repo);
+            if Some(*pushed) != request.commit || !is_named {
+                match self.take_ref_away(address, id).await {
                     Err(error @ GitError::Unreachable(_)) => return Err(error.into()),
-                    Ok(()) | Err(_) => refused.push(repo.clone()),
+                    Ok(()) | Err(_) => refused.push(address.clone()),
                 }
             }
         }

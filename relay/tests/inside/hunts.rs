@@ -621,13 +621,13 @@ async fn what_is_served_and_lacks_objects_is_healed() {
         .git
         .world()
         .repos
-        .get_mut(&repo(1, "x"))
+        .get_mut(&repo(1, "x").into())
         .unwrap()
         .refs
         .clear();
     heal_all().await;
     assert_eq!(inside.git.refs_of(&repo(1, "x")).len(), 1);
-    inside.git.world().repos.remove(&repo(1, "x"));
+    inside.git.world().repos.remove(&repo(1, "x").into());
     inside.git.world().pool.clear();
     heal_all().await;
     let lease = worker.one_lease().await;

@@ -5,6 +5,7 @@ mod hunts;
 mod lists;
 mod operator;
 mod orders;
+mod prs;
 mod pushes;
 mod stand_in;
 mod sync;
@@ -14,7 +15,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use grasp_proto::{
     transport::{GrantKey, Token, Tokens},
-    words::{Identifier, Npub, Oid, RefName, RepoId},
+    words::{Address, Identifier, Npub, Oid, RefName, RepoId},
 };
 use grasp_relay::{
     admit::Admit,
@@ -27,7 +28,10 @@ use grasp_relay::{
     journal::{Journal, Key, Record},
     live::Live,
     nip34,
-    policy::curation::{self, Curation},
+    policy::{
+        curation::{self, Curation},
+        prs::Spaces,
+    },
     purgatory::Purgatory,
     release::Release,
     repository::{Repositories, Standing},
@@ -158,17 +162,18 @@ impl Inside {
         let hunt = Hunt::open(RULES, journal.clone(), clock.clone(), records)
             .await
             .unwrap();
+        let domain = Domain::parse("grasp.example").unwrap();
         let release = Release {
             store,
             purgatory: Arc::new(Purgatory::new(journal, clock.clone())),
             repositories: Arc::new(Repositories::default()),
             git: git.clone() as Arc<dyn Git>,
             live: Arc::new(Live::new()),
+            spaces: Spaces::new(domain.clone(), true),
             going_on: Arc::default(),
             unfinished: Arc::default(),
         };
         let serial = Serial::default();
-        let domain = Domain::parse("grasp.example").unwrap();
         let tokens = Tokens {
             relay: Token::random(),
             gitd: Token::random(),

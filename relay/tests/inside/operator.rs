@@ -168,7 +168,7 @@ async fn only_what_is_empty_and_unwanted_is_cleaned_up() {
     let name = branch("main");
     inside
         .git
-        .put_ref(&full, &name, oid(1), true)
+        .put_ref(&(&full).into(), &name, oid(1), true)
         .await
         .unwrap();
     inside.git.world().uploading.insert(busy.clone());

@@ -135,7 +135,7 @@ async fn a_placeholder_that_outlived_its_event_harms_nothing() {
     let id = nip34::id_of(&request);
     // As the journal has it if the process ended before the entry was forgotten.
     let (requests, now) = (&inside.release.purgatory.pull_requests, inside.clock.now());
-    requests.pushed(id, &to, oid(7), now);
+    requests.pushed(id, &(&to).into(), oid(7), now);
     inside.passes(31 * MINUTE).await;
     assert!(inside.git.refs_of(&to).contains_key(&RefName::nostr(&id)));
     assert!(inside.release.purgatory.pull_requests.is_empty());

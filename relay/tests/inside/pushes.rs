@@ -8,12 +8,11 @@ use super::*;
 impl Inside {
     pub(super) async fn authorize(
         &self,
-        repo: &RepoId,
+        to: impl Into<Address>,
         commands: &[(RefName, Oid)],
     ) -> Result<(String, wire::Objects), String> {
         let request = wire::AuthorizeRequest {
-            repository: Some(repo.into()),
-            endpoint: wire::Endpoint::Standard.into(),
+            repository: Some((&to.into()).into()),
             commands: wire_commands(commands),
             incarnation: String::new(),
         };
@@ -27,11 +26,15 @@ impl Inside {
         }
     }
 
-    async fn commit(&self, id: &str, repo: &RepoId, commands: &[(RefName, Oid)]) -> Vec<String> {
+    pub(super) async fn commit(
+        &self,
+        id: &str,
+        to: impl Into<Address>,
+        commands: &[(RefName, Oid)],
+    ) -> Vec<String> {
         let request = wire::CommitRequest {
             push_id: id.to_owned(),
-            repository: Some(repo.into()),
-            endpoint: wire::Endpoint::Standard.into(),
+            repository: Some((&to.into()).into()),
             commands: wire_commands(commands),
             incarnation: String::new(),
         };
@@ -58,7 +61,7 @@ fn wire_commands(commands: &[(RefName, Oid)]) -> Vec<wire::Command> {
         .collect()
 }
 
-fn nostr_ref(event: &Event) -> RefName {
+pub(super) fn nostr_ref(event: &Event) -> RefName {
     RefName::nostr(&nip34::id_of(event))
 }
 
@@ -275,7 +278,6 @@ async fn a_failure_of_the_git_side_is_no_refusal_and_is_tried_again() {
     let request = wire::CommitRequest {
         push_id: id,
         repository: Some((&repo).into()),
-        endpoint: wire::Endpoint::Standard.into(),
         commands: wire_commands(&commands),
         incarnation: String::new(),
     };

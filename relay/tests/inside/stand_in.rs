@@ -14,7 +14,7 @@ use grasp_proto::{
         git::{self, snapshot_request::Step, snapshot_response::Answer},
         repository,
     },
-    words::{Identifier, Npub, Oid, RefKind, RefName, RepoId},
+    words::{Address, Identifier, Npub, Oid, RefKind, RefName, RepoId},
 };
 use grasp_relay::{
     git::{Absent, Alignment, Descriptions, Git, GitError, Refs, SnapshotAnswers},
@@ -32,7 +32,7 @@ pub struct Repo {
 
 #[derive(Debug, Default)]
 pub struct World {
-    pub repos: BTreeMap<RepoId, Repo>,
+    pub repos: BTreeMap<Address, Repo>,
     /// Objects by identifier; whether each is a commit.
     pub pool: BTreeMap<Identifier, BTreeMap<Oid, bool>>,
     /// Repositories that an upload runs into.
@@ -74,15 +74,15 @@ impl StandIn {
         pool.extend(commits.iter().map(|oid| (*oid, true)));
     }
 
-    pub fn has(&self, repo: &RepoId) -> bool {
-        self.world().repos.contains_key(repo)
+    pub fn has(&self, address: impl Into<Address>) -> bool {
+        self.world().repos.contains_key(&address.into())
     }
 
-    pub fn refs_of(&self, repo: &RepoId) -> BTreeMap<RefName, Oid> {
+    pub fn refs_of(&self, address: impl Into<Address>) -> BTreeMap<RefName, Oid> {
         let world = self.world();
         world
             .repos
-            .get(repo)
+            .get(&address.into())
             .map(|repo| repo.refs.clone())
             .unwrap_or_default()
     }
@@ -106,7 +106,7 @@ impl Git for StandIn {
     fn create<'a>(&'a self, repo: &'a RepoId) -> BoxFuture<'a, Result<String, GitError>> {
         self.answer(|world| {
             let incarnation = || format!("i{}", self.made.fetch_add(1, Ordering::SeqCst));
-            let made = world.repos.entry(repo.clone()).or_insert_with(|| Repo {
+            let made = world.repos.entry(repo.into()).or_insert_with(|| Repo {
                 incarnation: incarnation(),
                 ..Repo::default()
             });
@@ -116,7 +116,7 @@ impl Git for StandIn {
 
     fn retire<'a>(&'a self, repo: &'a RepoId) -> BoxFuture<'a, Result<(), GitError>> {
         self.answer(|world| {
-            world.repos.remove(repo);
+            world.repos.remove(&repo.into());
             world.retired.insert(repo.clone());
             Ok(())
         })
@@ -127,7 +127,7 @@ impl Git for StandIn {
             if world.uploading.contains(repo) {
                 return Err(GitError::Refused("an upload is running".to_owned()));
             }
-            world.repos.remove(repo);
+            world.repos.remove(&repo.into());
             Ok(())
         })
     }
@@ -143,12 +143,12 @@ impl Git for StandIn {
             }
             if world
                 .repos
-                .get(repo)
+                .get(&repo.into())
                 .is_some_and(|repo| !repo.refs.is_empty())
             {
                 return Err(GitError::Refused("it is not empty".to_owned()));
             }
-            world.repos.remove(repo);
+            world.repos.remove(&repo.into());
             Ok(())
         })
     }
@@ -171,8 +171,9 @@ impl Git for StandIn {
                     is_empty: refs == 0,
                     ..git::RepositoryDescription::default()
                 };
-            let served = world.repos.iter().map(|(repo, content)| {
-                described(git::Place::Served, repo, content.refs.len() as u64)
+            let served = world.repos.iter().filter(|(address, _)| !address.is_prs());
+            let served = served.map(|(address, content)| {
+                described(git::Place::Served, &address.repo, content.refs.len() as u64)
             });
             let retired = world.retired.iter();
             let retired = retired.map(|repo| described(git::Place::Retired, repo, 1));
@@ -219,11 +220,11 @@ impl Git for StandIn {
 
     fn refs<'a>(
         &'a self,
-        repo: &'a RepoId,
+        address: &'a Address,
         names: &'a [RefName],
     ) -> BoxFuture<'a, Result<Refs, GitError>> {
         self.answer(|world| {
-            let repo = world.repos.get(repo).ok_or(GitError::NotFound)?;
+            let repo = world.repos.get(address).ok_or(GitError::NotFound)?;
             let named = |name: &RefName| names.is_empty() || names.contains(name);
             let refs = repo.refs.iter().filter(|(name, _)| named(name));
             Ok(Refs {
@@ -263,7 +264,10 @@ impl Git for StandIn {
                 .cloned()
                 .unwrap_or_default();
             world.aligned += 1;
-            let repo = world.repos.get_mut(repo).ok_or(GitError::NotFound)?;
+            let repo = world
+                .repos
+                .get_mut(&repo.into())
+                .ok_or(GitError::NotFound)?;
             if !alignment.incarnation.is_empty() && alignment.incarnation != repo.incarnation {
                 return Err(GitError::Refused("another incarnation".to_owned()));
             }
@@ -289,16 +293,20 @@ impl Git for StandIn {
 
     fn put_ref<'a>(
         &'a self,
-        repo: &'a RepoId,
+        address: &'a Address,
         name: &'a RefName,
         oid: Oid,
         signed_for: bool,
     ) -> BoxFuture<'a, Result<(), GitError>> {
         self.answer(move |world| {
-            let refs = &mut world.repos.get_mut(repo).ok_or(GitError::NotFound)?.refs;
+            if address.is_prs() {
+                // By the upload, or because it is signed for.
+                world.repos.entry(address.clone()).or_default();
+            }
+            let refs = &mut world.repos.get_mut(address).ok_or(GitError::NotFound)?.refs;
             refs.insert(name.clone(), oid);
             if signed_for {
-                let pool = world.pool.entry(repo.identifier.clone()).or_default();
+                let pool = world.pool.entry(address.identifier().clone()).or_default();
                 pool.insert(oid, true);
             }
             Ok(())
@@ -307,12 +315,15 @@ impl Git for StandIn {
 
     fn delete_ref<'a>(
         &'a self,
-        repo: &'a RepoId,
+        address: &'a Address,
         name: &'a RefName,
     ) -> BoxFuture<'a, Result<(), GitError>> {
         self.answer(|world| {
-            let repo = world.repos.get_mut(repo).ok_or(GitError::NotFound)?;
+            let repo = world.repos.get_mut(address).ok_or(GitError::NotFound)?;
             repo.refs.remove(name);
+            if address.is_prs() && repo.refs.is_empty() {
+                world.repos.remove(address);
+            }
             Ok(())
         })
     }

@@ -9,7 +9,10 @@ use std::{
 };
 
 use grasp_proto::{
-    contract::relay::{Level, Target, TargetChanges},
+    contract::{
+        self,
+        relay::{Level, Target, TargetChanges},
+    },
     words::{EventId, RepoId},
 };
 use tokio::sync::watch;
@@ -41,7 +44,7 @@ impl Index {
             }
         }
         for repository in changes.removed {
-            if let Ok(repo) = RepoId::try_from(repository) {
+            if let Ok(repo) = contract::repository(Some(repository)) {
                 self.remove(&repo, &mut touched);
             }
         }
@@ -50,8 +53,8 @@ impl Index {
 
     fn set(&mut self, target: Target, touched: &mut BTreeSet<String>) -> Result<(), String> {
         let (level, generation) = (target.level(), target.generation);
-        let repository = target.repository.ok_or("it is missing")?;
-        let repo = RepoId::try_from(repository).map_err(|error| error.to_string())?;
+        let repo = contract::repository(target.repository);
+        let repo = repo.map_err(|status| status.message().to_owned())?;
         let new = target.new_roots.iter();
         let new: Result<Vec<EventId>, _> = new.map(|id| EventId::from_slice(id)).collect();
         let new = new.map_err(|error| error.to_string())?;

@@ -24,6 +24,7 @@ fn many(count: u8, url: &str) -> Vec<Target> {
             repository: Some(grasp_proto::contract::relay::Repository {
                 owner: keys.public_key().to_bytes().to_vec(),
                 identifier: format!("{n:0>240}"),
+                endpoint: grasp_proto::contract::relay::Endpoint::Standard.into(),
             }),
             level: Level::Full.into(),
             relays: vec![url.to_owned()],
@@ -500,6 +501,7 @@ async fn a_large_server_is_synced_within_twenty_subscriptions() {
         repository: Some(grasp_proto::contract::relay::Repository {
             owner: keys.public_key().to_bytes().to_vec(),
             identifier: format!("repository-{n}"),
+            endpoint: grasp_proto::contract::relay::Endpoint::Standard.into(),
         }),
         level: Level::Full.into(),
         relays: vec![remote.url.clone()],

@@ -440,6 +440,7 @@ impl Project {
             repository: Some(grasp_proto::contract::relay::Repository {
                 owner: self.owner.public_key().to_bytes().to_vec(),
                 identifier: IDENTIFIER.to_owned(),
+                endpoint: grasp_proto::contract::relay::Endpoint::Standard.into(),
             }),
             level: level.into(),
             relays: relays.iter().map(|url| (*url).to_owned()).collect(),

@@ -11,8 +11,6 @@ pub struct Variable {
     pub meaning: &'static str,
     /// Must never be printed.
     pub secret: bool,
-    /// Not acted on by this version: setting it is warned about.
-    pub reserved: bool,
 }
 
 const fn variable(
@@ -25,20 +23,12 @@ const fn variable(
         default,
         meaning,
         secret: false,
-        reserved: false,
     }
 }
 
 const fn secret(name: &'static str, meaning: &'static str) -> Variable {
     Variable {
         secret: true,
-        ..variable(name, None, meaning)
-    }
-}
-
-const fn reserved(name: &'static str, meaning: &'static str) -> Variable {
-    Variable {
-        reserved: true,
         ..variable(name, None, meaning)
     }
 }
@@ -93,6 +83,8 @@ pub static VARIABLES: &[Variable] = &[
     variable("NGIT_SHUTDOWN_GRACE_SECS", Some("30"), "How long transfers may go on after SIGTERM, in seconds."),
     variable("NGIT_GIT_MAX_PACK_BYTES", Some("17179869184"), "Largest pack taken in that a signed event wants, in bytes."),
     variable("NGIT_GIT_MAX_STAGED_PACK_BYTES", Some("1073741824"), "Most bytes of packs that nobody has signed for yet, in one repository."),
+    variable("NGIT_UNSIGNED_MAX_BYTES", Some("10737418240"), "Most bytes of packs that nobody has signed for yet, in all repositories together. Each upload that waits for its event counts 64 KiB at least."),
+    variable("NGIT_UNSIGNED_MAX_BYTES_PER_IP", Some("1073741824"), "Most such bytes that one client address has uploaded; of IPv6, one /64. Behind a proxy, set `NGIT_TRUSTED_PROXY_CIDRS`."),
     variable("NGIT_WORKERS", Some("1"), "How many syncworkers are started with the service. 0: none; others may be started apart."),
     variable("NGIT_SYNC_WORKER_CONCURRENCY", Some("8"), "Identifiers that one worker hunts for at once; as many more may be those whose fetch takes longer than a minute."),
     variable("NGIT_SYNC_LOOP_INTERVAL_MS", Some("1000"), "How often the hunt queue is looked at besides when something changes, in milliseconds."),
@@ -120,7 +112,7 @@ pub static VARIABLES: &[Variable] = &[
     variable("NGIT_ARCHIVE_WHITELIST", None, "Or these alone, in the forms of `NGIT_REPOSITORY_WHITELIST`,"),
     variable("NGIT_ARCHIVE_GRASP_SERVICES", None, "and those that name one of these services in `clone`: domains, separated by commas."),
     variable("NGIT_ARCHIVE_READ_ONLY", None, "Whether pushes to what is archived are refused, so that its data comes from the servers it lists alone. They are unless this is `false`. What lists this service can be pushed to all the same."),
-    reserved("NGIT_GRASP06_ENABLE", "GRASP-06."),
+    variable("NGIT_GRASP06_ENABLE", Some("false"), "Whether contributors may push the commits of their pull requests to an address of their own, `/prs/<npub>/<identifier>.git` (GRASP-06), also for repositories that are not here. The relay and gitd must be told alike."),
     variable("NGIT_INTERNAL_TLS_CERT", None, "Certificate of this process, as a PEM file with its chain, for mutual TLS between processes on different machines: internal addresses are then `https://host:port`, and its name or address must be the one they are found by. Tokens are needed all the same: they say which role calls. `NGIT_GITD_HTTP_ADDRESS` may stay `http://` for an edge that leads git's paths there."),
     variable("NGIT_INTERNAL_TLS_KEY", None, "Its private key, as a PEM file."),
     variable("NGIT_INTERNAL_TLS_CA", None, "Certificates, as a PEM file, of those who sign the certificates of the other processes. Nobody else is let in or called."),

@@ -108,7 +108,7 @@ fn add_what_waits(release: &Release, repo: &RepoId, known: &mut wire::KnownRepos
         for (_, entry) in purgatory.pull_requests.by_identifier(&repo.identifier) {
             let request = entry.request.as_ref();
             let is_offered = request.is_some_and(|request| request.repositories.contains(repo));
-            if is_offered || entry.pushed.contains_key(repo) {
+            if is_offered || entry.pushed.contains_key(&repo.into()) {
                 known.pull_requests_waiting += 1;
                 note(entry.expires);
             }

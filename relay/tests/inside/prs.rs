@@ -1,0 +1,287 @@
+//! Contributors' own addresses (GRASP-06): event and push, in either order, and what ends them.
+
+use grasp_proto::contract::relay as wire;
+use grasp_relay::hunt::pending::{Pending, Rotation};
+
+use super::{pushes::nostr_ref, *};
+
+fn space(seed: u8, name: &str) -> Address {
+    Address::prs(repo(seed, name))
+}
+
+/// A pull request by `seed` that names `named` in `clone`, offered to `offered`.
+fn contribution(seed: u8, at: u64, commit: u8, named: &Address, offered: &RepoId) -> Event {
+    let clone = format!("https://grasp.example/{named}");
+    let tags = [
+        tag(&["c", &oid(commit).to_hex()]),
+        tag(&["a", &offered.coordinate()]),
+        tag(&["clone", &clone]),
+    ];
+    sign(seed, nip34::PULL_REQUEST, at, &tags)
+}
+
+impl Inside {
+    /// A push of one commit for an event, granted and carried out; else why not.
+    async fn pushes(&self, to: &Address, event: &Event, commit: u8) -> Result<(), String> {
+        let commands = [(nostr_ref(event), oid(commit))];
+        let (id, objects) = self.authorize(to.clone(), &commands).await?;
+        assert_ne!(objects, wire::Objects::Unwanted);
+        match self.commit(&id, to.clone(), &commands).await.concat() {
+            refused if refused.is_empty() => Ok(()),
+            refused => Err(refused),
+        }
+    }
+
+    /// Nothing of what was contributed is left, waiting or on disk.
+    fn has_nothing_at(&self, to: &Address) {
+        assert!(!self.git.has(to.clone()));
+        assert!(self.release.purgatory.pull_requests.is_empty());
+        assert!(self.release.purgatory.contributions.all().is_empty());
+    }
+
+    async fn starts_again(&self) {
+        sweep::reconcile(&self.release).await.unwrap();
+        sweep::try_everything(&self.release, &self.serial).await;
+    }
+}
+
+#[tokio::test]
+async fn the_event_first() {
+    let inside = Inside::new().await;
+    let (to, nowhere) = (space(5, "x"), repo(1, "x"));
+    let event = contribution(5, 20, 7, &to, &nowhere);
+    inside.waits(&event).await;
+    let why = inside.pushes(&to, &event, 8).await.unwrap_err();
+    assert!(why.contains("names"), "{why}");
+    inside.pushes(&to, &event, 7).await.unwrap();
+    assert!(inside.serves(&event).await);
+    assert_eq!(inside.git.refs_of(to.clone()).len(), 1);
+    assert!(inside.release.purgatory.pull_requests.is_empty());
+    // It stays, and so do sweeps and starts later.
+    inside.passes(DAY).await;
+    inside.starts_again().await;
+    assert!(inside.serves(&event).await && inside.git.has(to));
+}
+
+#[tokio::test]
+async fn git_first() {
+    let inside = Inside::new().await;
+    let (to, nowhere) = (space(5, "x"), repo(1, "x"));
+    let event = contribution(5, 20, 7, &to, &nowhere);
+    inside.pushes(&to, &event, 7).await.unwrap();
+    assert!(!inside.serves(&event).await);
+    inside.served(&event).await;
+    assert_eq!(inside.git.refs_of(to).len(), 1);
+}
+
+#[tokio::test]
+async fn what_differs_is_removed_and_the_event_waits() {
+    let nowhere = repo(1, "x");
+    let own = space(5, "x");
+    for (to, commit) in [
+        // Another commit, author, identifier.
+        (own.clone(), 8),
+        (space(6, "x"), 7),
+        (space(5, "y"), 7),
+    ] {
+        let inside = Inside::new().await;
+        let event = contribution(5, 20, 7, &own, &nowhere);
+        inside.pushes(&to, &event, commit).await.unwrap();
+        inside.waits(&event).await;
+        assert!(!inside.git.has(to.clone()), "{to}");
+        assert!(!inside.serves(&event).await);
+        // Known by now, it is refused before it is there.
+        inside.pushes(&to, &event, commit).await.unwrap_err();
+        inside.pushes(&own, &event, 7).await.unwrap();
+        assert!(inside.serves(&event).await);
+    }
+}
+
+#[tokio::test]
+async fn what_names_no_space_of_its_authors_is_unrelated_still() {
+    let inside = Inside::new().await;
+    let nowhere = repo(1, "x");
+    for named in [space(6, "x"), space(5, "y"), repo(5, "x").into()] {
+        let event = contribution(5, 20, 7, &named, &nowhere);
+        inside.pushes(&space(5, "x"), &event, 7).await.unwrap();
+        let verdict = inside.admit(&event).await;
+        assert!(!verdict.ok && verdict.message.contains("not related"));
+    }
+}
+
+#[tokio::test]
+async fn a_push_without_an_event_goes_after_its_time() {
+    let inside = Inside::new().await;
+    let (to, nowhere) = (space(5, "x"), repo(1, "x"));
+    let event = contribution(5, 20, 7, &to, &nowhere);
+    inside.pushes(&to, &event, 7).await.unwrap();
+    inside.passes(29 * MINUTE).await;
+    assert!(inside.git.has(to.clone()));
+    inside.passes(2 * MINUTE).await;
+    inside.has_nothing_at(&to);
+    // And so does an event without a push.
+    inside.waits(&event).await;
+    inside.passes(31 * MINUTE).await;
+    inside.has_nothing_at(&to);
+    assert!(!inside.serves(&event).await);
+}
+
+#[tokio::test]
+async fn nothing_is_hunted_for_that_belongs_to_nothing_here() {
+    let inside = Inside::new().await;
+    let event = contribution(5, 20, 7, &space(5, "x"), &repo(1, "x"));
+    inside.waits(&event).await;
+    inside.clock.advance(10 * MINUTE);
+    // By itself it is not even queued; after a start whoever looks finds nothing to look for.
+    let lease = |wait| inside.hunter.lease("worker", 9, wait);
+    assert!(lease(Duration::ZERO).await.is_empty());
+    let (release, name) = (inside.release.clone(), identifier("x"));
+    let look = move || Pending::of(&release, &name, Rotation::default()).is_nothing();
+    assert!(tokio::task::spawn_blocking(look).await.unwrap());
+    // Not even the commit itself, come by another way, serves it: it is not at its address.
+    inside.git.bring(&identifier("x"), &[oid(7)]);
+    sweep::try_everything(&inside.release, &inside.serial).await;
+    assert!(!inside.serves(&event).await);
+}
+
+#[tokio::test]
+async fn the_ref_is_mirrored_into_what_is_served_and_never_back() {
+    let inside = Inside::new().await;
+    let to = space(5, "x");
+    let served = inside.active(1, "x", &[]).await;
+    inside.waits(&announcement(2, "x", 10, &[])).await;
+    let waiting = repo(2, "x");
+    let event = contribution(5, 20, 7, &to, &waiting);
+    inside.waits(&event).await;
+    inside.pushes(&to, &event, 7).await.unwrap();
+    assert!(inside.serves(&event).await);
+    let name = nostr_ref(&event);
+    assert!(!inside.git.refs_of(&waiting).contains_key(&name));
+    assert!(!inside.git.refs_of(&served).contains_key(&name));
+    let other = contribution(5, 21, 8, &to, &served);
+    inside.waits(&other).await;
+    inside.pushes(&to, &other, 8).await.unwrap();
+    assert!(inside.git.refs_of(&served).contains_key(&nostr_ref(&other)));
+    // What is promoted later gets what names it.
+    inside.served(&state(2, "x", 10, &[("main", 1)])).await;
+    assert_eq!(inside.git.refs_of(&waiting).get(&name), Some(&oid(7)));
+    // Pushed to the repository itself, it is not put into the space.
+    let direct = contribution(5, 22, 9, &to, &served);
+    inside.waits(&direct).await;
+    inside.pushes(&(&served).into(), &direct, 9).await.unwrap();
+    assert!(inside.serves(&direct).await);
+    assert!(
+        !inside
+            .git
+            .refs_of(to.clone())
+            .contains_key(&nostr_ref(&direct))
+    );
+    // Until it is pushed there as well.
+    inside.pushes(&to, &direct, 9).await.unwrap();
+    assert!(inside.git.refs_of(to).contains_key(&nostr_ref(&direct)));
+}
+
+#[tokio::test]
+async fn what_waits_for_its_space_is_pushed_nowhere_else() {
+    let inside = Inside::new().await;
+    let served = inside.active(1, "x", &[]).await;
+    let event = contribution(5, 20, 7, &space(5, "x"), &repo(2, "x"));
+    inside.waits(&event).await;
+    let why = inside.pushes(&(&served).into(), &event, 7).await;
+    assert!(why.unwrap_err().contains("belongs to nothing"));
+}
+
+#[tokio::test]
+async fn a_deletion_takes_the_ref_along_before_and_after() {
+    let inside = Inside::new().await;
+    let (to, nowhere) = (space(5, "x"), repo(1, "x"));
+    for (at, pushed) in [(20, false), (21, true)] {
+        let event = contribution(5, at, 7, &to, &nowhere);
+        inside.waits(&event).await;
+        if pushed {
+            inside.pushes(&to, &event, 7).await.unwrap();
+        }
+        let tags = [tag(&["e", &event.id.to_hex()])];
+        inside
+            .admit(&sign(5, nip34::DELETION, 30 + at, &tags))
+            .await;
+        assert!(!inside.serves(&event).await && !inside.holds(&event));
+        inside.has_nothing_at(&to);
+    }
+}
+
+#[tokio::test]
+async fn it_outlives_the_repository_that_it_is_offered_to() {
+    let inside = Inside::new().await;
+    let (to, served) = (space(5, "x"), inside.active(1, "x", &[]).await);
+    let own = contribution(5, 20, 7, &to, &served);
+    let direct = contribution(5, 21, 8, &to, &served);
+    for event in [&own, &direct] {
+        inside.waits(event).await;
+    }
+    inside.pushes(&to, &own, 7).await.unwrap();
+    inside.pushes(&(&served).into(), &direct, 8).await.unwrap();
+    let tags = [tag(&["a", &served.coordinate()])];
+    inside.admit(&sign(1, nip34::DELETION, 40, &tags)).await;
+    // Only what its author's space has.
+    assert!(inside.serves(&own).await && !inside.serves(&direct).await);
+    assert_eq!(inside.git.refs_of(to).len(), 1);
+}
+
+#[tokio::test]
+async fn an_end_between_two_steps_leaves_no_ref_behind() {
+    let inside = Inside::new().await;
+    let (to, nowhere) = (space(5, "x"), repo(1, "x"));
+    let event = contribution(5, 20, 7, &to, &nowhere);
+    let id = nip34::id_of(&event);
+    inside.waits(&event).await;
+    inside.pushes(&to, &event, 7).await.unwrap();
+    // Killed after the event was deleted and before its ref was.
+    inside.release.store.remove([id]).await.unwrap();
+    inside.starts_again().await;
+    inside.has_nothing_at(&to);
+    // Killed after it was noted and before there was a ref.
+    let purgatory = &inside.release.purgatory;
+    purgatory.keep_contribution(&id, &to.repo).await.unwrap();
+    inside.starts_again().await;
+    inside.has_nothing_at(&to);
+    // Withheld, it is not gone.
+    inside.waits(&event).await;
+    inside.pushes(&to, &event, 7).await.unwrap();
+    inside.release.store.withhold([id]);
+    inside.starts_again().await;
+    assert!(inside.git.has(to.clone()) && !inside.serves(&event).await);
+    // The git storage is away while it is deleted: seen to when it is back.
+    inside.release.store.withhold([]);
+    inside.git.goes_away(true);
+    let tags = [tag(&["e", &event.id.to_hex()])];
+    inside.admit(&sign(5, nip34::DELETION, 40, &tags)).await;
+    inside.git.goes_away(false);
+    assert!(inside.git.has(to.clone()));
+    inside.starts_again().await;
+    inside.has_nothing_at(&to);
+}
+
+#[tokio::test]
+async fn switched_off_nothing_is_taken_and_nothing_goes() {
+    let mut inside = Inside::new().await;
+    let (to, nowhere) = (space(5, "x"), repo(1, "x"));
+    let (before, waiting) = (
+        contribution(5, 20, 7, &to, &nowhere),
+        contribution(5, 21, 8, &to, &nowhere),
+    );
+    inside.waits(&before).await;
+    inside.pushes(&to, &before, 7).await.unwrap();
+    inside.waits(&waiting).await;
+    let ours = Domain::parse("grasp.example").unwrap();
+    let off = Spaces::new(ours, false);
+    inside.release.spaces = off;
+    let release = inside.release.clone();
+    inside.push = PushService::new(release, inside.serial.clone(), inside.curation.clone());
+    let why = inside.pushes(&to, &waiting, 8).await.unwrap_err();
+    assert!(why.contains("nothing is taken"), "{why}");
+    inside.passes(31 * MINUTE).await;
+    inside.starts_again().await;
+    assert!(inside.serves(&before).await && !inside.holds(&waiting));
+    assert_eq!(inside.git.refs_of(to).len(), 1);
+}
