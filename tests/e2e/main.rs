@@ -9,6 +9,7 @@ mod support;
 mod acceptance;
 mod crash;
 mod curation;
+mod day;
 mod deletion;
 mod deployment;
 mod drop_in;
