@@ -159,7 +159,9 @@ impl Endpoint {
         let endpoint = self.clone();
         // The name is only for the `:authority` header; the connector decides where to.
         tonic::transport::Endpoint::from_static("http://graspd.internal")
-            .http2_keep_alive_interval(Duration::from_secs(20))
+            // A network may swallow what is sent without a word.
+            .http2_keep_alive_interval(Duration::from_secs(5))
+            .keep_alive_timeout(Duration::from_secs(5))
             .keep_alive_while_idle(false)
             .connect_timeout(Duration::from_secs(5))
             .connect_with_connector_lazy(tower::service_fn(move |_| {

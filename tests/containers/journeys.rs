@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     deployment::{Deployment, PATIENCE, announcement, docker, health, own_label, try_docker, url},
-    support::{Client, Event, Project, Repo, service::free_port, until},
+    support::{Client, Event, Project, Repo, Service, git, service::free_port, until, web::Upload},
 };
 
 const SERVICES: [&str; 3] = ["gitd", "relay", "syncworker"];
@@ -262,10 +262,46 @@ async fn told_why(repo: &Repo, url: &str) {
     );
 }
 
+/// A push of `main` that has sent its commands and half of its pack, which git takes in.
+async fn half_pushed(it: &Deployment, project: &Project) -> Upload {
+    let path = Service::repository_path(&project.owner, &project.identifier);
+    let kind = "application/x-git-receive-pack-request";
+    let path = format!("{path}/git-receive-pack");
+    let mut upload = Upload::start(it.port, &path, &[("Content-Type", kind)]);
+    let main = project.repo.oid("main").await;
+    let wanted = [(git::ZERO, main.as_str(), "refs/heads/main")];
+    let capabilities = "report-status side-band-64k";
+    upload.send(git::commands(&wanted, capabilities)).await;
+    let pack = project.repo.pack(&["main"]).await;
+    let (first, _) = pack.split_at(pack.len() / 2);
+    for piece in first.chunks(8192) {
+        upload.send(piece.to_vec()).await;
+    }
+    let gitd = it.container("gitd").await;
+    until("git takes the pack in", async || {
+        docker(&["top", &gitd]).await.contains("index-pack")
+    })
+    .await;
+    upload
+}
+
+/// For how long a cut lasts at least: as long as its test takes, or what is asked for.
+async fn lasts() {
+    if let Ok(seconds) = std::env::var("GRASPD_CUT_SECS") {
+        let seconds = seconds.parse().expect("a number of seconds");
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+    }
+}
+
 pub async fn gitd_cut_off(it: &Deployment) {
     it.push_project("before-the-cut").await;
     let mut client = it.connect().await;
     let (project, announcement) = it.announced(&mut client, "cut").await;
+    let (half, half_announced) = it.announced(&mut client, "half-way").await;
+    half.repo.commit_bytes(400_000).await;
+    let half_state = half.state().await.sign(&half.owner);
+    client.publish(&half_state).await.waits();
+    let running = half_pushed(it, &half).await;
     it.cut_off("gitd").await;
 
     // The relay goes on, says what is wrong, and takes what can wait.
@@ -281,14 +317,24 @@ pub async fn gitd_cut_off(it: &Deployment) {
     // It may ask for as long as an internal call may take.
     let verdict = client.verdict(&state.id.to_hex()).await;
     assert!(verdict.accepted, "{verdict:?}");
+    // What was on its way does not wait for what will never come.
+    until("the push that ran is ended", async || running.answered()).await;
+    let said = running.finish().await.expect("an answer").text();
+    assert!(said.contains("the repository storage is"), "{said}");
+    lasts().await;
 
     it.heal("gitd").await;
     it.healthy("relay", 1).await;
-    project.repo.push(&it.url(&project), &["main"]).await.good();
-    for event in [&announcement, &state] {
-        comes_to_be_served(&mut client, event).await;
+    for (project, announcement, state) in [
+        (project, announcement, state),
+        (half, half_announced, half_state),
+    ] {
+        project.repo.push(&it.url(&project), &["main"]).await.good();
+        for event in [&announcement, &state] {
+            comes_to_be_served(&mut client, event).await;
+        }
+        it.keep(project, vec![announcement, state]);
     }
-    it.keep(project, vec![announcement, state]);
     it.healthy("syncworker", 1).await;
 }
 
@@ -303,6 +349,7 @@ pub async fn relay_cut_off(it: &Deployment) {
     told_why(&project.repo, &it.url(&project)).await;
     let gitd = it.container("gitd").await;
     docker(&["exec", &gitd, "graspd", "health", "gitd"]).await;
+    lasts().await;
 
     it.heal("relay").await;
     it.healthy("relay", 1).await;

@@ -5,6 +5,8 @@
 //! and with it the connection to gitd; when gitd breaks off, the answer's body fails, and so does
 //! the client's connection.
 
+mod lifeline;
+
 use std::{
     io,
     net::IpAddr,
@@ -22,7 +24,7 @@ use bytes::Bytes;
 use grasp_proto::{
     client::{FORWARDED_CLIENT, ForwardKey, X_FORWARDED_FOR},
     process::drain,
-    transport::{Connection, Endpoint, Trace},
+    transport::{Endpoint, Trace},
     words::RepoId,
 };
 use http::{
@@ -31,17 +33,15 @@ use http::{
 };
 use http_body::Frame;
 use http_body_util::{BodyExt, Limited};
-use hyper::rt::ReadBufCursor;
+use hyper::body::Incoming;
 use hyper_util::{
-    client::legacy::{
-        Client,
-        connect::{Connected, Connection as Connects},
-    },
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    client::legacy::Client,
+    rt::{TokioExecutor, TokioTimer},
 };
 use tokio::time::timeout;
 use tower::service_fn;
 
+use self::lifeline::{Io, Lifeline};
 use super::pages;
 use crate::meters;
 
@@ -106,10 +106,10 @@ pub fn is_git_path(path: &str) -> bool {
 impl GitProxy {
     /// To gitd at this endpoint; what is said of clients is sealed with `key`.
     pub fn new(gitd: &Endpoint, key: ForwardKey) -> Self {
-        let gitd = gitd.clone();
+        let lifeline = Lifeline::new(gitd);
         let connector = service_fn(move |_: Uri| {
-            let gitd = gitd.clone();
-            async move { gitd.connect().await.map(|c| Io(TokioIo::new(c))) }
+            let lifeline = lifeline.clone();
+            async move { lifeline.connect().await }
         });
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
@@ -163,7 +163,10 @@ impl GitProxy {
             Ok(Ok(mut response)) => {
                 meters::passed_on(kind.name(), true, begun);
                 remove_hop_by_hop(response.headers_mut());
-                return response.map(Body::new).into_response();
+                let is_open_ended = !response.headers().contains_key(header::CONTENT_LENGTH);
+                let words = kind.error().filter(|_| is_open_ended);
+                let body = |body| Body::new(LastWords::new(body, words));
+                return response.map(body).into_response();
             }
             // The client's own doing.
             Ok(Err(_)) if body.was_cut() => {
@@ -281,32 +284,81 @@ impl GitRequest {
         }
     }
 
+    /// What a git client reads in place of an answer from gitd, without what announces it.
+    fn error(self) -> Option<String> {
+        const REASON: &str = "the repository storage is restarting, try again in a few seconds";
+        Some(pkt_line(&match self {
+            Self::Other => return None,
+            // A pusher listens for the side band, in which 3 is a fatal error.
+            Self::Service("git-receive-pack") => format!("\u{3}{REASON}\n"),
+            Self::Service(_) | Self::Advertisement(_) => format!("ERR {REASON}\n"),
+        }))
+    }
+
     /// gitd cannot be reached. A git user reads why; a bare status would only be shown as a number.
     fn unavailable(self, path: &str) -> Response {
-        const REASON: &str = "the repository storage is restarting, try again in a few seconds";
+        let error = self.error().unwrap_or_default();
         let (kind, body) = match self {
             Self::Other => return pages::unavailable(path),
             Self::Advertisement(service) => {
                 let announced = pkt_line(&format!("# service={service}\n"));
-                let error = pkt_line(&format!("ERR {REASON}\n"));
                 let kind = format!("application/x-{service}-advertisement");
                 (kind, format!("{announced}0000{error}"))
             }
-            Self::Service(service) => {
-                // A pusher listens for the side band, in which 3 is a fatal error.
-                let error = match service {
-                    "git-receive-pack" => format!("\u{3}{REASON}\n"),
-                    _ => format!("ERR {REASON}\n"),
-                };
-                let kind = format!("application/x-{service}-result");
-                (kind, pkt_line(&error))
-            }
+            Self::Service(service) => (format!("application/x-{service}-result"), error),
         };
         let headers = [
             (header::CONTENT_TYPE, kind),
             (header::CACHE_CONTROL, "no-cache".to_owned()),
         ];
         (headers, body).into_response()
+    }
+}
+
+/// The body of gitd's answer. If it breaks off before anything of it was sent, the client is told
+/// so in the language of its request; later only the end of the connection can tell.
+struct LastWords {
+    body: Incoming,
+    words: Option<String>,
+    ended: bool,
+}
+
+impl LastWords {
+    fn new(body: Incoming, words: Option<String>) -> Self {
+        let ended = false;
+        Self { body, words, ended }
+    }
+}
+
+impl http_body::Body for LastWords {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if let Poll::Ready(Some(frame)) = &polled
+            && let Some(words) = self.words.take()
+            && let Err(error) = frame
+        {
+            tracing::warn!(%error, "an answer of gitd broke off");
+            self.ended = true;
+            return Poll::Ready(Some(Ok(Frame::data(words.into()))));
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended || self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -363,55 +415,5 @@ impl http_body::Body for SharedBody {
 
     fn size_hint(&self) -> http_body::SizeHint {
         self.shared().body.size_hint()
-    }
-}
-
-/// A connection to gitd, for the HTTP client.
-#[derive(Debug)]
-struct Io(TokioIo<Connection>);
-
-impl Connects for Io {
-    fn connected(&self) -> Connected {
-        Connected::new()
-    }
-}
-
-impl hyper::rt::Read for Io {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
-    }
-}
-
-impl hyper::rt::Write for Io {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
     }
 }
