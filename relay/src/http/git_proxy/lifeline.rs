@@ -75,7 +75,7 @@ impl Lifeline {
         });
         let asking = match endpoint {
             Endpoint::Unix(_) => None,
-            Endpoint::Tcp(_) => {
+            Endpoint::Tcp(_) | Endpoint::Tls(..) => {
                 let asking = tokio::spawn(keep_asking(endpoint.clone(), shared.clone()));
                 Some(Arc::new(AbortOnDropHandle::new(asking)))
             }
@@ -93,7 +93,7 @@ impl Lifeline {
         let io = timeout(ANSWERS_WITHIN, self.endpoint.connect()).await??;
         self.shared.open.send_modify(|open| *open += 1);
         Ok(Io {
-            io: TokioIo::new(io),
+            inner: TokioIo::new(io),
             cut: Box::pin(cut.cancelled_owned()),
             shared: self.shared.clone(),
         })
@@ -141,7 +141,7 @@ async fn ask(endpoint: &Endpoint) -> Result<(), Box<dyn std::error::Error + Send
 /// A connection to gitd, for the HTTP client.
 #[derive(Debug)]
 pub struct Io {
-    io: TokioIo<Connection>,
+    inner: TokioIo<Connection>,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     shared: Arc<Shared>,
 }
@@ -175,7 +175,7 @@ impl hyper::rt::Read for Io {
         buf: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
         self.is_cut(cx)?;
-        Pin::new(&mut self.io).poll_read(cx, buf)
+        Pin::new(&mut self.inner).poll_read(cx, buf)
     }
 }
 
@@ -186,20 +186,20 @@ impl hyper::rt::Write for Io {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         self.is_cut(cx)?;
-        Pin::new(&mut self.io).poll_write(cx, buf)
+        Pin::new(&mut self.inner).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.is_cut(cx)?;
-        Pin::new(&mut self.io).poll_flush(cx)
+        Pin::new(&mut self.inner).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        Pin::new(&mut self.inner).poll_shutdown(cx)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+        self.inner.is_write_vectored()
     }
 
     fn poll_write_vectored(
@@ -208,7 +208,7 @@ impl hyper::rt::Write for Io {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.is_cut(cx)?;
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
     }
 }
 
