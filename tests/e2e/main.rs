@@ -7,6 +7,7 @@
 mod support;
 
 mod acceptance;
+mod backup;
 mod crash;
 mod curation;
 mod day;
@@ -19,6 +20,7 @@ mod internals;
 mod limits;
 mod load;
 mod observing;
+mod operator;
 mod pages;
 mod promotion;
 mod prs;
