@@ -162,7 +162,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
     .max_decoding_message_size(grpc::packs::LARGEST_MESSAGE);
     let relay_only = Guard::new(&config.tokens, &[Role::Relay]);
     let workers_only = Guard::new(&config.tokens, &[Role::Worker]);
-    let routes = transport::standard_routes(&config.tokens)
+    let routes = transport::standard_routes_until(&config.tokens, stop.clone())
         .await
         .add_service(InterceptedService::new(service, relay_only))
         .add_service(InterceptedService::new(packs, workers_only));

@@ -485,11 +485,25 @@ pub async fn serves(channel: AuthorizedChannel) -> Result<(), String> {
 /// The services every process serves, for every role: health (already serving) and reflection.
 /// The process adds its own to them.
 pub async fn standard_routes(tokens: &Tokens) -> Routes {
+    standard_routes_until(tokens, CancellationToken::new()).await
+}
+
+/// The same for a process that is on its way out from `stop` on: it says so at once, while what runs
+/// may end.
+pub async fn standard_routes_until(tokens: &Tokens, stop: CancellationToken) -> Routes {
     let guard = Guard::new(tokens, &Role::ALL);
     let reporter = HealthReporter::new();
     reporter
         .set_service_status("", tonic_health::ServingStatus::Serving)
         .await;
+    let leaving = reporter.clone();
+    // Ends with the runtime, if the process is never told to stop.
+    tokio::spawn(async move {
+        stop.cancelled().await;
+        leaving
+            .set_service_status("", tonic_health::ServingStatus::NotServing)
+            .await;
+    });
     let health = HealthServer::new(HealthService::from_health_reporter(reporter));
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(crate::contract::DESCRIPTORS)
@@ -562,6 +576,27 @@ mod tests {
             code(guard.call(Request::new(()))),
             tonic::Code::Unauthenticated
         );
+    }
+
+    #[tokio::test]
+    async fn a_process_that_is_told_to_stop_says_so_while_it_still_answers() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = format!("unix:{}/s", directory.path().display());
+        let endpoint: Endpoint = socket.parse().unwrap();
+        let (tokens, stop) = (tokens(), CancellationToken::new());
+        let listener = endpoint.listen().await.unwrap();
+        let routes = standard_routes_until(&tokens, stop.clone()).await;
+        tokio::spawn(serve(listener, routes, CancellationToken::new()));
+        let mut client = HealthClient::new(endpoint.authorized(&tokens.worker));
+        let mut status = async || {
+            let answer = client.check(HealthCheckRequest::default()).await;
+            answer.unwrap().into_inner().status()
+        };
+        assert_eq!(status().await, ServingStatus::Serving);
+        stop.cancel();
+        while status().await != ServingStatus::NotServing {
+            tokio::task::yield_now().await;
+        }
     }
 
     #[tokio::test]

@@ -14,7 +14,9 @@ use grasp_proto::{
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
-use tonic_health::pb::health_client::HealthClient;
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 
 use crate::policy::lists::Entry;
 
@@ -164,6 +166,11 @@ pub trait Git: Send + Sync + 'static {
 
     /// Whether gitd answers.
     fn reachable(&self) -> BoxFuture<'_, bool>;
+
+    /// Whether gitd answers and is not on its way out: then it finishes what runs, and lets nobody in.
+    fn serves(&self) -> BoxFuture<'_, bool> {
+        self.reachable()
+    }
 }
 
 /// [`Git`] over gRPC.
@@ -183,6 +190,16 @@ impl Gitd {
                 .max_encoding_message_size(MAX_MESSAGE),
             health: HealthClient::new(channel),
         }
+    }
+}
+
+impl Gitd {
+    /// What it says of itself; `None`: it does not answer.
+    async fn health(&self) -> Option<ServingStatus> {
+        let mut request = tonic::Request::new(HealthCheckRequest::default());
+        request.set_timeout(Duration::from_secs(2));
+        let answer = self.health.clone().check(request).await.ok()?;
+        Some(answer.into_inner().status())
     }
 }
 
@@ -428,11 +445,10 @@ impl Git for Gitd {
     }
 
     fn reachable(&self) -> BoxFuture<'_, bool> {
-        let mut health = self.health.clone();
-        Box::pin(async move {
-            let mut request = tonic::Request::new(tonic_health::pb::HealthCheckRequest::default());
-            request.set_timeout(std::time::Duration::from_secs(2));
-            health.check(request).await.is_ok()
-        })
+        Box::pin(async move { self.health().await.is_some() })
+    }
+
+    fn serves(&self) -> BoxFuture<'_, bool> {
+        Box::pin(async move { self.health().await == Some(ServingStatus::Serving) })
     }
 }

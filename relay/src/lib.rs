@@ -237,7 +237,7 @@ pub async fn run(
     })
     .with_door(door.clone());
     let admin = AdminServer::new(admin);
-    let routes = transport::standard_routes(&config.tokens)
+    let routes = transport::standard_routes_until(&config.tokens, stop.clone())
         .await
         .add_service(InterceptedService::new(push, guard(&[Role::Gitd])))
         .add_service(InterceptedService::new(hunting, guard(&[Role::Worker])))
@@ -381,8 +381,8 @@ struct Readiness(Release);
 impl Ready for Readiness {
     fn ready(&self) -> BoxFuture<'_, Result<(), String>> {
         Box::pin(async move {
-            if !self.0.git.reachable().await {
-                return Err("the git storage does not answer".to_owned());
+            if !self.0.git.serves().await {
+                return Err("the git storage does not answer, or is being stopped".to_owned());
             }
             let probe = Filter::new().kind(nip34::ANNOUNCEMENT).limit(1);
             match self.0.store.query(probe).await {
