@@ -19,7 +19,7 @@ use nostr::{Keys, key::SecretKey};
 use crate::{
     domain::Domain,
     hunt::{budget, entry::Delays, queue::Rules},
-    policy::curation::Curation,
+    policy::{curation::Curation, prs::Spaces},
     sync::rejected::Durations,
     targets::relay_url::Named,
 };
@@ -191,8 +191,8 @@ pub struct Config {
     pub sync: SyncConfig,
     /// Which repositories and authors are wanted here.
     pub curation: Curation,
-    /// Whether contributors may push to addresses of their own (GRASP-06).
-    pub prs: bool,
+    /// The addresses that contributors have here (GRASP-06).
+    pub spaces: Spaces,
     /// Workers run, so that what is missing here is looked for elsewhere (GRASP-02).
     pub hunts: bool,
     /// Whether `/metrics` answers.
@@ -271,7 +271,7 @@ impl Config {
             hunt: HuntConfig::from_settings(settings, test)?,
             sync: SyncConfig::from_settings(settings, test)?,
             curation: Curation::from_settings(settings, &domain)?,
-            prs: settings.switch("NGIT_GRASP06_ENABLE")?,
+            spaces: Spaces::new(domain.clone(), settings.switch("NGIT_GRASP06_ENABLE")?),
             // What else may be wrong with it, whoever starts them says.
             hunts: settings.get("NGIT_WORKERS").map(str::trim) != Some("0"),
             keys: owner_keys(settings, &data_path, backend)?,

@@ -72,7 +72,6 @@ use crate::{
     hunt::{Hunt, Hunter, heal},
     journal::{Journal, JournalError},
     live::Live,
-    policy::prs::Spaces,
     purgatory::Purgatory,
     release::Release,
     repository::Repositories,
@@ -172,7 +171,7 @@ pub async fn run(
         repositories,
         git: git.clone(),
         live: Arc::new(Live::new()),
-        spaces: Spaces::new(config.domain.clone(), config.prs),
+        spaces: config.spaces.clone(),
         going_on: Arc::default(),
         unfinished: Arc::default(),
     };

@@ -227,7 +227,9 @@ impl Repositories {
             }
             done
         });
-        rubbish.iter().for_each(|directory| throw_away(directory));
+        for directory in rubbish {
+            throw_away(&directory);
+        }
         done
     }
 
@@ -305,7 +307,9 @@ impl Repositories {
                 false => Ok(Vec::new()),
             }
         })?;
-        rubbish.iter().for_each(|directory| throw_away(directory));
+        for directory in rubbish {
+            throw_away(&directory);
+        }
         Ok(())
     }
 

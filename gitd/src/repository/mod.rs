@@ -375,7 +375,9 @@ impl Repositories {
             may(&self.layout.view(&address))?;
             self.take_away(&address)
         })?;
-        rubbish.iter().for_each(|directory| throw_away(directory));
+        for directory in rubbish {
+            throw_away(&directory);
+        }
         Ok(())
     }
 

@@ -49,7 +49,9 @@ impl Repositories {
         let rubbish = self
             .views
             .hold(address, || self.take_away_if_empty(address))?;
-        rubbish.iter().for_each(|directory| throw_away(directory));
+        for directory in rubbish {
+            throw_away(&directory);
+        }
         Ok(())
     }
 

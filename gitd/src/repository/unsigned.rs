@@ -130,8 +130,12 @@ impl Counted {
 
     fn set(&mut self, address: &Address, charges: BTreeMap<Payer, u64>) {
         let before = self.views.remove(address).unwrap_or_default();
-        before.iter().for_each(|(p, bytes)| self.take(*p, *bytes));
-        charges.iter().for_each(|(p, bytes)| self.add(*p, *bytes));
+        for (payer, bytes) in before {
+            self.take(payer, bytes);
+        }
+        for (payer, bytes) in &charges {
+            self.add(*payer, *bytes);
+        }
         if !charges.is_empty() {
             self.views.insert(address.clone(), charges);
         }
@@ -160,6 +164,9 @@ impl Unsigned {
             counted: Arc::default(),
         };
         unsigned.counted().show();
+        for limit in [Over::All, Over::OfOne(0)].map(Over::limit) {
+            metrics::counter!("ngit_git_unsigned_refused_total", "limit" => limit).increment(0);
+        }
         unsigned
     }
 

@@ -52,7 +52,7 @@ fn grasps(config: &Config, rules: &Rules) -> Vec<&'static str> {
         ("GRASP-01", true),
         ("GRASP-02", config.hunts),
         ("GRASP-05", rules.archive().is_some()),
-        ("GRASP-06", config.prs),
+        ("GRASP-06", config.spaces.is_on()),
     ];
     let on = all.into_iter().filter(|(_, is_on)| *is_on);
     on.map(|(name, _)| name).collect()

@@ -247,7 +247,7 @@ async fn what_is_missing_is_fetched_and_served() {
         .unwrap();
     assert_eq!((answer.released, answer.missing), (2, 0));
     assert!(inside.serves(&event).await);
-    assert_eq!(inside.git.refs_of(&repo(1, "x")).len(), 2);
+    assert_eq!(inside.git.refs_of(repo(1, "x")).len(), 2);
     // Again: the same answer.
     let again = worker.report(&lease, fetch.fetch, arrived(&[])).await;
     assert_eq!(again.unwrap(), answer);
@@ -316,7 +316,7 @@ async fn a_worker_that_lies_wastes_its_time() {
     let answer = answer.unwrap();
     assert_eq!((answer.released, answer.missing), (0, 1));
     assert!(inside.holds(&event) && !inside.serves(&event).await);
-    assert!(inside.git.refs_of(&repo(1, "x")).is_empty());
+    assert!(inside.git.refs_of(repo(1, "x")).is_empty());
     for name in ["", "a b", "\u{e4}", &"x".repeat(65)] {
         let request = wire::LeaseRequest {
             worker: name.to_owned(),
@@ -566,10 +566,10 @@ async fn a_repository_that_was_not_made_is_made_for_the_fetch() {
         .hunted(1, "x", &["https://one.example/x"], &[1])
         .await;
     inside.git.goes_away(false);
-    assert!(!inside.git.has(&repo(1, "x")));
+    assert!(!inside.git.has(repo(1, "x")));
     let lease = worker.one_lease().await;
     worker.fetch(&lease).await;
-    assert!(inside.git.has(&repo(1, "x")));
+    assert!(inside.git.has(repo(1, "x")));
 }
 
 #[tokio::test]
@@ -626,7 +626,7 @@ async fn what_is_served_and_lacks_objects_is_healed() {
         .refs
         .clear();
     heal_all().await;
-    assert_eq!(inside.git.refs_of(&repo(1, "x")).len(), 1);
+    assert_eq!(inside.git.refs_of(repo(1, "x")).len(), 1);
     inside.git.world().repos.remove(&repo(1, "x").into());
     inside.git.world().pool.clear();
     heal_all().await;
@@ -637,7 +637,7 @@ async fn what_is_served_and_lacks_objects_is_healed() {
     inside.git.bring(&identifier("x"), &[oid(1)]);
     let report = worker.report(&lease, fetch.fetch, arrived(&[oid(1)]));
     assert_eq!(report.await.unwrap().missing, 0);
-    assert_eq!(inside.git.refs_of(&repo(1, "x")).len(), 1);
+    assert_eq!(inside.git.refs_of(repo(1, "x")).len(), 1);
     assert_eq!(worker.ended(&lease).await, ended::Why::NothingPending);
 }
 

@@ -107,7 +107,7 @@ async fn each_list_says_so_and_those_just_beside_it_are_taken() {
         let event = announcement(seed, name, 10, &[]);
         inside.rejected(&event, why).await;
         assert_eq!(inside.standing(&repo(seed, name)), None);
-        assert!(!inside.git.has(&repo(seed, name)));
+        assert!(!inside.git.has(repo(seed, name)));
     }
     for (seed, name) in [(1, "other"), (3, "good"), (4, "chosen")] {
         inside.waits(&announcement(seed, name, 10, &[])).await;
@@ -231,7 +231,7 @@ async fn what_waits_and_is_not_wanted_any_more_is_dropped() {
         inside.waits(&state(1, "bad", 10, &[("main", 1)])).await;
         inside.ruled(&[(list, name)]).await;
         assert!(!inside.holds(&unwanted) && inside.holds(&kept));
-        assert!(!inside.git.has(&repo(1, "bad")) && inside.git.has(&repo(1, "kept")));
+        assert!(!inside.git.has(repo(1, "bad")) && inside.git.has(repo(1, "kept")));
         inside.ruled(&[]).await;
     }
     // What is served stays when a whitelist comes, and is not changed any more.

@@ -13,7 +13,7 @@ async fn what_was_to_go_and_is_announced_again_stays() {
     inside.served(&state(1, "x", 12, &[("main", 1)])).await;
     inside.git.world().uploading.clear();
     inside.try_unfinished().await;
-    assert!(inside.git.has(&repo(1, "x")));
+    assert!(inside.git.has(repo(1, "x")));
 }
 
 #[tokio::test]
@@ -43,7 +43,7 @@ async fn a_maintainer_who_moves_away_takes_nobody_along() {
     let main = || {
         inside
             .git
-            .refs_of(&repo(1, "x"))
+            .refs_of(repo(1, "x"))
             .get(&branch("main"))
             .copied()
     };
@@ -53,7 +53,7 @@ async fn a_maintainer_who_moves_away_takes_nobody_along() {
     inside.served(&moved).await;
     assert!(inside.serves(&third).await);
     assert_eq!(main(), Some(oid(2)));
-    assert!(!inside.git.has(&repo(2, "x")));
+    assert!(!inside.git.has(repo(2, "x")));
 }
 
 #[tokio::test]
@@ -66,7 +66,7 @@ async fn refs_follow_when_maintainers_are_named_and_dropped() {
     let main = || {
         inside
             .git
-            .refs_of(&repo(1, "x"))
+            .refs_of(repo(1, "x"))
             .get(&branch("main"))
             .copied()
     };

@@ -226,11 +226,11 @@ async fn a_pull_request_is_put_wherever_its_owner_is_trusted() {
     let request = pull_request(5, 30, &oid(7).to_hex(), &first);
     inside.served(&request).await;
     let name = nostr_ref(&request);
-    assert!(inside.git.refs_of(&repo(2, "x")).contains_key(&name));
-    assert!(!inside.git.refs_of(&repo(3, "x")).contains_key(&name));
+    assert!(inside.git.refs_of(repo(2, "x")).contains_key(&name));
+    assert!(!inside.git.refs_of(repo(3, "x")).contains_key(&name));
     // One promoted later is given it then.
     inside.served(&announcement(4, "x", 40, &[1])).await;
-    assert!(inside.git.refs_of(&repo(4, "x")).contains_key(&name));
+    assert!(inside.git.refs_of(repo(4, "x")).contains_key(&name));
 }
 
 #[tokio::test]

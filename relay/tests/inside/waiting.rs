@@ -7,21 +7,21 @@ async fn an_announcement_expires_in_two_steps() {
     let inside = Inside::new().await;
     let event = announcement(1, "x", 10, &[]);
     inside.waits(&event).await;
-    assert!(inside.git.has(&repo(1, "x")));
+    assert!(inside.git.has(repo(1, "x")));
     inside.passes(29 * MINUTE).await;
-    assert!(inside.git.has(&repo(1, "x")));
+    assert!(inside.git.has(repo(1, "x")));
     inside.passes(2 * MINUTE).await;
-    assert!(!inside.git.has(&repo(1, "x")) && inside.holds(&event));
+    assert!(!inside.git.has(repo(1, "x")) && inside.holds(&event));
     // Nobody brings it back meanwhile, but its author can.
     let again = inside.admit_synced(&event).await;
     assert_eq!(again, Verdict::accepted("duplicate: in purgatory"));
-    assert!(!inside.git.has(&repo(1, "x")));
+    assert!(!inside.git.has(repo(1, "x")));
     inside.passes(DAY).await;
     assert!(!inside.holds(&event));
     let why = "invalid: previously expired from purgatory without git data";
     assert_eq!(inside.admit_synced(&event).await, Verdict::rejected(why));
     inside.waits(&event).await;
-    assert!(inside.git.has(&repo(1, "x")));
+    assert!(inside.git.has(repo(1, "x")));
 }
 
 #[tokio::test]
@@ -30,13 +30,13 @@ async fn a_state_revives_a_soft_expired_announcement() {
     let event = announcement(1, "x", 10, &[]);
     inside.waits(&event).await;
     inside.passes(31 * MINUTE).await;
-    assert!(!inside.git.has(&repo(1, "x")));
+    assert!(!inside.git.has(repo(1, "x")));
     inside.waits(&state(1, "x", 10, &[("main", 1)])).await;
-    assert!(inside.git.has(&repo(1, "x")));
+    assert!(inside.git.has(repo(1, "x")));
     inside.passes(29 * MINUTE).await;
-    assert!(inside.git.has(&repo(1, "x")));
+    assert!(inside.git.has(repo(1, "x")));
     inside.passes(2 * MINUTE).await;
-    assert!(!inside.git.has(&repo(1, "x")));
+    assert!(!inside.git.has(repo(1, "x")));
 }
 
 #[tokio::test]
@@ -48,9 +48,9 @@ async fn published_again_a_soft_expired_announcement_is_as_if_new() {
     assert_eq!(twice, Verdict::accepted("duplicate: in purgatory"));
     inside.passes(31 * MINUTE).await;
     inside.waits(&event).await;
-    assert!(inside.git.has(&repo(1, "x")));
+    assert!(inside.git.has(repo(1, "x")));
     inside.passes(29 * MINUTE).await;
-    assert!(inside.git.has(&repo(1, "x")));
+    assert!(inside.git.has(repo(1, "x")));
 }
 
 #[tokio::test]
@@ -79,7 +79,7 @@ async fn nothing_expires_untried_or_while_nobody_knows() {
     inside.passes(MINUTE).await;
     assert!(inside.serves(&event).await);
     assert_eq!(
-        inside.git.refs_of(&repo(1, "x")).get(&branch("main")),
+        inside.git.refs_of(repo(1, "x")).get(&branch("main")),
         Some(&oid(2))
     );
 }
@@ -90,7 +90,7 @@ async fn a_repository_that_is_uploaded_into_is_not_deleted() {
     inside.waits(&announcement(1, "x", 10, &[])).await;
     inside.git.world().uploading.insert(repo(1, "x"));
     inside.passes(31 * MINUTE).await;
-    assert!(inside.git.has(&repo(1, "x")));
+    assert!(inside.git.has(repo(1, "x")));
     let entry = inside
         .release
         .purgatory
@@ -100,7 +100,7 @@ async fn a_repository_that_is_uploaded_into_is_not_deleted() {
     assert!(!entry.soft_expired);
     inside.git.world().uploading.clear();
     inside.passes(MINUTE).await;
-    assert!(!inside.git.has(&repo(1, "x")));
+    assert!(!inside.git.has(repo(1, "x")));
 }
 
 #[tokio::test]
@@ -111,8 +111,8 @@ async fn a_state_resets_the_clock_of_every_announcement_that_trusts_its_author()
     inside.clock.advance(20 * MINUTE);
     inside.waits(&state(3, "x", 10, &[("main", 1)])).await;
     inside.passes(15 * MINUTE).await;
-    assert!(inside.git.has(&repo(1, "x")));
-    assert!(!inside.git.has(&repo(2, "x")));
+    assert!(inside.git.has(repo(1, "x")));
+    assert!(!inside.git.has(repo(2, "x")));
 }
 
 #[tokio::test]
@@ -127,7 +127,7 @@ async fn a_newer_announcement_resets_its_own_clock_and_its_states() {
     inside.waits(&new).await;
     assert!(!inside.holds(&old) && inside.holds(&new));
     inside.passes(20 * MINUTE).await;
-    assert!(inside.holds(&waiting) && inside.git.has(&repo(1, "x")));
+    assert!(inside.holds(&waiting) && inside.git.has(repo(1, "x")));
     let why = "invalid: replaced by a later version";
     assert_eq!(inside.admit(&old).await, Verdict::rejected(why));
 }
@@ -144,12 +144,9 @@ async fn a_change_of_service_ends_the_wait_and_nobody_elses() {
     inside.waits(&own).await;
     inside.waits(&other).await;
     assert!(!inside.admit(&announcement_elsewhere(1, "x", 5)).await.ok);
-    assert!(
-        inside.git.has(&repo(1, "x")),
-        "an older one changes nothing"
-    );
+    assert!(inside.git.has(repo(1, "x")), "an older one changes nothing");
     assert!(!inside.admit(&announcement_elsewhere(1, "x", 20)).await.ok);
-    assert!(!inside.git.has(&repo(1, "x")) && inside.git.has(&repo(2, "x")));
+    assert!(!inside.git.has(repo(1, "x")) && inside.git.has(repo(2, "x")));
     assert!(!inside.holds(&own) && inside.holds(&other));
 }
 
@@ -165,8 +162,8 @@ async fn the_sweep_and_a_promotion_exclude_each_other() {
     let sweep = sweep::sweep(&inside.release, &inside.serial);
     let ((), again) = tokio::join!(sweep, inside.admit(&newer));
     assert!(again.ok);
-    assert!(inside.git.has(&repo(1, "x")));
-    assert_eq!(inside.git.refs_of(&repo(1, "x")).len(), 1);
+    assert!(inside.git.has(repo(1, "x")));
+    assert_eq!(inside.git.refs_of(repo(1, "x")).len(), 1);
 }
 
 #[tokio::test]
@@ -182,9 +179,9 @@ async fn with_the_git_storage_away_everything_waits_and_follows() {
     inside.waits(&second).await;
     inside.git.goes_away(false);
     inside.try_unfinished().await;
-    assert!(inside.git.has(&repo(1, "x")));
+    assert!(inside.git.has(repo(1, "x")));
     assert!(inside.serves(&second).await && !inside.holds(&second));
-    assert_eq!(inside.git.refs_of(&repo(1, "y")).len(), 1);
+    assert_eq!(inside.git.refs_of(repo(1, "y")).len(), 1);
 }
 
 #[tokio::test]
@@ -203,13 +200,13 @@ async fn data_releases_whoever_waits_for_it_by_whichever_address() {
     assert!(inside.serves(&first).await && inside.serves(&second).await);
     assert!(!inside.serves(&stranger).await && inside.holds(&stranger));
     assert_eq!(
-        inside.git.refs_of(&repo(1, "x")),
-        inside.git.refs_of(&repo(2, "x"))
+        inside.git.refs_of(repo(1, "x")),
+        inside.git.refs_of(repo(2, "x"))
     );
-    assert!(inside.git.refs_of(&repo(3, "x")).is_empty());
+    assert!(inside.git.refs_of(repo(3, "x")).is_empty());
     // One that comes later finds its data here.
     inside.served(&announcement(4, "x", 30, &[2])).await;
-    assert_eq!(inside.git.refs_of(&repo(4, "x")).len(), 1);
+    assert_eq!(inside.git.refs_of(repo(4, "x")).len(), 1);
 }
 
 #[tokio::test]
@@ -221,7 +218,7 @@ async fn an_empty_state_promotes_nothing() {
     assert!(inside.holds(&event));
     inside.active(1, "y", &[]).await;
     inside.served(&state(1, "y", 20, &[])).await;
-    assert!(inside.git.refs_of(&repo(1, "y")).is_empty());
+    assert!(inside.git.refs_of(repo(1, "y")).is_empty());
 }
 
 #[tokio::test]
@@ -235,7 +232,7 @@ async fn the_latest_authorised_state_is_what_is_shown() {
     let main = || {
         inside
             .git
-            .refs_of(&repo(1, "x"))
+            .refs_of(repo(1, "x"))
             .get(&branch("main"))
             .copied()
     };
@@ -254,7 +251,7 @@ async fn one_repository_that_cannot_be_aligned_holds_up_no_other() {
     let event = state(1, "x", 20, &[("main", 2)]);
     inside.served(&event).await;
     assert_eq!(
-        inside.git.refs_of(&repo(1, "x")).get(&branch("main")),
+        inside.git.refs_of(repo(1, "x")).get(&branch("main")),
         Some(&oid(2))
     );
     assert!(inside.holds(&event), "it is tried again");
@@ -262,7 +259,7 @@ async fn one_repository_that_cannot_be_aligned_holds_up_no_other() {
     inside.passes(31 * MINUTE).await;
     assert!(!inside.holds(&event));
     assert_eq!(
-        inside.git.refs_of(&repo(2, "x")).get(&branch("main")),
+        inside.git.refs_of(repo(2, "x")).get(&branch("main")),
         Some(&oid(2))
     );
 }
@@ -286,7 +283,7 @@ async fn many_owners_are_aligned_turn_by_turn() {
             .await;
     }
     for seed in seeds {
-        assert_eq!(inside.git.refs_of(&repo(seed, "x")).len(), 1, "{seed}");
+        assert_eq!(inside.git.refs_of(repo(seed, "x")).len(), 1, "{seed}");
     }
 }
 
@@ -305,7 +302,7 @@ async fn deleting_what_waits_takes_its_repository_along() {
         &[tag(&["a", &repo(1, "x").coordinate()])],
     );
     inside.served(&request).await;
-    assert!(!inside.holds(&event) && !inside.git.has(&repo(1, "x")));
+    assert!(!inside.holds(&event) && !inside.git.has(repo(1, "x")));
     assert!(!inside.admit(&event).await.ok);
     inside.waits(&announcement(1, "x", 21, &[])).await;
 }
@@ -318,10 +315,10 @@ async fn what_is_to_go_goes_when_it_can() {
     inside.git.world().uploading.insert(repo(1, "x"));
     let request = sign(1, nip34::DELETION, 20, &[tag(&["e", &event.id.to_hex()])]);
     inside.served(&request).await;
-    assert!(!inside.holds(&event) && inside.git.has(&repo(1, "x")));
+    assert!(!inside.holds(&event) && inside.git.has(repo(1, "x")));
     inside.git.world().uploading.clear();
     inside.try_unfinished().await;
-    assert!(!inside.git.has(&repo(1, "x")));
+    assert!(!inside.git.has(repo(1, "x")));
 }
 
 #[tokio::test]
@@ -369,7 +366,7 @@ async fn a_deleted_state_gives_way_to_the_next() {
     let request = sign(2, nip34::DELETION, 30, &[tag(&["e", &later.id.to_hex()])]);
     inside.served(&request).await;
     assert_eq!(
-        inside.git.refs_of(&repo(1, "x")).get(&branch("main")),
+        inside.git.refs_of(repo(1, "x")).get(&branch("main")),
         Some(&oid(1))
     );
 }
