@@ -265,34 +265,6 @@ async fn a_pool_goes_with_its_last_view() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_retired_repository_can_be_restored() {
-    let mut service = Service::start().await;
-    let repo = repo(1, "retired");
-    service.create(&repo).await;
-    let path = work(service.directory.path(), "work", 2).await;
-    git(&path, &["push", "-q", &service.url(&repo), "main"]).await;
-    retire(&service, &repo).await.unwrap();
-    retire(&service, &repo).await.unwrap();
-    let gone = try_git(&path, &["ls-remote", &service.url(&repo)]).await;
-    assert!(!gone.status.success());
-    // Its pool outlives the views that come and go, and a restart.
-    service.create(&repo).await;
-    delete(&service, &repo, "").await.unwrap();
-    service.stop_gitd().await;
-    service.start_gitd().await;
-    let aside = children(&service.data().join(".retired"));
-    let words = std::fs::read_to_string(aside[0].join("grasp-repository")).unwrap();
-    assert_eq!(words.trim(), repo.to_string());
-    std::fs::create_dir_all(service.view(&repo).parent().unwrap()).unwrap();
-    std::fs::rename(&aside[0], service.view(&repo)).unwrap();
-    git(
-        service.directory.path(),
-        &["clone", "-q", &service.url(&repo), "clone"],
-    )
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn another_servers_repository_is_served_as_it_stands_and_adopted_when_written_to() {
     let mut service = Service::start().await;
     service.stop_gitd().await;

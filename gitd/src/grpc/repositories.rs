@@ -12,9 +12,11 @@ use grasp_proto::{
         git::{
             self as wire, AlignRequest, AlignResponse, CreateRequest, CreateResponse,
             DeleteRefRequest, DeleteRefResponse, DeleteRequest, DeleteResponse, DescribeRequest,
-            DescribeResponse, ListRefsRequest, ListRefsResponse, MissingRequest, MissingResponse,
-            PutRefRequest, PutRefResponse, Ref, RetireRequest, RetireResponse, SnapshotRequest,
-            SnapshotResponse, WithholdRequest, WithholdResponse, repositories_server,
+            DescribeResponse, ListRefsRequest, ListRefsResponse, ListRetiredRequest,
+            ListRetiredResponse, MissingRequest, MissingResponse, PurgeRequest, PurgeResponse,
+            PutRefRequest, PutRefResponse, Ref, RestoreRequest, RestoreResponse, RetireRequest,
+            RetireResponse, SnapshotRequest, SnapshotResponse, WithholdRequest, WithholdResponse,
+            repositories_server,
         },
         repository,
     },
@@ -28,6 +30,7 @@ use crate::repository::{
     Repositories,
     change::{Alignment, Expected, Put},
     refs::Entry,
+    retired::Incarnation,
     withheld,
 };
 
@@ -109,6 +112,50 @@ impl repositories_server::Repositories for Service {
             .blocking(move |r| r.retire(&repo, &incarnation));
         retired.await?;
         Ok(Response::new(RetireResponse {}))
+    }
+
+    async fn restore(
+        &self,
+        request: Request<RestoreRequest>,
+    ) -> Result<Response<RestoreResponse>, Status> {
+        let request = request.into_inner();
+        let repo = repository(request.repository)?;
+        let incarnation = Incarnation::parse(&request.incarnation)?;
+        let restored = self
+            .repositories
+            .blocking(move |r| r.restore(&repo, &incarnation));
+        restored.await?;
+        Ok(Response::new(RestoreResponse {}))
+    }
+
+    async fn purge(
+        &self,
+        request: Request<PurgeRequest>,
+    ) -> Result<Response<PurgeResponse>, Status> {
+        let request = request.into_inner();
+        let repo = repository(request.repository)?;
+        let incarnation = Incarnation::parse(&request.incarnation)?;
+        let purged = self
+            .repositories
+            .blocking(move |r| r.purge(&repo, &incarnation));
+        purged.await?;
+        Ok(Response::new(PurgeResponse {}))
+    }
+
+    type ListRetiredStream =
+        Pin<Box<dyn Stream<Item = Result<ListRetiredResponse, Status>> + Send>>;
+
+    async fn list_retired(
+        &self,
+        _request: Request<ListRetiredRequest>,
+    ) -> Result<Response<Self::ListRetiredStream>, Status> {
+        let retired = self.repositories.blocking(Repositories::retired).await?;
+        let message = |(repo, incarnation): (RepoId, String)| ListRetiredResponse {
+            repository: Some((&repo).into()),
+            incarnation,
+        };
+        let stream = futures::stream::iter(retired.into_iter().map(message).map(Ok));
+        Ok(Response::new(Box::pin(stream)))
     }
 
     async fn delete(

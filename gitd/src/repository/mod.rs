@@ -23,6 +23,7 @@ mod prs;
 pub mod reachable;
 pub mod refs;
 pub mod restore;
+pub mod retired;
 pub mod snapshot;
 pub mod staging;
 mod sweep;
@@ -396,36 +397,6 @@ impl Repositories {
             pool::unmark(&pool, &Marker::new(address, incarnation))?;
             let gone = self.drop_pool(address.identifier())?;
             Ok(gone.into_iter().chain([scratch]).collect())
-        })
-    }
-
-    /// Moves a repository aside, where an operator can restore it from. One that is not there is
-    /// retired.
-    pub fn retire(&self, repo: &RepoId, incarnation: &str) -> Result<(), Error> {
-        let address = Address::from(repo);
-        self.views.hold(&address, || {
-            match self.expect_incarnation(&address, incarnation) {
-                Err(Error::NotFound) => return Ok(()),
-                result => result?,
-            }
-            // What leans on other repositories by relative paths would lose its way.
-            match self.adopt(&address) {
-                Err(Error::Precondition(reason)) => {
-                    tracing::warn!(%repo, reason, "retired as it stands");
-                }
-                result => drop(result?),
-            }
-            let view = self.layout.view(&address);
-            if !view.join(REPOSITORY).exists() {
-                write_file(&view.join(REPOSITORY), format!("{repo}\n").as_bytes())?;
-            }
-            let incarnation = give_incarnation(&view)?;
-            let aside = self.layout.retired(repo, &incarnation);
-            rename_over_nothing(&view, &aside)?;
-            self.unsigned.nothing_in(&address);
-            tracing::info!(%repo, to = %aside.display(), "a repository was retired");
-            let _ = view.parent().map(fs::remove_dir);
-            Ok(())
         })
     }
 

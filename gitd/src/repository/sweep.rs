@@ -161,7 +161,7 @@ fn empty(directory: &Path) -> io::Result<()> {
 }
 
 /// Removes the temporary files that a killed git, or we, left in a view or a pool of ours.
-fn remove_leftovers(repository: &Path) -> io::Result<()> {
+pub(super) fn remove_leftovers(repository: &Path) -> io::Result<()> {
     const LEFT: [&str; 3] = ["tmp_", ".tmp-", ".grasp-"];
     for directory in ["", "objects/info", "objects/pack", STAGED] {
         let entries = match fs::read_dir(repository.join(directory)) {
