@@ -9,10 +9,10 @@ mod announcement;
 mod deletion;
 mod pull_request;
 mod state;
+mod vanish;
 
 use std::{
     cmp,
-    collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -35,9 +35,10 @@ use crate::{
     },
     policy::{
         curation::{BANNED, BLOCKED, Curation},
-        deletion as deletions, related,
+        related, vanish as vanishing,
     },
     release::{Release, ReleaseError},
+    requests::AgeingError,
     retire::RetireError,
     serial::{Serial, Turn},
     store::{Saved, StoreError},
@@ -71,6 +72,10 @@ enum Failed {
     Retire(#[from] RetireError),
     #[error(transparent)]
     Release(#[from] ReleaseError),
+    #[error(transparent)]
+    Requests(#[from] AgeingError),
+    #[error("it stopped half-way: {0}")]
+    Task(#[from] tokio::task::JoinError),
 }
 
 /// The door. Cheap to clone.
@@ -81,7 +86,7 @@ pub struct Admit {
     hunt: Hunt,
     curation: Curation,
     max_event_bytes: usize,
-    /// Deletion requests stored so far: while this stands still, none crossed an event.
+    /// Requests to delete or to vanish stored so far: while this stands still, none crossed an event.
     deletions: Arc<AtomicU64>,
 }
 
@@ -103,6 +108,15 @@ impl Door for Admit {
         };
         Box::pin(Trace::within(span, judging))
     }
+}
+
+/// Why something is to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wish {
+    /// Its author asked for just that.
+    Delete,
+    /// Its author asked to vanish: what the author wrote is not held, requests go too.
+    Vanish,
 }
 
 /// The rejection of an event that says something its kind does not allow.
@@ -183,11 +197,11 @@ impl Admit {
         let verdict = self.judge_kind(event.clone(), origin).await?;
         // Its deletion may have come while it was judged, and found nothing to delete.
         if verdict.ok
-            && event.kind != DELETION
             && self.deletions.load(Ordering::SeqCst) != deletions
-            && deletions::is_deleted(&event, &self.release.store).await?
+            && self.release.keeps_out(&event).await?
         {
-            self.delete_id(&id_of(&event), author_of(&event)).await?;
+            self.delete_id(&id_of(&event), author_of(&event), Wish::Vanish)
+                .await?;
             return Ok(deleted());
         }
         Ok(verdict)
@@ -211,9 +225,9 @@ impl Admit {
                 let why = "invalid: previously expired from purgatory without git data";
                 return Ok(Verdict::rejected(why));
             }
-            if deletions::is_deleted(&event, &self.release.store).await? {
-                return Ok(deleted());
-            }
+        }
+        if self.release.keeps_out(&event).await? {
+            return Ok(deleted());
         }
         // Its author may say so over a connection that is the author's, which no sync is.
         if origin == Origin::Sync && event.is_protected() {
@@ -246,13 +260,16 @@ impl Admit {
                 Err(error) => Ok(malformed(error)),
             },
             Meaning::Deletion => self.deletion(event).await,
+            Meaning::Vanish if vanishing::names(&event, self.curation.rules().ours()) => {
+                self.vanish(event).await
+            }
             // Accepted, whoever sends it, says the protocol; but on other relays anybody can leave as
             // many as he has keys: of what is found there only that of people known here counts.
             Meaning::GraspList if origin == Origin::Sync && !self.is_known(&event).await? => {
                 Ok(unrelated())
             }
             Meaning::GraspList => self.keep(&event).await,
-            Meaning::Other => self.other(&event).await,
+            Meaning::Vanish | Meaning::Other => self.other(&event).await,
         }
     }
 
@@ -293,14 +310,7 @@ impl Admit {
     }
 
     async fn is_related(&self, event: &Event) -> Result<bool, StoreError> {
-        let none = BTreeSet::new();
-        related::is_related(
-            event,
-            &self.release.repositories,
-            &self.release.store,
-            &none,
-        )
-        .await
+        related::is_related(event, &self.release.repositories, &self.release.store).await
     }
 
     async fn other(&self, event: &Event) -> Result<Verdict, Failed> {

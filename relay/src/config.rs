@@ -193,6 +193,10 @@ pub struct Config {
     pub curation: Curation,
     /// The addresses that contributors have here (GRASP-06).
     pub spaces: Spaces,
+    /// How long what is taken out of service is held.
+    pub keeps_for: Duration,
+    /// Whether requests to delete and to vanish are acted on.
+    pub acts_on_deletions: bool,
     /// Workers run, so that what is missing here is looked for elsewhere (GRASP-02).
     pub hunts: bool,
     /// Whether `/metrics` answers.
@@ -272,6 +276,10 @@ impl Config {
             sync: SyncConfig::from_settings(settings, test)?,
             curation: Curation::from_settings(settings, &domain)?,
             spaces: Spaces::new(domain.clone(), settings.switch("NGIT_GRASP06_ENABLE")?),
+            keeps_for: Duration::from_secs(
+                settings.parse("NGIT_ARCHIVE_RETENTION_SECS", "seconds")?,
+            ),
+            acts_on_deletions: !settings.switch("NGIT_DELETION_REQUEST_DISRESPECTOR")?,
             // What else may be wrong with it, whoever starts them says.
             hunts: settings.get("NGIT_WORKERS").map(str::trim) != Some("0"),
             keys: owner_keys(settings, &data_path, backend)?,
@@ -389,6 +397,8 @@ mod tests {
             ("NGIT_REJECTED_HOT_CACHE_DURATION_SECS", "-1"),
             ("NGIT_REJECTED_COLD_INDEX_EXPIRY_SECS", "never"),
             ("NGIT_SYNC_STARTUP_DELAY_SECS", "x"),
+            ("NGIT_ARCHIVE_RETENTION_SECS", "90 days"),
+            ("NGIT_DELETION_REQUEST_DISRESPECTOR", "perhaps"),
             ("NGIT_TRUSTED_PROXY_CIDRS", "10.0.0.0/40"),
             ("NGIT_MAX_CONNECTIONS_PER_IP", "many"),
             ("NGIT_RELAY_EVENTS_PER_MINUTE_PER_IP", "-1"),

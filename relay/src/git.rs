@@ -97,6 +97,23 @@ pub trait Git: Send + Sync + 'static {
     /// Moves a repository aside that was served once.
     fn retire<'a>(&'a self, repo: &'a RepoId) -> BoxFuture<'a, Result<(), GitError>>;
 
+    /// Moves a retired repository back to its place. Refused if another is there.
+    fn restore<'a>(
+        &'a self,
+        repo: &'a RepoId,
+        incarnation: &'a str,
+    ) -> BoxFuture<'a, Result<(), GitError>>;
+
+    /// Throws a retired repository away; one in its place is left as it is.
+    fn purge<'a>(
+        &'a self,
+        repo: &'a RepoId,
+        incarnation: &'a str,
+    ) -> BoxFuture<'a, Result<(), GitError>>;
+
+    /// The repositories that are retired, with their incarnations.
+    fn retired(&self) -> BoxFuture<'_, Result<Vec<(RepoId, String)>, GitError>>;
+
     /// Deletes a repository that was never served. Refused while an upload into it runs.
     fn delete<'a>(&'a self, repo: &'a RepoId) -> BoxFuture<'a, Result<(), GitError>>;
 
@@ -233,6 +250,52 @@ impl Git for Gitd {
         Box::pin(async move {
             client.retire(request).await?;
             Ok(())
+        })
+    }
+
+    fn restore<'a>(
+        &'a self,
+        repo: &'a RepoId,
+        incarnation: &'a str,
+    ) -> BoxFuture<'a, Result<(), GitError>> {
+        let mut client = self.client.clone();
+        let request = wire::RestoreRequest {
+            repository: Some(repo.into()),
+            incarnation: incarnation.to_owned(),
+        };
+        Box::pin(async move {
+            client.restore(request).await?;
+            Ok(())
+        })
+    }
+
+    fn purge<'a>(
+        &'a self,
+        repo: &'a RepoId,
+        incarnation: &'a str,
+    ) -> BoxFuture<'a, Result<(), GitError>> {
+        let mut client = self.client.clone();
+        let request = wire::PurgeRequest {
+            repository: Some(repo.into()),
+            incarnation: incarnation.to_owned(),
+        };
+        Box::pin(async move {
+            client.purge(request).await?;
+            Ok(())
+        })
+    }
+
+    fn retired(&self) -> BoxFuture<'_, Result<Vec<(RepoId, String)>, GitError>> {
+        let mut client = self.client.clone();
+        Box::pin(async move {
+            let request = wire::ListRetiredRequest {};
+            let mut stream = client.list_retired(request).await?.into_inner();
+            let mut found = Vec::new();
+            while let Some(one) = stream.message().await? {
+                let repo = grasp_proto::contract::repository(one.repository)?;
+                found.push((repo, one.incarnation));
+            }
+            Ok(found)
         })
     }
 

@@ -3,6 +3,12 @@
 //! One writer thread commits what has been asked for since its last commit in one transaction, so
 //! that a burst of events costs one flush of the disk (group commit). What is asked for is done in
 //! order. Whoever needs to know that it is on disk waits for the answer; resets of clocks do not.
+//!
+//! Records are all read at the start and known in memory from then on. What may be too much for that
+//! lies on the [`shelf`], and is looked up.
+
+mod backup;
+pub mod shelf;
 
 use std::{
     path::{Path, PathBuf},
@@ -15,7 +21,10 @@ use heed::{Database, Env, EnvOpenOptions, RoTxn, types::Bytes};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use self::shelf::{Act, Look, Shelf};
 use crate::clock::Moment;
+
+pub use self::backup::{Snapshot, restore};
 
 /// What the journal could not do.
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +115,13 @@ pub enum Record {
         repository: String,
         /// It was served once: it is moved aside, not deleted.
         retire: bool,
+    },
+    /// The refs of a pull request that is served no more, where they have not been seen to go.
+    OwedRefs {
+        /// The event's id, in hex.
+        id: String,
+        /// The repositories they are in: as coordinates.
+        repositories: Vec<String>,
     },
     /// An id that expired once.
     Expired {
@@ -216,6 +232,8 @@ fn check(key: &Key) -> Result<(), JournalError> {
 enum Change {
     Put(Key, Vec<u8>, Option<oneshot::Sender<()>>),
     Remove(Key),
+    /// On the shelf, together.
+    Shelve(Vec<Act>, oneshot::Sender<()>),
     /// Nothing, but whoever waits for it waits for all before it.
     Mark(oneshot::Sender<()>),
 }
@@ -226,45 +244,15 @@ pub struct Journal {
     /// `None`: nothing is kept (memory backend).
     changes: Option<mpsc::Sender<Change>>,
     /// `None`: likewise.
-    kept: Option<(Env, Database<Bytes, Bytes>)>,
+    kept: Option<(Env, Databases)>,
+    shelf: Shelf,
 }
 
-/// What the journal had at one moment. While it lives, the file grows with what is written.
-pub struct Snapshot(Option<(RoTxn<'static>, Database<Bytes, Bytes>)>);
-
-impl std::fmt::Debug for Snapshot {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Snapshot(…)")
-    }
-}
-
-/// A record as a line of a backup.
-#[derive(Serialize, Deserialize)]
-struct Line {
-    /// The key, in hex.
-    key: String,
-    record: Record,
-}
-
-impl Snapshot {
-    /// Shows `see` each record as a line of JSON, until it has seen enough. Blocks.
-    pub fn lines(&self, mut see: impl FnMut(String) -> bool) -> Result<(), JournalError> {
-        let Some((txn, database)) = &self.0 else {
-            return Ok(());
-        };
-        for entry in database.iter(txn)? {
-            let Some((key, record)) = decode(entry?) else {
-                continue;
-            };
-            let key = faster_hex::hex_string(&key);
-            let line = Line { key, record };
-            let line = serde_json::to_string(&line).expect("a record is plain data");
-            if !see(line) {
-                break;
-            }
-        }
-        Ok(())
-    }
+/// The databases of one file.
+#[derive(Debug, Clone, Copy)]
+struct Databases {
+    records: Database<Bytes, Bytes>,
+    shelf: Database<Bytes, Bytes>,
 }
 
 /// Where it lies below the relay's data directory.
@@ -272,41 +260,27 @@ pub fn directory(data: &Path) -> PathBuf {
     data.join("purgatory")
 }
 
-/// Makes a journal in `directory` out of the lines of a backup. Gives how many there were. Blocks.
-pub fn restore(
-    directory: &Path,
-    lines: impl Iterator<Item = std::io::Result<String>>,
-) -> Result<u64, JournalError> {
-    let (env, database) = open(directory)?;
-    let mut txn = env.write_txn()?;
-    let mut count = 0;
-    for line in lines {
-        let line: Line = serde_json::from_str(&line?).map_err(std::io::Error::from)?;
-        let mut key = vec![0; line.key.len() / 2];
-        faster_hex::hex_decode(line.key.as_bytes(), &mut key)
-            .map_err(|_| JournalError::Key(line.key.len()))?;
-        check(&key)?;
-        database.put(&mut txn, &key, &encode(&line.record))?;
-        count += 1;
-    }
-    txn.commit()?;
-    Ok(count)
-}
-
-/// Opens, or makes, the database in a directory.
-fn open(directory: &Path) -> Result<(Env, Database<Bytes, Bytes>), JournalError> {
+/// Opens, or makes, the databases in a directory.
+fn open(directory: &Path) -> Result<(Env, Databases), JournalError> {
     std::fs::create_dir_all(directory)?;
     let mut options = EnvOpenOptions::new();
     options.map_size(MAP_SIZE);
+    options.max_dbs(1).max_readers(MOST_READERS);
     // SAFETY: the file is a private one of this process, which opens it once; nothing truncates
     // it while it is mapped.
     #[allow(unsafe_code)]
     let env = unsafe { options.open(directory) }?;
     let mut txn = env.write_txn()?;
-    let database: Database<Bytes, Bytes> = env.create_database(&mut txn, None)?;
+    let databases = Databases {
+        records: env.create_database(&mut txn, None)?,
+        shelf: env.create_database(&mut txn, Some(shelf::NAME))?,
+    };
     txn.commit()?;
-    Ok((env, database))
+    Ok((env, databases))
 }
+
+/// Those who look at the shelf at once: as many as there may be blocking threads, and some.
+const MOST_READERS: u32 = 1024;
 
 /// Enough for some million waiting events; the file grows only as it is used.
 const MAP_SIZE: usize = 16 << 30;
@@ -317,29 +291,76 @@ impl Journal {
         Self {
             changes: None,
             kept: None,
+            shelf: Shelf::default(),
         }
     }
 
     /// Opens the journal in `directory`, and gives what it holds. Blocks.
     pub fn open(directory: &Path) -> Result<(Self, Vec<(Key, Record)>), JournalError> {
-        let (env, database) = open(directory)?;
-        let records = read_all(&env.read_txn()?, database)?;
-        let kept = Some((env.clone(), database));
+        let (env, databases) = open(directory)?;
+        let records = read_all(&env.read_txn()?, databases.records)?;
+        let shelf = Shelf::Disk(env.clone(), databases.shelf);
+        let kept = Some((env.clone(), databases));
         let (changes, incoming) = mpsc::channel();
         thread::Builder::new()
             .name("journal".to_owned())
-            .spawn(move || write_all(&env, database, &incoming))?;
+            .spawn(move || write_all(&env, databases, &incoming))?;
         let changes = Some(changes);
-        Ok((Self { changes, kept }, records))
+        let journal = Self {
+            changes,
+            kept,
+            shelf,
+        };
+        Ok((journal, records))
     }
 
     /// What is on disk by now of all that was asked for so far.
     pub async fn snapshot(&self) -> Result<Snapshot, JournalError> {
         self.flush().await?;
-        let Some((env, database)) = self.kept.clone() else {
+        let Some((env, databases)) = self.kept.clone() else {
             return Ok(Snapshot(None));
         };
-        Ok(Snapshot(Some((env.static_read_txn()?, database))))
+        Ok(Snapshot(Some((env.static_read_txn()?, databases))))
+    }
+
+    /// Changes the shelf, all of it or nothing; what is given ends when it is on disk. Asked for,
+    /// and so in its order, as soon as this is called.
+    pub fn shelve(
+        &self,
+        acts: Vec<Act>,
+    ) -> impl Future<Output = Result<(), JournalError>> + Send + use<> {
+        let asked = self.ask_to_shelve(acts);
+        async move {
+            match asked? {
+                Some(kept) => kept.await.map_err(|_| JournalError::NotWritten),
+                None => Ok(()),
+            }
+        }
+    }
+
+    fn ask_to_shelve(&self, acts: Vec<Act>) -> Result<Option<oneshot::Receiver<()>>, JournalError> {
+        for act in &acts {
+            let (Act::Put(key, _) | Act::Remove(key)) = act;
+            check(key)?;
+        }
+        let Some(changes) = &self.changes else {
+            self.shelf.change_memory(&acts);
+            return Ok(None);
+        };
+        let (done, kept) = oneshot::channel();
+        let sent = changes.send(Change::Shelve(acts, done));
+        sent.map_err(|_| JournalError::Ended)?;
+        Ok(Some(kept))
+    }
+
+    /// Looks at the shelf as it is on disk now, on a thread that may block.
+    pub async fn look<T: Send + 'static>(
+        &self,
+        see: impl FnOnce(&Look<'_>) -> Result<T, JournalError> + Send + 'static,
+    ) -> Result<T, JournalError> {
+        let shelf = self.shelf.clone();
+        let looked = tokio::task::spawn_blocking(move || shelf.look(see));
+        looked.await.map_err(|_| JournalError::Ended)?
     }
 
     /// Keeps a record; what is given ends when it is on disk. Asked for, and so in its order, as
@@ -436,6 +457,9 @@ fn read_all(
 
 /// A record; one that cannot be read is said and left out.
 fn decode((key, value): (&[u8], &[u8])) -> Option<(Key, Record)> {
+    if key == shelf::NAME.as_bytes() {
+        return None;
+    }
     match serde_json::from_slice(value) {
         Ok(record) => Some((key.to_vec(), record)),
         Err(error) => {
@@ -448,17 +472,19 @@ fn decode((key, value): (&[u8], &[u8])) -> Option<(Key, Record)> {
 /// Changes of one transaction at most, so that nobody waits for a flood's end.
 const BATCH: usize = 1_000;
 
-fn write_all(env: &Env, database: Database<Bytes, Bytes>, incoming: &mpsc::Receiver<Change>) {
+fn write_all(env: &Env, databases: Databases, incoming: &mpsc::Receiver<Change>) {
     while let Ok(first) = incoming.recv() {
         let mut batch = vec![first];
         batch.extend(incoming.try_iter().take(BATCH - 1));
-        if let Err(error) = write(env, database, &batch) {
+        if let Err(error) = write(env, databases, &batch) {
             tracing::error!(%error, "a batch of the purgatory journal could not be written");
             // One that cannot be written fails its whole batch: the others by themselves.
-            batch.retain(|change| write(env, database, std::slice::from_ref(change)).is_ok());
+            batch.retain(|change| write(env, databases, std::slice::from_ref(change)).is_ok());
         }
         for change in batch {
-            if let Change::Put(_, _, Some(done)) | Change::Mark(done) = change {
+            if let Change::Put(_, _, Some(done)) | Change::Mark(done) | Change::Shelve(_, done) =
+                change
+            {
                 // Whoever waited may have gone; the record is kept all the same. Those whose change
                 // was dropped hear that it was.
                 let _ = done.send(());
@@ -467,13 +493,22 @@ fn write_all(env: &Env, database: Database<Bytes, Bytes>, incoming: &mpsc::Recei
     }
 }
 
-fn write(env: &Env, database: Database<Bytes, Bytes>, batch: &[Change]) -> heed::Result<()> {
+fn write(env: &Env, databases: Databases, batch: &[Change]) -> heed::Result<()> {
+    let Databases { records, shelf } = databases;
     let mut txn = env.write_txn()?;
     for change in batch {
         match change {
-            Change::Put(key, value, _) => database.put(&mut txn, key, value)?,
+            Change::Put(key, value, _) => records.put(&mut txn, key, value)?,
             Change::Remove(key) => {
-                database.delete(&mut txn, key)?;
+                records.delete(&mut txn, key)?;
+            }
+            Change::Shelve(acts, _) => {
+                for act in acts {
+                    match act {
+                        Act::Put(key, value) => shelf.put(&mut txn, key, value)?,
+                        Act::Remove(key) => drop(shelf.delete(&mut txn, key)?),
+                    }
+                }
             }
             Change::Mark(_) => {}
         }
@@ -535,6 +570,45 @@ mod tests {
         std::fs::copy(from, copy.path().join("data.mdb")).unwrap();
         let (_, after) = Journal::open(copy.path()).unwrap();
         assert_eq!(after.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn what_is_shelved_is_found_in_memory_and_on_disk_and_is_no_record() {
+        let directory = tempfile::tempdir().unwrap();
+        let (on_disk, _) = Journal::open(directory.path()).unwrap();
+        for journal in [on_disk, Journal::none()] {
+            journal.keep(b"k".to_vec(), &record(1)).await.unwrap();
+            let put = |key: &[u8]| Act::Put(key.to_vec(), key.to_vec());
+            let acts = vec![put(b"aa"), put(b"ab"), put(b"ac"), put(b"b")];
+            journal.shelve(acts).await.unwrap();
+            let swap = vec![Act::Remove(b"ab".to_vec()), put(b"ad")];
+            journal.shelve(swap).await.unwrap();
+            let refused = journal.shelve(vec![put(b"ae"), put(b"")]).await;
+            assert!(matches!(refused, Err(JournalError::Key(0))));
+            let keys = |after: Option<&'static [u8]>, most| {
+                let journal = journal.clone();
+                async move {
+                    let look = journal.look(move |look| look.range(b"a", after, most));
+                    let found = look.await.unwrap();
+                    let keys = found.into_iter().map(|(key, value)| {
+                        assert_eq!(key, value);
+                        String::from_utf8(key).unwrap()
+                    });
+                    keys.collect::<Vec<_>>().join(" ")
+                }
+            };
+            assert_eq!(keys(None, 9).await, "aa ac ad");
+            assert_eq!(keys(Some(b"aa"), 1).await, "ac");
+            let looked = journal.look(|look| Ok((look.get(b"b")?, look.count(b"a")?)));
+            assert_eq!(looked.await.unwrap(), (Some(b"b".to_vec()), 3));
+        }
+        let copy = tempfile::tempdir().unwrap();
+        let from = directory.path().join("data.mdb");
+        std::fs::copy(from, copy.path().join("data.mdb")).unwrap();
+        let (again, records) = Journal::open(copy.path()).unwrap();
+        assert_eq!(records, [(b"k".to_vec(), record(1))]);
+        let found = again.look(|look| look.count(b"a")).await.unwrap();
+        assert_eq!(found, 3);
     }
 
     #[tokio::test]

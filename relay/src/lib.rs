@@ -7,7 +7,7 @@
 //! that is known of gitd. What waits for git data is looked for by the [`hunt`], which
 //! workers are sent on.
 //!
-//! Tasks that run as long as the process: the internal services, the sweep, the hunt's and the sync's
+//! Tasks that run as long as the process: the internal services, the sweep, what comes back, the hunt's and the sync's
 //! clocks, what is judged again, what is to be synced, the operator's lists, the public face. None is
 //! respawned: a panic in one of them ends the process, and its supervisor starts it anew.
 
@@ -17,6 +17,7 @@ pub mod config;
 pub mod domain;
 pub mod git;
 pub mod grpc;
+pub mod holding;
 pub mod http;
 pub mod hunt;
 pub mod journal;
@@ -28,6 +29,7 @@ pub mod policy;
 pub mod purgatory;
 pub mod release;
 pub mod repository;
+pub mod requests;
 pub mod restore;
 pub mod retire;
 pub mod serial;
@@ -68,6 +70,7 @@ use crate::{
         push::PushService,
         relay_sync::{self, RelaySyncService},
     },
+    holding::Holding,
     http::Face,
     hunt::{Hunt, Hunter, heal},
     journal::{Journal, JournalError},
@@ -75,6 +78,7 @@ use crate::{
     purgatory::Purgatory,
     release::Release,
     repository::Repositories,
+    requests::Requests,
     serial::Serial,
     session::Patience,
     store::{
@@ -97,6 +101,9 @@ pub enum Error {
     /// The purgatory journal.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// Deletion requests that were here already.
+    #[error(transparent)]
+    Requests(#[from] requests::AgeingError),
     /// What was being taken out of service when the last process ended.
     #[error(transparent)]
     Retire(#[from] retire::RetireError),
@@ -158,15 +165,26 @@ pub async fn run(
         &records,
     )
     .await?;
-    let purgatory = Arc::new(Purgatory::new(journal, clock.clone()));
+    let purgatory = Arc::new(Purgatory::new(journal.clone(), clock.clone()));
     let repositories = Arc::new(Repositories::default());
     config.curation.rules().tell();
     withhold::load_served(&store, &repositories, &config.curation.rules()).await?;
     purgatory.restore(records);
     let gitd = Gitd::new(&config.gitd_grpc, &config.tokens.relay);
     let git: Arc<dyn Git> = Arc::new(gitd);
+    let holding = Holding::open(journal.clone(), clock.clone(), config.keeps_for).await?;
+    let requests = Requests::new(journal, clock.clone(), config.acts_on_deletions);
+    if !requests.acts() {
+        tracing::warn!(
+            "NGIT_DELETION_REQUEST_DISRESPECTOR is set: requests to delete or to vanish are served, \
+             and not acted on"
+        );
+    }
+    requests.adopt(&store).await?;
     let release = Release {
         store: store.clone(),
+        holding: Arc::new(holding),
+        requests: Arc::new(requests),
         purgatory: purgatory.clone(),
         repositories,
         git: git.clone(),
@@ -266,7 +284,16 @@ pub async fn run(
         internal.clone(),
     ));
     withhold::settle(&release, &serial, &config.curation).await;
+    door.resume_requests().await;
     sweep::try_everything(&release, &serial).await;
+    holding::give_back::resume(&release);
+    let returning = tokio::spawn(holding::give_back::run(
+        release.clone(),
+        serial.clone(),
+        config.curation.clone(),
+        sweep::EVERY,
+        internal.clone(),
+    ));
     let sweeping = tokio::spawn(sweep::run(
         release.clone(),
         serial.clone(),
@@ -319,11 +346,13 @@ pub async fn run(
     let face = tokio::spawn(http::serve(face, public, stop.clone(), config.grace));
     // The public face ends by `stop` alone; anything else that ends, ends the process.
     tokio::pin!(
-        services, sweeping, clockwork, healing, leasing, judging, feeding, curating, telling, face
+        services, returning, sweeping, clockwork, healing, leasing, judging, feeding, curating,
+        telling, face
     );
     tokio::select! {
         ended = &mut face => ended?,
         ended = &mut services => ended??,
+        ended = &mut returning => ended?,
         ended = &mut sweeping => ended?,
         ended = &mut clockwork => ended?,
         ended = &mut healing => ended?,

@@ -22,6 +22,9 @@ pub const GRASP_LIST: Kind = Kind::Custom(10317);
 /// Deletion request (NIP-09).
 pub const DELETION: Kind = Kind::Custom(5);
 
+/// Request to vanish (NIP-62).
+pub const VANISH: Kind = Kind::Custom(62);
+
 /// What an event means here. ([`Kind`] cannot be matched on by value.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Meaning {
@@ -35,6 +38,8 @@ pub enum Meaning {
     GraspList,
     /// Kind 5.
     Deletion,
+    /// Kind 62.
+    Vanish,
     /// Any other kind.
     Other,
 }
@@ -48,6 +53,7 @@ impl Meaning {
             1618 | 1619 => Self::PullRequest,
             10317 => Self::GraspList,
             5 => Self::Deletion,
+            62 => Self::Vanish,
             _ => Self::Other,
         }
     }

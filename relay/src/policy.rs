@@ -7,3 +7,4 @@ pub mod prs;
 pub mod push;
 pub mod related;
 pub mod satisfiable;
+pub mod vanish;

@@ -14,9 +14,9 @@ pub mod pull_requests;
 mod records;
 pub mod states;
 
-use std::time::Duration;
+use std::{collections::BTreeSet, hash::Hash, time::Duration};
 
-use dashmap::DashMap;
+use dashmap::{DashMap, Entry};
 use grasp_proto::words::{Address, EventId, Identifier, Npub, RepoId};
 
 use self::{
@@ -30,8 +30,8 @@ use crate::{
 };
 
 use records::{
-    ANNOUNCEMENT, CLOCK, DOOMED, EXPIRED, PLACEHOLDER, REQUEST, STATE, announcement_record,
-    placeholder_record, repository_key, request_record, state_record,
+    ANNOUNCEMENT, CLOCK, DOOMED, EXPIRED, OWED_REFS, PLACEHOLDER, REQUEST, STATE,
+    announcement_record, placeholder_record, repository_key, request_record, state_record,
 };
 
 /// How long an entry waits for its git data (GRASP-01).
@@ -54,6 +54,16 @@ fn from_and_round<T>(
     all.skip(start).chain(before).take(most)
 }
 
+/// Takes a member out of the set at `key`, and the set with its last member.
+fn without<K: Eq + Hash, V: Ord>(index: &DashMap<K, BTreeSet<V>>, key: K, member: &V) {
+    if let Entry::Occupied(mut slot) = index.entry(key) {
+        slot.get_mut().remove(member);
+        if slot.get().is_empty() {
+            slot.remove();
+        }
+    }
+}
+
 /// The three stores, the ids that once expired, and the journal of it all.
 #[derive(Debug)]
 pub struct Purgatory {
@@ -69,6 +79,9 @@ pub struct Purgatory {
     /// Repositories whose announcement has gone and that are still to go; whether each is to be
     /// retired. Empties as gitd answers.
     doomed: DashMap<RepoId, bool>,
+    /// Pull requests that are served no more, and where their refs are still to go. Empties as gitd
+    /// answers.
+    owed_refs: DashMap<EventId, Vec<RepoId>>,
     journal: Journal,
     clock: Clock,
 }
@@ -83,6 +96,7 @@ impl Purgatory {
             contributions: Contributions::default(),
             expired: Expired::default(),
             doomed: DashMap::new(),
+            owed_refs: DashMap::new(),
             journal,
             clock,
         }
@@ -310,6 +324,43 @@ impl Purgatory {
         self.doomed
             .iter()
             .map(|entry| entry.key().clone())
+            .collect()
+    }
+
+    /// The refs of a pull request are to go from these repositories, durably: the caller now takes
+    /// away the event, and then them.
+    pub async fn owe_refs(&self, id: EventId, repos: &[RepoId]) -> Result<(), JournalError> {
+        if repos.is_empty() {
+            return Ok(());
+        }
+        let record = Record::OwedRefs {
+            id: id.to_hex(),
+            repositories: repos.iter().map(RepoId::coordinate).collect(),
+        };
+        self.journal
+            .keep(key(OWED_REFS, id.as_bytes()), &record)
+            .await?;
+        self.owed_refs.insert(id, repos.to_vec());
+        Ok(())
+    }
+
+    /// Where the refs of a pull request are still to go.
+    pub fn owed_refs(&self, id: &EventId) -> Option<Vec<RepoId>> {
+        self.owed_refs.get(id).map(|repos| repos.clone())
+    }
+
+    /// The refs of a pull request have gone, or are to stay after all.
+    pub fn refs_gone(&self, id: &EventId) {
+        if self.owed_refs.remove(id).is_some() {
+            self.journal.forget(key(OWED_REFS, id.as_bytes()));
+        }
+    }
+
+    /// The pull requests whose refs are still to go, and one of the repositories they are in.
+    pub fn owing_refs(&self) -> Vec<(EventId, Option<RepoId>)> {
+        let owing = self.owed_refs.iter();
+        owing
+            .map(|entry| (*entry.key(), entry.value().first().cloned()))
             .collect()
     }
 

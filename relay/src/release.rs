@@ -18,6 +18,7 @@ use nostr::Event;
 
 use crate::{
     git::{Alignment, Git, GitError},
+    holding::Holding,
     journal::JournalError,
     live::Live,
     meters,
@@ -28,6 +29,7 @@ use crate::{
     },
     purgatory::Purgatory,
     repository::{Repositories, Standing},
+    requests::Requests,
     store::{Saved, Store, StoreError},
 };
 
@@ -122,6 +124,10 @@ pub struct Release {
     pub repositories: Arc<Repositories>,
     /// The git side.
     pub git: Arc<dyn Git>,
+    /// What is held for those who announce again.
+    pub holding: Arc<Holding>,
+    /// Requests to delete and to vanish.
+    pub requests: Arc<Requests>,
     /// Those who are told.
     pub live: Arc<Live>,
     /// The addresses that contributors have here.
@@ -371,7 +377,7 @@ impl Release {
         match self.git.align(repo, alignment.clone()).await {
             // It was soft-expired, or never made because the git storage was away.
             Err(GitError::NotFound) if aim.is_none() => {
-                self.git.create(repo).await?;
+                self.make(repo).await?;
                 self.git.align(repo, alignment).await
             }
             result => result,
@@ -389,6 +395,7 @@ impl Release {
         self.serve(&entry.announcement.event).await?;
         self.repositories.set(&entry.announcement, Standing::Active);
         self.purgatory.remove_announcement(repo);
+        self.holding.returns(repo);
         metrics::counter!("ngit_purgatory_promoted_total").increment(1);
         let waited = self.purgatory.now().since(entry.created);
         meters::released("announcements", waited);

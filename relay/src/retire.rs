@@ -1,13 +1,12 @@
 //! What goes when an announcement goes: its repository, and everything that was accepted only
-//! because of it. To be called in the queue of the identifier only.
+//! because of it ([`fallen`]). To be called in the queue of the identifier only.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+pub mod fallen;
 
-use grasp_proto::words::{EventId, RepoId};
-use nostr::{Event, Filter};
+use std::sync::Arc;
+
+use grasp_proto::words::{EventId, RefName, RepoId};
+use nostr::Event;
 
 use crate::{
     git::GitError,
@@ -15,7 +14,6 @@ use crate::{
     nip34::{
         self, Meaning, announcement::Announcement, author_of, id_of, pull_request::PullRequest,
     },
-    policy::related,
     release::Release,
     repository::Standing,
     store::StoreError,
@@ -32,18 +30,15 @@ pub enum RetireError {
     Journal(#[from] JournalError),
 }
 
-/// Events one reference is followed to.
-const A_STEP: usize = 500;
-/// Events looked through for one repository; what is connected with it by more stays.
-const LOOKED_THROUGH: usize = 2_000;
-/// Rounds in which what stands is found; each finds what stands by the one before, or more.
-const ROUNDS: usize = 16;
+/// Events read, and taken out of the store, at once.
+const A_STEP: usize = 100;
 
 impl Release {
     /// Takes a waiting announcement out of purgatory, durably, with its repository and the states
     /// that nobody else's announcement authorises.
     pub async fn drop_waiting(&self, repo: &RepoId) -> Result<(), RetireError> {
-        self.purgatory.doom(repo, false).await?;
+        let was_retired = !self.holding.incarnations(repo).is_empty();
+        self.purgatory.doom(repo, was_retired).await?;
         self.purgatory.remove_announcement(repo);
         self.stand_as_stored(repo).await;
         self.drop_unauthorised_states(repo);
@@ -102,20 +97,161 @@ impl Release {
     }
 
     /// Takes a served announcement out of service, with its repository and everything that was
-    /// accepted only because of it.
+    /// accepted only because of it, all of which is held ([`crate::holding`]); `vanishes`: but for
+    /// what its author wrote.
     ///
-    /// Repeatable: a start that finds a served repository that is to be retired calls it again.
-    pub async fn delist(&self, repo: &RepoId, announcement: &Event) -> Result<(), RetireError> {
+    /// Repeatable: a start that finds it half done calls it again. What falls is written down before
+    /// the first of it goes, since what is left would not show it any more.
+    pub async fn delist(
+        &self,
+        repo: &RepoId,
+        announcement: &Event,
+        vanishes: bool,
+    ) -> Result<(), RetireError> {
+        self.holding
+            .begin(repo, (!vanishes).then_some(announcement))
+            .await?;
         self.purgatory.doom(repo, true).await?;
         let trusting = self.repositories.trusting(&repo.identifier, &repo.owner);
         self.repositories.remove(repo);
-        self.remove_dependants(repo, announcement).await?;
-        self.store.remove([id_of(announcement)]).await?;
+        if let Err(error) = self.note_what_falls(repo, announcement, vanishes).await {
+            // It is as it was; whoever asks again finds it so.
+            if let Ok(announcement) = Announcement::read(Arc::new(announcement.clone())) {
+                self.repositories.set(&announcement, Standing::Active);
+            }
+            return Err(error);
+        }
+        self.take_what_falls(repo).await?;
+        self.store.apart().remove([id_of(announcement)]).await?;
+        self.live.removed(announcement);
+        self.holding.taken(repo).await?;
         self.drop_unauthorised_states(repo);
         self.purgatory.flush().await?;
         self.carry_out_doom(repo).await;
         self.maintainers_changed(trusting).await;
         Ok(())
+    }
+
+    /// Finishes what was being taken out of service when the process ended, or the store failed.
+    pub async fn finish_taking(&self, repo: &RepoId) -> Result<(), RetireError> {
+        if !self.holding.of(repo).is_some_and(|hold| hold.taking) {
+            return Ok(());
+        }
+        let stored = self.store.apart().announcement(repo).await?;
+        let was_held = self.holding.of(repo).and_then(|hold| hold.announcement);
+        match stored {
+            Some(stored) if was_held.is_none_or(|id| id == id_of(&stored).to_hex()) => {
+                let vanishes = self.keeps_all_of(&stored).await?;
+                self.delist(repo, &stored, vanishes).await
+            }
+            // It went as the last; or another is here, by which everything stands.
+            Some(_) => Ok(self.holding.taken(repo).await?),
+            None => {
+                self.take_what_falls(repo).await?;
+                self.holding.taken(repo).await?;
+                self.carry_out_doom(repo).await;
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether the author of an announcement asked to vanish.
+    async fn keeps_all_of(&self, announcement: &Event) -> Result<bool, RetireError> {
+        let vanished = self.requests.vanished(author_of(announcement)).await?;
+        Ok(vanished.is_some_and(|(until, _)| announcement.created_at <= until))
+    }
+
+    /// Holds what falls with a repository, and notes that it is to be taken out of the store.
+    async fn note_what_falls(
+        &self,
+        repo: &RepoId,
+        announcement: &Event,
+        vanishes: bool,
+    ) -> Result<(), RetireError> {
+        // What is withheld falls as well: it is to come back with the others, or not at all.
+        let whole = Release {
+            store: self.store.apart(),
+            ..self.clone()
+        };
+        let fallen = whole.fallen(repo, announcement).await?;
+        let ids: Vec<EventId> = fallen.events.keys().copied().collect();
+        let owner = repo.owner;
+        for chunk in ids.chunks(A_STEP) {
+            let events = whole.store.by_ids(chunk).await?;
+            for event in &events {
+                self.note_refs(event).await?;
+            }
+            let is_held = |event: &Event| !(vanishes && author_of(event) == owner);
+            self.holding
+                .falls(repo, &fallen.also_held_for, &events, is_held)
+                .await?;
+        }
+        self.announced_no_more(&fallen.repositories);
+        Ok(())
+    }
+
+    /// The refs of a pull request that is to go are to go, wherever they were put.
+    pub async fn note_refs(&self, event: &Event) -> Result<(), RetireError> {
+        if Meaning::of(event.kind) == Meaning::PullRequest
+            && let Ok(request) = PullRequest::read(Arc::new(event.clone()))
+        {
+            let repos = self.repositories_of(&request).await;
+            self.purgatory.owe_refs(request.id(), &repos).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes out of the store what was noted to fall with a repository.
+    async fn take_what_falls(&self, repo: &RepoId) -> Result<(), RetireError> {
+        let whole = self.store.apart();
+        let mut after = None;
+        while let Some((ids, last)) = self.holding.to_take(repo, after).await? {
+            after = Some(last);
+            for chunk in ids.chunks(A_STEP) {
+                let events = whole.by_ids(chunk).await?;
+                whole.remove(chunk.iter().copied()).await?;
+                for event in &events {
+                    self.live.removed(event);
+                    if event.kind == nip34::ANNOUNCEMENT
+                        && let Ok(identifier) = nip34::identifier_of(event)
+                    {
+                        let owner = author_of(event);
+                        self.announced_no_more([&RepoId { owner, identifier }]);
+                    }
+                }
+                self.holding.out(repo, chunk).await?;
+                for id in chunk {
+                    self.settle_refs(id).await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes away the refs that are still to go of a pull request; says whether they have gone.
+    pub async fn settle_refs(&self, id: &EventId) -> bool {
+        let owed = self.purgatory.owed_refs(id);
+        if owed.is_none() && self.purgatory.contributions.of(id).is_empty() {
+            return true;
+        }
+        let repos = owed.unwrap_or_default();
+        // It is served again: they are to stay.
+        match self.store.apart().has(id).await {
+            Ok(true) => {
+                self.purgatory.refs_gone(id);
+                return true;
+            }
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(pull_request = %id, %error, "its refs are still there");
+                return false;
+            }
+        }
+        let all = self.take_refs_away(id, repos).await;
+        if all {
+            self.purgatory.refs_gone(id);
+        }
+        all
     }
 
     /// Finishes what [`Release::drop_waiting`] and [`Release::delist`] began, now or, if gitd cannot
@@ -131,13 +267,17 @@ impl Release {
             return true;
         }
         let gone = match retire {
-            true => self.git.retire(repo).await,
-            false => self.git.delete(repo).await,
+            true => self.put_aside(repo).await,
+            false => Ok(self.git.delete(repo).await),
         };
         match gone {
-            Ok(()) | Err(GitError::NotFound) => {
+            Ok(Ok(()) | Err(GitError::NotFound)) => {
                 self.purgatory.undoom(repo);
                 true
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(%repo, %error, "a repository that is to go is still there");
+                false
             }
             Err(error) => {
                 tracing::warn!(%repo, %error, "a repository that is to go is still there");
@@ -146,153 +286,46 @@ impl Release {
         }
     }
 
-    /// Removes what was accepted only because of a repository: all that refers to it, and to that,
-    /// and so on, or is referred to by it, but for what something else holds.
-    async fn remove_dependants(
-        &self,
-        repo: &RepoId,
-        announcement: &Event,
-    ) -> Result<(), StoreError> {
-        let fallen = self.fallen(repo, announcement).await?;
-        for event in fallen.values() {
-            if Meaning::of(event.kind) == Meaning::PullRequest
-                && let Ok(request) = PullRequest::read(Arc::new(event.clone()))
-            {
-                let repos = self.repositories_of(&request).await;
-                self.take_refs_away(&request.id(), repos).await;
-            }
-        }
-        self.announced_no_more(fallen.values());
-        self.store.remove(fallen.keys().copied()).await?;
-        for event in fallen.values() {
-            self.live.removed(event);
-        }
-        Ok(())
-    }
-
-    /// The announcements among some events are out of service.
-    pub fn announced_no_more<'a>(&self, events: impl IntoIterator<Item = &'a Event>) {
-        for event in events {
-            if event.kind == nip34::ANNOUNCEMENT
-                && let Ok(identifier) = nip34::identifier_of(event)
-            {
-                let owner = author_of(event);
-                self.repositories.remove(&RepoId { owner, identifier });
-            }
-        }
-    }
-
-    /// What was accepted only because of a repository, which is announced no more.
-    pub async fn fallen(
-        &self,
-        repo: &RepoId,
-        announcement: &Event,
-    ) -> Result<BTreeMap<EventId, Event>, StoreError> {
-        let mut doubtful = self.dependants(repo, announcement).await?;
-        let mut gone: BTreeSet<EventId> = doubtful.keys().copied().collect();
-        gone.insert(id_of(announcement));
-        // Two that refer to each other hold neither: what stands is found from outside, and then
-        // what stands by that. What is not decided after some rounds stays.
-        for round in 0.. {
-            let mut stood = false;
-            for id in doubtful.keys().copied().collect::<Vec<_>>() {
-                if round == ROUNDS || self.stands_by_itself(&doubtful[&id], &gone).await? {
-                    stood = round < ROUNDS;
-                    gone.remove(&id);
-                    doubtful.remove(&id);
-                }
-            }
-            if !stood {
-                break;
-            }
-        }
-        Ok(doubtful)
-    }
-
-    /// Everything that is connected with a repository by references, and so may have been accepted
-    /// because of it.
-    async fn dependants(
-        &self,
-        repo: &RepoId,
-        announcement: &Event,
-    ) -> Result<BTreeMap<EventId, Event>, StoreError> {
-        let coordinate = repo.coordinate();
-        let mut filters: Vec<Filter> = related::TO_ADDRESSES
-            .map(|tag| Filter::new().custom_tag(tag, &coordinate))
-            .to_vec();
-        filters.extend(related::referring_to(announcement));
-        let states = Filter::new()
-            .kind(nip34::STATE)
-            .identifier(repo.identifier.as_str());
-        let maintained = Filter::new()
-            .kind(nip34::ANNOUNCEMENT)
-            .identifier(repo.identifier.as_str());
-        filters.extend([states, maintained]);
-        let mut found = BTreeMap::new();
-        while let Some(filter) = filters.pop()
-            && found.len() < LOOKED_THROUGH
-        {
-            for event in self.store.query(filter.limit(A_STEP)).await? {
-                let id = id_of(&event);
-                let own = matches!(
-                    Meaning::of(event.kind),
-                    Meaning::Deletion | Meaning::GraspList
-                );
-                if own || found.contains_key(&id) || id == id_of(announcement) {
-                    continue;
-                }
-                filters.extend(related::referring_to(&event));
-                let referred = related::events(&event).into_iter();
-                let referred: Vec<_> = referred
-                    .map(|id| nostr::EventId::from_byte_array(*id.as_bytes()))
-                    .collect();
-                // No ids at all would ask for everything.
-                if !referred.is_empty() {
-                    filters.push(Filter::new().ids(referred));
-                }
-                found.insert(id, event);
-            }
-        }
-        Ok(found)
-    }
-
-    /// Whether an event would be accepted now, were it not for what has gone.
-    async fn stands_by_itself(
-        &self,
-        event: &Event,
-        gone: &BTreeSet<EventId>,
-    ) -> Result<bool, StoreError> {
-        let author = author_of(event);
-        let trusted = |except: Option<RepoId>| {
-            let Ok(identifier) = nip34::identifier_of(event) else {
-                return false;
-            };
-            let trusting = self.repositories.trusting(&identifier, &author);
-            trusting
-                .into_iter()
-                .any(|(repo, standing)| standing.is_served() && Some(&repo) != except.as_ref())
+    /// Moves a repository aside. Which one is noted first, so that it is found again.
+    async fn put_aside(&self, repo: &RepoId) -> Result<Result<(), GitError>, JournalError> {
+        let any = [RefName::nostr(&EventId::from_bytes([0; 32]))];
+        let incarnation = match self.git.refs(&repo.into(), &any).await {
+            Ok(refs) => refs.incarnation,
+            Err(error) => return Ok(Err(error)),
         };
-        match Meaning::of(event.kind) {
-            Meaning::Deletion | Meaning::GraspList => Ok(true),
-            Meaning::State => Ok(trusted(None)),
-            Meaning::Announcement => {
-                let Ok(identifier) = nip34::identifier_of(event) else {
-                    return Ok(false);
-                };
-                let repo = RepoId {
-                    owner: author,
-                    identifier,
-                };
-                match self.repositories.standing(&repo) {
-                    Some(Standing::Elsewhere) => Ok(trusted(Some(repo))),
-                    standing => Ok(standing.is_some()),
-                }
+        self.holding.retiring(repo, &incarnation).await?;
+        Ok(self.git.retire(repo).await)
+    }
+
+    /// Takes a repository away that waited in vain. One that was retired before is held on.
+    pub async fn clear_away(&self, repo: &RepoId) -> Result<(), GitError> {
+        match self.holding.incarnations(repo).is_empty() {
+            true => self.git.delete(repo).await,
+            false => match self.put_aside(repo).await {
+                Ok(gone) => gone,
+                Err(error) => Err(GitError::Failed(error.to_string())),
+            },
+        }
+    }
+
+    /// Makes a repository if it is not there: the one that is held, if there is one.
+    pub async fn make(&self, repo: &RepoId) -> Result<(), GitError> {
+        for incarnation in self.holding.incarnations(repo) {
+            match self.git.restore(repo, &incarnation).await {
+                Ok(()) => return Ok(()),
+                Err(GitError::NotFound) => {}
+                // Another is in its place: that one is it.
+                Err(GitError::Refused(_)) => break,
+                Err(error) => return Err(error),
             }
-            // Its author's own space has it.
-            Meaning::PullRequest if !self.purgatory.contributions.of(&id_of(event)).is_empty() => {
-                Ok(true)
-            }
-            _ => related::is_related(event, &self.repositories, &self.store, gone).await,
+        }
+        self.git.create(repo).await.map(drop)
+    }
+
+    /// The announcements of these repositories are out of service.
+    pub fn announced_no_more<'a>(&self, repos: impl IntoIterator<Item = &'a RepoId>) {
+        for repo in repos {
+            self.repositories.remove(repo);
         }
     }
 }

@@ -200,6 +200,36 @@ impl Store {
         Ok(self.database.check_id(&id).await? == DatabaseEventStatus::Saved)
     }
 
+    /// The events of these ids, as far as they are kept.
+    pub async fn by_ids(&self, ids: &[Id]) -> Result<Vec<Event>, StoreError> {
+        // No ids at all would ask for everything.
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ids = ids
+            .iter()
+            .map(|id| EventId::from_byte_array(*id.as_bytes()));
+        self.query(Filter::new().ids(ids)).await
+    }
+
+    /// The version that is kept of what has this kind, author and name; without a name for events
+    /// that are replaceable without one.
+    pub async fn version(
+        &self,
+        kind: Kind,
+        author: Npub,
+        name: &str,
+    ) -> Result<Option<Event>, StoreError> {
+        if kind.is_addressable() {
+            return self.addressable(kind, &author, name).await;
+        }
+        if !kind.is_replaceable() {
+            return Ok(None);
+        }
+        let own = Filter::new().author(public_key(author)).kind(kind).limit(1);
+        Ok(self.query(own).await?.into_iter().next())
+    }
+
     /// What matches, latest first.
     pub async fn query(&self, filter: Filter) -> Result<Vec<Event>, StoreError> {
         Ok(self.database.query(filter).await?.into_iter().collect())

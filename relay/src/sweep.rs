@@ -11,6 +11,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     clock::Moment,
     git::GitError,
+    holding,
+    hunt::heal,
     nip34::later,
     release::{Release, make_repository, release_identifier},
     repository::Standing,
@@ -69,6 +71,10 @@ pub async fn sweep(release: &Release, serial: &Serial) {
             None => work.await,
         }
     }
+    holding::expiry::sweep(release, serial).await;
+    if let Err(error) = release.age_requests().await {
+        tracing::error!(%error, "deletion requests do not age");
+    }
 }
 
 fn expired(what: &'static str) {
@@ -126,7 +132,7 @@ async fn expire_announcement(release: Release, repo: RepoId, now: Moment) {
         _ if purgatory.announcements.get(&repo).is_none() => return,
         _ => {}
     }
-    match release.git.delete(&repo).await {
+    match release.clear_away(&repo).await {
         Ok(()) | Err(GitError::NotFound) => {
             purgatory.soft_expire(&repo);
             expired("announcement, soft");
@@ -184,13 +190,8 @@ pub async fn reconcile(release: &Release) -> Result<(), RetireError> {
         }
     }
     // What was being taken out of service when the process ended.
-    for repo in purgatory.doomed() {
-        if purgatory.is_doomed(&repo) == Some(true)
-            && is_served(release, &repo)
-            && let Some(stored) = release.store.announcement(&repo).await?
-        {
-            release.delist(&repo, &stored).await?;
-        }
+    for repo in release.holding.half_taken() {
+        release.finish_taking(&repo).await?;
     }
     Ok(())
 }
@@ -218,13 +219,22 @@ pub async fn try_again(release: &Release, serial: &Serial, identifier: &Identifi
         };
         serial.run(identifier, Turn::Normal, work).await;
     }
-    let (release, queues, queue) = (release.clone(), serial.clone(), identifier.clone());
+    let (worker, queues, queue) = (release.clone(), serial.clone(), identifier.clone());
     let work = async move {
-        if let Err(error) = release_identifier(&release, &queues, &queue).await {
-            release.note(&queue, &error, "nothing was released");
+        if let Err(error) = release_identifier(&worker, &queues, &queue).await {
+            worker.note(&queue, &error, "nothing was released");
         }
     };
     serial.run(identifier, Turn::Normal, work).await;
+    // What is served may have missed an alignment: its latest state was deleted, or somebody whose
+    // it was is no maintainer any more.
+    if let Err(error) = heal::identifier(release, serial, identifier).await {
+        release.note(
+            identifier,
+            &error,
+            "what is served was not compared with its state",
+        );
+    }
 }
 
 /// Removes refs in contributors' spaces whose events have gone, as an end between two steps leaves
@@ -241,8 +251,25 @@ async fn settle_contributions(release: &Release, serial: &Serial) {
     }
 }
 
-/// Takes away, or aside, the repositories that are to go.
+/// Takes away, or aside, the repositories and refs that are to go.
 async fn carry_out_dooms(release: &Release, serial: &Serial) {
+    for repo in release.holding.half_taken() {
+        let (worker, queue) = (release.clone(), repo.identifier.clone());
+        let work = async move {
+            if let Err(error) = worker.finish_taking(&repo).await {
+                tracing::error!(%repo, %error, "is not out of service yet");
+            }
+        };
+        serial.run(&queue, Turn::Normal, work).await;
+    }
+    for (id, repo) in release.purgatory.owing_refs() {
+        let worker = release.clone();
+        let work = async move { worker.settle_refs(&id).await };
+        match repo {
+            Some(repo) => serial.run(&repo.identifier, Turn::Normal, work).await,
+            None => work.await,
+        };
+    }
     for repo in release.purgatory.doomed() {
         let (release, queue) = (release.clone(), repo.identifier.clone());
         let work = async move { release.carry_out_doom(&repo).await };
@@ -281,6 +308,7 @@ fn measure(release: &Release) {
     entries("states", purgatory.states.len());
     entries("pull_requests", purgatory.pull_requests.len());
     metrics::gauge!("ngit_purgatory_doomed_repositories").set(purgatory.doomed().len() as f64);
+    metrics::gauge!("ngit_held_repositories").set(release.holding.len() as f64);
     metrics::gauge!("ngit_repositories_active").set(release.repositories.active() as f64);
 }
 

@@ -94,8 +94,8 @@ async fn plan(release: &Release, rules: &Rules) -> Result<Plan, StoreError> {
     apart.store.withhold(withheld.iter().copied());
     for (repo, announcement) in &blocked {
         let fallen = apart.fallen(repo, announcement).await?;
-        apart.announced_no_more(fallen.values());
-        withheld.extend(fallen.into_keys());
+        apart.announced_no_more(&fallen.repositories);
+        withheld.extend(fallen.events.into_keys());
         apart.store.withhold(withheld.iter().copied());
     }
     // Last, as what falls is found by following references, through these too.
@@ -259,8 +259,8 @@ async fn make_archived(release: &Release, serial: &Serial, rules: &Rules) {
         }
         let (release, queue) = (release.clone(), repo.identifier.clone());
         let work = async move {
-            match release.git.create(&repo).await {
-                Ok(_) | Err(GitError::Unreachable(_)) => {}
+            match release.make(&repo).await {
+                Ok(()) | Err(GitError::Unreachable(_)) => {}
                 Err(error) => tracing::warn!(%repo, %error, "an archive has no repository"),
             }
         };

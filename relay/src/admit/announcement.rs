@@ -85,7 +85,9 @@ impl Admit {
         }
         match (standing, stored) {
             (Some(Standing::Waiting), _) => self.release.drop_waiting(repo).await?,
-            (Some(Standing::Active), Some(stored)) => self.release.delist(repo, &stored).await?,
+            (Some(Standing::Active), Some(stored)) => {
+                self.release.delist(repo, &stored, false).await?
+            }
             _ => {}
         }
         Ok(elsewhere(&rules))
@@ -117,9 +119,14 @@ impl Admit {
         // Its states waited for the announcement that it replaces; their clock starts anew with it.
         purgatory.extend_states_of(&repo.identifier, repositories.maintainers(repo));
         make_repository(&self.release, repo).await;
+        let what = "an announcement waits though its data may be here";
         if let Err(error) = self.release.promote_if_here(repo).await {
-            let what = "an announcement waits though its data may be here";
             self.release.note(&repo.identifier, &error, what);
+        }
+        match self.release.give_back_states(repo, &self.curation).await {
+            Ok(true) => self.settle_after(repo).await,
+            Ok(false) => {}
+            Err(error) => self.release.note(&repo.identifier, &error, what),
         }
         Ok(match repositories.standing(repo) {
             Some(Standing::Active) => Verdict::served(),

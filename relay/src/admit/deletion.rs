@@ -2,17 +2,17 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use grasp_proto::words::{Address, EventId, Identifier, Npub, RepoId};
+use grasp_proto::words::{EventId, Identifier, Npub, RepoId};
 use nostr::{Event, Kind, Timestamp};
 
-use super::{Admit, Failed, known};
+use super::{Admit, Failed, Wish, known};
 use crate::{
-    nip34::{
-        self, ANNOUNCEMENT, DELETION, Meaning, STATE, author_of, id_of, pull_request::PullRequest,
-    },
+    holding::STEP,
+    nip34::{self, ANNOUNCEMENT, Meaning, STATE, author_of, id_of, pull_request::PullRequest},
     policy::deletion::{self, Target},
     release::Release,
     repository::Standing,
+    requests,
     serial::Turn,
     store::{Saved, StoreError},
     verdict::Verdict,
@@ -20,14 +20,33 @@ use crate::{
 
 impl Admit {
     pub(super) async fn deletion(&self, request: Arc<Event>) -> Result<Verdict, Failed> {
-        // Stored first, so that no target comes back while the others go; carried out again when
-        // it is sent again, so that a crash between leaves nothing undone.
+        let (id, requests) = (id_of(&request), &self.release.requests);
+        // Noted first, so that a start finds what is not carried out to the end.
+        if requests.came(id).await? == requests::Standing::Gate {
+            return Ok(known());
+        }
+        // Stored before its targets go, so that none comes back meanwhile.
         let saved = self.release.serve(&request).await?;
-        self.deletions.fetch_add(1, Ordering::SeqCst);
-        let author = author_of(&request);
-        for target in deletion::targets(&request) {
+        if requests.acts() {
+            self.deletions.fetch_add(1, Ordering::SeqCst);
+            if self.carry_out(&request).await? {
+                self.release.had_an_effect(id).await?;
+            }
+        }
+        requests.carried_out(id).await?;
+        Ok(match saved {
+            Saved::New => Verdict::served(),
+            _ => known(),
+        })
+    }
+
+    /// Deletes what a request names; says whether there was any of it.
+    async fn carry_out(&self, request: &Event) -> Result<bool, Failed> {
+        let author = author_of(request);
+        let mut any = false;
+        for target in deletion::targets(request) {
             match target {
-                Target::Id(id) => self.delete_id(&id, author).await?,
+                Target::Id(id) => any |= self.delete_id(&id, author, Wish::Delete).await?,
                 Target::Address {
                     kind,
                     identifier,
@@ -35,15 +54,43 @@ impl Admit {
                 } => {
                     let kind = Kind::from(kind);
                     for id in self.versions(kind, author, &identifier, until).await? {
-                        self.delete_id(&id, author).await?;
+                        any |= self.delete_id(&id, author, Wish::Delete).await?;
                     }
+                    any |= self
+                        .forget_versions(kind, author, &identifier, until)
+                        .await?;
                 }
             }
         }
-        Ok(match saved {
-            Saved::New => Verdict::served(),
-            _ => known(),
-        })
+        Ok(any)
+    }
+
+    /// The versions of an address that are held, made no later than `until`, are held no more.
+    async fn forget_versions(
+        &self,
+        kind: Kind,
+        author: Npub,
+        identifier: &str,
+        until: Timestamp,
+    ) -> Result<bool, Failed> {
+        let holding = &self.release.holding;
+        let (mut after, mut any) = (None, false);
+        loop {
+            let page = holding.of_author(author, Some(kind), after, STEP).await?;
+            let Some(last) = page.last() else {
+                return Ok(any);
+            };
+            after = Some(*last);
+            for (_, id) in page {
+                let Some(event) = holding.event(&id).await? else {
+                    continue;
+                };
+                let name = nip34::values(&event, "d").next().unwrap_or_default();
+                if name == identifier && event.created_at <= until {
+                    any |= holding.forget(&[id]).await? > 0;
+                }
+            }
+        }
     }
 
     /// The versions of an address that are here, stored or waiting, made no later than `until`.
@@ -57,13 +104,7 @@ impl Admit {
         let Release {
             store, purgatory, ..
         } = &self.release;
-        let stored = match identifier.is_empty() && kind.is_replaceable() {
-            true => {
-                let own = nostr::Filter::new().author(crate::store::public_key(author));
-                store.query(own.kind(kind)).await?.into_iter().next()
-            }
-            false => store.addressable(kind, &author, identifier).await?,
-        };
+        let stored = store.apart().version(kind, author, identifier).await?;
         let mut found: Vec<Arc<Event>> = stored.into_iter().map(Arc::new).collect();
         if let Ok(identifier) = Identifier::parse(identifier) {
             if kind == STATE {
@@ -82,15 +123,28 @@ impl Admit {
         Ok(found.iter().map(|event| id_of(event)).collect())
     }
 
-    /// Deletes one event, stored or waiting, if it is by this author.
-    pub(super) async fn delete_id(&self, id: &EventId, author: Npub) -> Result<(), Failed> {
+    /// Deletes one event, stored, waiting or held, if it is by this author; says whether it was.
+    pub(super) async fn delete_id(
+        &self,
+        id: &EventId,
+        author: Npub,
+        wish: Wish,
+    ) -> Result<bool, Failed> {
         let door = self.clone();
         let id = *id;
-        let work = async move { door.delete_in_turn(&id, author).await };
-        match self.queue_of(&id).await? {
-            Some(identifier) => self.serial.run(&identifier, Turn::Normal, work).await,
-            None => work.await,
-        }
+        let work = async move { door.delete_in_turn(&id, author, wish).await };
+        let gone = match self.queue_of(&id).await? {
+            Some(identifier) => self.serial.run(&identifier, Turn::Normal, work).await?,
+            None => work.await?,
+        };
+        let held = match self.release.holding.event(&id).await? {
+            // An announcement that was deleted a moment ago is held, for an operator to look at.
+            Some(event) if author_of(&event) == author && !gone => {
+                self.release.holding.forget(&[id]).await? > 0
+            }
+            _ => false,
+        };
+        Ok(gone || held)
     }
 
     /// The identifier in whose queue the event of this id is decided on.
@@ -105,7 +159,7 @@ impl Admit {
         if let Some(request) = purgatory.pull_requests.get(id).and_then(|e| e.request) {
             return Ok(request.identifiers().into_iter().next());
         }
-        let stored = self.release.store.by_id(id).await?;
+        let stored = self.release.store.apart().by_id(id).await?;
         Ok(stored.and_then(|event| match Meaning::of(event.kind) {
             Meaning::Announcement | Meaning::State => nip34::identifier_of(&event).ok(),
             _ => None,
@@ -114,65 +168,76 @@ impl Admit {
 
     /// What the event of this id is now, waiting or stored, is decided here: it may have been
     /// released since it was looked up.
-    pub(super) async fn delete_in_turn(&self, id: &EventId, author: Npub) -> Result<(), Failed> {
+    pub(super) async fn delete_in_turn(
+        &self,
+        id: &EventId,
+        author: Npub,
+        wish: Wish,
+    ) -> Result<bool, Failed> {
         let Release {
             store, purgatory, ..
         } = &self.release;
         if let Some(repo) = purgatory.announcements.repo_of(id)
             && repo.owner == author
         {
-            return Ok(self.release.drop_waiting(&repo).await?);
+            self.release.drop_waiting(&repo).await?;
+            return Ok(true);
         }
-        if let Some(stored) = store.by_id(id).await? {
-            if author_of(&stored) == author && stored.kind != DELETION {
-                self.delete_stored(id, &stored).await?;
+        // What the operator's lists withhold is its author's all the same.
+        if let Some(stored) = store.apart().by_id(id).await? {
+            let may_go = wish == Wish::Vanish || deletion::can_be_deleted(stored.kind);
+            if author_of(&stored) == author && may_go {
+                self.delete_stored(id, &stored, wish).await?;
+                return Ok(true);
             }
-            return Ok(());
+            return Ok(false);
         }
         if let Some(entry) = purgatory.states.get(id)
             && entry.state.author == author
         {
             purgatory.remove_state(id);
             purgatory.flush().await?;
+            return Ok(true);
         }
         let entry = purgatory.pull_requests.get(id);
         let request = entry.and_then(|entry| entry.request);
         if let Some(request) = request.filter(|request| request.author == author) {
             self.forget_pull_request(&request).await?;
+            self.release.settle_refs(id).await;
+            return Ok(true);
         }
-        Ok(())
+        Ok(false)
     }
 
     /// A pull request that is deleted takes along its refs.
     pub(super) async fn forget_pull_request(&self, request: &PullRequest) -> Result<(), Failed> {
         let id = request.id();
-        let repos = self.release.repositories_of(request).await;
-        let mut places: Vec<Address> = repos.into_iter().map(Into::into).collect();
+        let mut repos = self.release.repositories_of(request).await;
         let waiting = self.release.purgatory.remove_pull_request(&id);
-        places.extend(
-            waiting
-                .into_iter()
-                .flat_map(|entry| entry.pushed.into_keys()),
-        );
+        let pushed = waiting
+            .into_iter()
+            .flat_map(|entry| entry.pushed.into_keys());
+        // Those in its author's own space are noted there.
+        let pushed = pushed.filter(|address| !address.is_prs());
+        repos.extend(pushed.map(|address| address.repo));
+        self.release.purgatory.owe_refs(id, &repos).await?;
         self.release.purgatory.flush().await?;
-        self.release.take_refs_away(&id, places).await;
         Ok(())
     }
 
-    pub(super) async fn delete_stored(&self, id: &EventId, stored: &Event) -> Result<(), Failed> {
-        let Release {
-            store,
-            repositories,
-            ..
-        } = &self.release;
+    async fn delete_stored(&self, id: &EventId, stored: &Event, wish: Wish) -> Result<(), Failed> {
+        let repositories = &self.release.repositories;
+        let store = self.release.store.apart();
         let identifier = nip34::identifier_of(stored);
         match (Meaning::of(stored.kind), identifier) {
             (Meaning::Announcement, Ok(identifier)) => {
                 let owner = author_of(stored);
                 let repo = RepoId { owner, identifier };
                 let standing = repositories.standing(&repo);
-                if standing == Some(Standing::Active) {
-                    return Ok(self.release.delist(&repo, stored).await?);
+                let is_half_taken = self.release.holding.of(&repo).is_some_and(|h| h.taking);
+                if standing == Some(Standing::Active) || is_half_taken {
+                    let vanishes = wish == Wish::Vanish;
+                    return Ok(self.release.delist(&repo, stored, vanishes).await?);
                 }
                 let trusting = repositories.trusting(&repo.identifier, &owner);
                 store.remove([*id]).await?;
@@ -192,6 +257,12 @@ impl Admit {
                     self.forget_pull_request(&request).await?;
                 }
                 store.remove([*id]).await?;
+                // Carried out by the sweep if it cannot be now.
+                self.release.settle_refs(id).await;
+            }
+            (Meaning::Deletion, _) => {
+                store.remove([*id]).await?;
+                self.release.requests.forget(*id).await?;
             }
             _ => store.remove([*id]).await?,
         }

@@ -3,7 +3,7 @@
 
 use grasp_proto::words::{EventId, Npub};
 use nostr::{
-    Event, Filter, Timestamp,
+    Event, Filter, Kind, Timestamp,
     filter::{Alphabet, SingleLetterTag},
 };
 
@@ -52,35 +52,41 @@ pub fn targets(request: &Event) -> Vec<Target> {
     ids.chain(addresses).take(TARGETS).collect()
 }
 
-fn split_address(address: &str) -> Option<(u16, Npub, &str)> {
+/// Kind, author and name of an address.
+pub fn split_address(address: &str) -> Option<(u16, Npub, &str)> {
     let mut parts = address.splitn(3, ':');
     let kind = parts.next()?.parse().ok()?;
     let owner = nip34::public_key(parts.next()?)?;
     Some((kind, owner, parts.next().unwrap_or_default()))
 }
 
-/// Whether the author of an event asked for it to be deleted, before or after it was made.
-pub async fn is_deleted(event: &Event, store: &Store) -> Result<bool, StoreError> {
+/// Whether a request may delete events of a kind: requests themselves stay (NIP-09, NIP-62).
+pub fn can_be_deleted(kind: Kind) -> bool {
+    kind != nip34::DELETION && kind != nip34::VANISH
+}
+
+/// The stored request of an event's author for it to be deleted, made before or after it was.
+pub async fn request_for(event: &Event, store: &Store) -> Result<Option<EventId>, StoreError> {
     // By author and tag: the requests of others about this event are not even looked at.
     let requests = |tag, value: &str| {
         let by_author = Filter::new().author(public_key(author_of(event)));
         by_author.custom_tag(tag, value).limit(LOOKED_AT)
     };
+    let first = |requests: Vec<Event>| {
+        let request = requests.iter().find(|one| one.kind == nip34::DELETION);
+        request.map(id_of)
+    };
     let by_id = requests(related::TO_EVENTS[0], &id_of(event).to_hex());
-    let by_id = store.query(by_id).await?;
-    if by_id.iter().any(|request| request.kind == nip34::DELETION) {
-        return Ok(true);
+    if let Some(request) = first(store.query(by_id).await?) {
+        return Ok(Some(request));
     }
     let Some(address) = event.coordinate() else {
-        return Ok(false);
+        return Ok(None);
     };
     let tag = SingleLetterTag::lowercase(Alphabet::A);
     // One that was made before the event does not reach it.
     let by_address = requests(tag, &address.to_string()).since(event.created_at);
-    let by_address = store.query(by_address).await?;
-    let covers =
-        |request: &Event| request.kind == nip34::DELETION && request.created_at >= event.created_at;
-    Ok(by_address.iter().any(covers))
+    Ok(first(store.query(by_address).await?))
 }
 
 #[cfg(test)]
@@ -95,6 +101,10 @@ mod tests {
             testing::{event, keys},
         },
     };
+
+    async fn is_deleted(event: &Event, store: &Store) -> bool {
+        request_for(event, store).await.unwrap().is_some()
+    }
 
     #[test]
     fn a_target_of_somebody_else_voids_no_other() {
@@ -123,14 +133,14 @@ mod tests {
             let request = event(&keys(1), DELETION, at, &[&["a", &address]]);
             store.save(&request).await.unwrap();
         }
-        assert!(is_deleted(&state(1, 20), &store).await.unwrap());
-        assert!(!is_deleted(&state(1, 21), &store).await.unwrap());
-        assert!(!is_deleted(&state(2, 5), &store).await.unwrap());
+        assert!(is_deleted(&state(1, 20), &store).await);
+        assert!(!is_deleted(&state(1, 21), &store).await);
+        assert!(!is_deleted(&state(2, 5), &store).await);
         let by_id = event(&keys(2), DELETION, 1, &[&["e", &state(2, 5).id.to_hex()]]);
         store.save(&by_id).await.unwrap();
-        assert!(is_deleted(&state(2, 5), &store).await.unwrap());
+        assert!(is_deleted(&state(2, 5), &store).await);
         let forged = event(&keys(3), DELETION, 1, &[&["e", &state(1, 21).id.to_hex()]]);
         store.save(&forged).await.unwrap();
-        assert!(!is_deleted(&state(1, 21), &store).await.unwrap());
+        assert!(!is_deleted(&state(1, 21), &store).await);
     }
 }

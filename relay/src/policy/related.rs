@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use grasp_proto::words::{EventId, RepoId};
 use nostr::{
-    Event, Filter,
+    Event, Filter, Kind,
     filter::{Alphabet, SingleLetterTag},
 };
 
@@ -46,6 +46,18 @@ pub fn repositories(event: &Event) -> BTreeSet<RepoId> {
         .collect()
 }
 
+/// What an event refers to by `a`, `A` or `q` and that may be an address.
+pub fn addresses(event: &Event) -> BTreeSet<&str> {
+    let values = referenced(event, &["a", "A", "q"]).into_iter();
+    values.filter(|value| value.contains(':')).collect()
+}
+
+/// Whether events of a kind relate others: deletion requests and requests to vanish do not, as
+/// anybody may file one about anything.
+pub fn relates(kind: Kind) -> bool {
+    kind != nip34::DELETION && kind != nip34::VANISH
+}
+
 /// The events an event refers to.
 pub fn events(event: &Event) -> BTreeSet<EventId> {
     let values = referenced(event, &["e", "E", "q"]);
@@ -64,14 +76,11 @@ pub fn referring_to(event: &Event) -> Vec<Filter> {
     filters
 }
 
-/// Whether an event refers to a served repository or a stored event, or is referred to by one,
-/// leaving `except` out of account. Deletion requests relate nothing: anybody may file one about
-/// anything.
+/// Whether an event refers to a served repository or a stored event, or is referred to by one.
 pub async fn is_related(
     event: &Event,
     repositories_here: &Repositories,
     store: &Store,
-    except: &BTreeSet<EventId>,
 ) -> Result<bool, StoreError> {
     let served = |repo: &RepoId| {
         repositories_here
@@ -81,14 +90,14 @@ pub async fn is_related(
     if repositories(event).iter().any(served) {
         return Ok(true);
     }
-    for id in events(event).difference(except) {
+    for id in &events(event) {
         let stored = store.by_id(id).await?;
-        if stored.is_some_and(|stored| stored.kind != nip34::DELETION) {
+        if stored.is_some_and(|stored| relates(stored.kind)) {
             return Ok(true);
         }
     }
     for filter in referring_to(event) {
-        if is_referred_to(event, filter, store, except).await? {
+        if is_referred_to(event, filter, store).await? {
             return Ok(true);
         }
     }
@@ -99,17 +108,8 @@ pub async fn is_related(
 /// may come before the one that counts.
 const PAGES: usize = 20;
 
-async fn is_referred_to(
-    event: &Event,
-    filter: Filter,
-    store: &Store,
-    except: &BTreeSet<EventId>,
-) -> Result<bool, StoreError> {
-    let counts = |other: &Event| {
-        other.kind != nip34::DELETION
-            && !except.contains(&nip34::id_of(other))
-            && other.id != event.id
-    };
+async fn is_referred_to(event: &Event, filter: Filter, store: &Store) -> Result<bool, StoreError> {
+    let counts = |other: &Event| relates(other.kind) && other.id != event.id;
     let mut page = filter.limit(FOLLOWED);
     for _ in 0..PAGES {
         let referring = store.query(page.clone()).await?;

@@ -3,8 +3,10 @@
 //! An entry expires in two steps. *Soft expiry*: at its deadline its repository is deleted and it
 //! is kept for a day more, in which a state revives it. *Full expiry*: it is dropped.
 
+use std::collections::BTreeSet;
+
 use dashmap::{DashMap, Entry as Slot};
-use grasp_proto::words::{EventId, RepoId};
+use grasp_proto::words::{EventId, Identifier, Npub, RepoId};
 
 use super::{SOFT_EXPIRED_FOR, WAITS_FOR, deadlines::Deadlines};
 use crate::{clock::Moment, nip34::announcement::Announcement};
@@ -29,6 +31,7 @@ pub struct Waiting {
 pub struct Announcements {
     entries: DashMap<RepoId, Waiting>,
     ids: DashMap<EventId, RepoId>,
+    owners: DashMap<Npub, BTreeSet<Identifier>>,
     deadlines: Deadlines<RepoId>,
 }
 
@@ -49,6 +52,8 @@ impl Announcements {
             Slot::Vacant(slot) => {
                 self.ids.insert(id, repo.clone());
                 self.deadlines.change(&repo, None, Some(expires));
+                let owned = self.owners.entry(repo.owner);
+                owned.or_default().insert(repo.identifier.clone());
                 slot.insert(entry);
             }
         }
@@ -74,6 +79,18 @@ impl Announcements {
     /// Which repository the announcement of this id waits for.
     pub fn repo_of(&self, id: &EventId) -> Option<RepoId> {
         self.ids.get(id).map(|repo| repo.value().clone())
+    }
+
+    /// Those of one owner.
+    pub fn by_owner(&self, owner: &Npub) -> Vec<Waiting> {
+        let owned = self.owners.get(owner).map(|owned| owned.value().clone());
+        let owned = owned.unwrap_or_default().into_iter();
+        owned
+            .filter_map(|identifier| {
+                let owner = *owner;
+                self.get(&RepoId { owner, identifier })
+            })
+            .collect()
     }
 
     fn change(&self, repo: &RepoId, change: impl FnOnce(&mut Waiting)) -> Option<Waiting> {
@@ -120,6 +137,7 @@ impl Announcements {
         };
         self.ids.remove(&slot.get().announcement.id());
         self.deadlines.change(repo, Some(slot.get().expires), None);
+        super::without(&self.owners, repo.owner, &repo.identifier);
         Some(slot.remove())
     }
 

@@ -4,9 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dashmap::{DashMap, Entry as Slot};
-use grasp_proto::words::{Address, EventId, Identifier, Oid};
+use grasp_proto::words::{Address, EventId, Identifier, Npub, Oid};
 
-use super::{WAITS_FOR, deadlines::Deadlines};
+use super::{WAITS_FOR, deadlines::Deadlines, without};
 use crate::{clock::Moment, nip34::pull_request::PullRequest};
 
 /// What waits under one event id.
@@ -40,11 +40,12 @@ impl Waiting {
 pub struct PullRequests {
     entries: DashMap<EventId, Waiting>,
     by_identifier: DashMap<Identifier, BTreeSet<EventId>>,
+    authors: DashMap<Npub, BTreeSet<EventId>>,
     deadlines: Deadlines<EventId>,
 }
 
 impl PullRequests {
-    /// Changes or makes the entry of `id`; both indexes follow.
+    /// Changes or makes the entry of `id`; all indexes follow.
     fn change(&self, id: EventId, now: Moment, change: impl FnOnce(&mut Waiting)) -> Waiting {
         let mut slot = self.entries.entry(id).or_insert_with(|| Waiting {
             request: None,
@@ -55,7 +56,7 @@ impl PullRequests {
         let old = slot.value().clone();
         change(&mut slot);
         let new = slot.value().clone();
-        // Both indexes follow while the entry is held.
+        // All indexes follow while the entry is held.
         self.deadlines
             .change(&id, Some(old.expires), Some(new.expires));
         let (before, after) = (old.identifiers(), new.identifiers());
@@ -67,6 +68,9 @@ impl PullRequests {
         }
         for identifier in before.difference(&after) {
             without(&self.by_identifier, identifier.clone(), &id);
+        }
+        if let Some(request) = &new.request {
+            self.authors.entry(request.author).or_default().insert(id);
         }
         new
     }
@@ -104,6 +108,13 @@ impl PullRequests {
     /// The entry of this id.
     pub fn get(&self, id: &EventId) -> Option<Waiting> {
         self.entries.get(id).map(|entry| entry.value().clone())
+    }
+
+    /// The events of one author.
+    pub fn of_author(&self, author: &Npub) -> Vec<PullRequest> {
+        let ids = self.authors.get(author).map(|ids| ids.value().clone());
+        let ids = ids.unwrap_or_default().into_iter();
+        ids.filter_map(|id| self.get(&id)?.request).collect()
     }
 
     /// All that wait under one identifier, with their ids.
@@ -160,6 +171,9 @@ impl PullRequests {
         for identifier in slot.get().identifiers() {
             without(&self.by_identifier, identifier, id);
         }
+        if let Some(request) = &slot.get().request {
+            without(&self.authors, request.author, id);
+        }
         Some(slot.remove())
     }
 
@@ -189,16 +203,6 @@ impl PullRequests {
     /// Whether none waits.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
-    }
-}
-
-/// Takes `id` out of the set at `key`, and the set with its last member.
-fn without(index: &DashMap<Identifier, BTreeSet<EventId>>, key: Identifier, id: &EventId) {
-    if let Slot::Occupied(mut slot) = index.entry(key) {
-        slot.get_mut().remove(id);
-        if slot.get().is_empty() {
-            slot.remove();
-        }
     }
 }
 

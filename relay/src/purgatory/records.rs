@@ -79,6 +79,7 @@ pub(super) fn placeholder_record(id: &EventId, entry: &pull_requests::Waiting) -
 pub(super) const ANNOUNCEMENT: u8 = b'a';
 pub(super) const CONTRIBUTION: u8 = b'c';
 pub(super) const DOOMED: u8 = b'd';
+pub(super) const OWED_REFS: u8 = b'f';
 pub(super) const REQUEST: u8 = b'p';
 pub(super) const PLACEHOLDER: u8 = b'q';
 pub(super) const STATE: u8 = b's';
@@ -188,6 +189,10 @@ impl Purgatory {
             Record::Doomed { repository, retire } => {
                 let repo = repository_coordinate(&repository).ok_or("no coordinate")?;
                 self.doomed.insert(repo, retire);
+            }
+            Record::OwedRefs { id, repositories } => {
+                let id = EventId::from_hex(&id).map_err(|e| e.to_string())?;
+                self.owed_refs.insert(id, repos(repositories));
             }
             Record::Expired { id, .. } => {
                 self.expired

@@ -33,6 +33,7 @@ const VERSIONS: usize = 32;
 pub struct States {
     entries: DashMap<EventId, Waiting>,
     by_identifier: DashMap<Identifier, BTreeMap<Npub, BTreeSet<EventId>>>,
+    authors: DashMap<Npub, BTreeSet<EventId>>,
     deadlines: Deadlines<EventId>,
 }
 
@@ -43,6 +44,7 @@ impl States {
         let (identifier, author) = (entry.state.identifier.clone(), entry.state.author);
         let expires = entry.expires;
         let old = self.entries.insert(id, entry);
+        self.authors.entry(author).or_default().insert(id);
         self.deadlines
             .change(&id, old.map(|old| old.expires), Some(expires));
         let versions = {
@@ -77,6 +79,12 @@ impl States {
     pub fn by_author(&self, identifier: &Identifier, author: &Npub) -> Vec<Waiting> {
         let authors = self.by_identifier.get(identifier);
         let ids = authors.and_then(|authors| authors.get(author).cloned());
+        self.all_of(ids.unwrap_or_default())
+    }
+
+    /// Those of one author, under whatever identifiers.
+    pub fn of_author(&self, author: &Npub) -> Vec<Waiting> {
+        let ids = self.authors.get(author).map(|ids| ids.value().clone());
         self.all_of(ids.unwrap_or_default())
     }
 
@@ -133,6 +141,7 @@ impl States {
             slot.remove()
         };
         let (identifier, author) = (removed.state.identifier.clone(), removed.state.author);
+        super::without(&self.authors, author, id);
         if let Slot::Occupied(mut authors) = self.by_identifier.entry(identifier) {
             if let Some(versions) = authors.get_mut().get_mut(&author) {
                 versions.remove(id);

@@ -102,8 +102,7 @@ impl Release {
 
     /// Whether a pull request belongs to something that is served here.
     pub async fn is_related(&self, request: &PullRequest) -> Result<bool, StoreError> {
-        let none = BTreeSet::new();
-        related::is_related(&request.event, &self.repositories, &self.store, &none).await
+        related::is_related(&request.event, &self.repositories, &self.store).await
     }
 
     /// Releases a pull request if its commit is here; says whether it is served. Commits pushed for
@@ -132,6 +131,8 @@ impl Release {
         if !is_related && !self.spaces.is_on() {
             return Ok(false);
         }
+        // Were they still to go for an earlier end of it, they are to stay now.
+        self.purgatory.refs_gone(id);
         let named = self.spaces.named_by(&request.event);
         let mut is_here = false;
         for (address, pushed) in &entry.pushed {
@@ -205,20 +206,23 @@ impl Release {
     }
 
     /// Takes away the refs of a pull request that is served or waits no more: those in `places`, and
-    /// those in its author's own space.
+    /// those in its author's own space; says whether all have gone.
     pub async fn take_refs_away(
         &self,
         id: &EventId,
         places: impl IntoIterator<Item = impl Into<Address>>,
-    ) {
+    ) -> bool {
+        let mut all = true;
         let mut places: BTreeSet<Address> = places.into_iter().map(Into::into).collect();
         let own = self.purgatory.contributions.of(id);
         places.extend(own.into_iter().map(Address::prs));
         for address in places {
             if let Err(error) = self.take_ref_away(&address, id).await {
                 tracing::warn!(repo = %address, %id, %error, "a ref is still there");
+                all = false;
             }
         }
+        all
     }
 
     /// In the queue of its identifier: a ref in a contributor's space whose event neither waits for it

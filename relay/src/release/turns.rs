@@ -18,8 +18,8 @@ pub async fn make_repository(release: &Release, repo: &RepoId) {
         release.unfinished.insert(repo.identifier.clone(), ());
         return;
     }
-    match release.git.create(repo).await {
-        Ok(_) => release.purgatory.announcements.made(repo),
+    match release.make(repo).await {
+        Ok(()) => release.purgatory.announcements.made(repo),
         Err(error) => {
             let what = "a repository could not be made yet";
             release.note(&repo.identifier, &error.into(), what);

@@ -308,7 +308,7 @@ async fn what_is_hosted_can_be_pushed_to_beside_an_archive() {
     inside.ruled(&[(ARCHIVE, "other")]).await;
     assert!(!inside.admit(&archived(1, "x", 12)).await.ok);
     assert_eq!(inside.standing(&repo), None);
-    assert!(inside.git.world().retired.contains(&repo));
+    assert!(inside.git.has_retired(&repo));
 }
 
 #[tokio::test(start_paused = true)]

@@ -24,6 +24,7 @@ use grasp_relay::{
     domain::Domain,
     git::Git,
     grpc::push::PushService,
+    holding::Holding,
     hunt::{Hunt, Hunter, budget::Limits, entry::Delays, queue::Rules},
     journal::{Journal, Key, Record},
     live::Live,
@@ -35,6 +36,7 @@ use grasp_relay::{
     purgatory::Purgatory,
     release::Release,
     repository::{Repositories, Standing},
+    requests::Requests,
     serial::Serial,
     store::Store,
     sweep,
@@ -48,6 +50,7 @@ use tokio_util::sync::CancellationToken;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const KEEPS_FOR: Duration = DAY.saturating_mul(90);
 const WAITS: &str = "purgatory: won't be served until git data arrives";
 
 /// A relay without its outside.
@@ -163,8 +166,11 @@ impl Inside {
             .await
             .unwrap();
         let domain = Domain::parse("grasp.example").unwrap();
+        let holding = Holding::open(journal.clone(), clock.clone(), KEEPS_FOR);
         let release = Release {
             store,
+            holding: Arc::new(holding.await.unwrap()),
+            requests: Arc::new(Requests::new(journal.clone(), clock.clone(), true)),
             purgatory: Arc::new(Purgatory::new(journal, clock.clone())),
             repositories: Arc::new(Repositories::default()),
             git: git.clone() as Arc<dyn Git>,

@@ -39,7 +39,8 @@ pub struct World {
     pub uploading: BTreeSet<RepoId>,
     /// Repositories that refuse to be aligned.
     pub broken: BTreeSet<RepoId>,
-    pub retired: BTreeSet<RepoId>,
+    /// Moved aside, by incarnation.
+    pub retired: BTreeMap<(RepoId, String), Repo>,
     pub aligned: u32,
     pub withheld: Vec<Entry>,
 }
@@ -76,6 +77,11 @@ impl StandIn {
 
     pub fn has(&self, address: impl Into<Address>) -> bool {
         self.world().repos.contains_key(&address.into())
+    }
+
+    pub fn has_retired(&self, repo: &RepoId) -> bool {
+        let world = self.world();
+        world.retired.keys().any(|(retired, _)| retired == repo)
     }
 
     pub fn refs_of(&self, address: impl Into<Address>) -> BTreeMap<RefName, Oid> {
@@ -116,10 +122,48 @@ impl Git for StandIn {
 
     fn retire<'a>(&'a self, repo: &'a RepoId) -> BoxFuture<'a, Result<(), GitError>> {
         self.answer(|world| {
-            world.repos.remove(&repo.into());
-            world.retired.insert(repo.clone());
+            if let Some(gone) = world.repos.remove(&repo.into()) {
+                let name = (repo.clone(), gone.incarnation.clone());
+                world.retired.insert(name, gone);
+            }
             Ok(())
         })
+    }
+
+    fn restore<'a>(
+        &'a self,
+        repo: &'a RepoId,
+        incarnation: &'a str,
+    ) -> BoxFuture<'a, Result<(), GitError>> {
+        self.answer(move |world| {
+            if let Some(there) = world.repos.get(repo) {
+                return match there.incarnation == incarnation {
+                    true => Ok(()),
+                    false => Err(GitError::Refused("another incarnation".to_owned())),
+                };
+            }
+            let name = (repo.clone(), incarnation.to_owned());
+            let back = world.retired.remove(&name).ok_or(GitError::NotFound)?;
+            world.repos.insert(repo.clone(), back);
+            Ok(())
+        })
+    }
+
+    fn purge<'a>(
+        &'a self,
+        repo: &'a RepoId,
+        incarnation: &'a str,
+    ) -> BoxFuture<'a, Result<(), GitError>> {
+        self.answer(move |world| {
+            world
+                .retired
+                .remove(&(repo.clone(), incarnation.to_owned()));
+            Ok(())
+        })
+    }
+
+    fn retired(&self) -> BoxFuture<'_, Result<Vec<(RepoId, String)>, GitError>> {
+        self.answer(|world| Ok(world.retired.keys().cloned().collect()))
     }
 
     fn delete<'a>(&'a self, repo: &'a RepoId) -> BoxFuture<'a, Result<(), GitError>> {

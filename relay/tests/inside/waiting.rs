@@ -352,7 +352,7 @@ async fn deleting_a_served_announcement_takes_along_what_it_held() {
         assert!(!inside.serves(event).await, "kind {}", event.kind);
     }
     assert!(inside.serves(&both).await && inside.serves(&request).await);
-    assert!(inside.git.world().retired.contains(&gone));
+    assert!(inside.git.has_retired(&gone));
     assert!(inside.git.has(&kept));
 }
 

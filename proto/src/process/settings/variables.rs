@@ -112,6 +112,8 @@ pub static VARIABLES: &[Variable] = &[
     variable("NGIT_ARCHIVE_WHITELIST", None, "Or these alone, in the forms of `NGIT_REPOSITORY_WHITELIST`,"),
     variable("NGIT_ARCHIVE_GRASP_SERVICES", None, "and those that name one of these services in `clone`: domains, separated by commas."),
     variable("NGIT_ARCHIVE_READ_ONLY", None, "Whether pushes to what is archived are refused, so that its data comes from the servers it lists alone. They are unless this is `false`. What lists this service can be pushed to all the same."),
+    variable("NGIT_ARCHIVE_RETENTION_SECS", Some("7776000"), "How long what went with a deleted announcement, events and git data, is held for its owner to announce again, in seconds."),
+    variable("NGIT_DELETION_REQUEST_DISRESPECTOR", Some("false"), "Whether requests to delete (NIP-09) and to vanish (NIP-62) are only kept and served: they delete nothing and keep nothing out."),
     variable("NGIT_GRASP06_ENABLE", Some("false"), "Whether contributors may push the commits of their pull requests to an address of their own, `/prs/<npub>/<identifier>.git` (GRASP-06), also for repositories that are not here. The relay and gitd must be told alike."),
     variable("NGIT_INTERNAL_TLS_CERT", None, "Certificate of this process, as a PEM file with its chain, for mutual TLS between processes on different machines: internal addresses are then `https://host:port`, and its name or address must be the one they are found by. Tokens are needed all the same: they say which role calls. `NGIT_GITD_HTTP_ADDRESS` may stay `http://` for an edge that leads git's paths there."),
     variable("NGIT_INTERNAL_TLS_KEY", None, "Its private key, as a PEM file."),

@@ -1,0 +1,347 @@
+//! What falls with an announcement: everything that was accepted only because of it.
+//!
+//! From the announcement references are followed, both ways, through what they connect, but never
+//! through what stands by itself – what refers to a repository that is still served, a state that an
+//! announcement here authorises. So as much is looked at as was accepted because of the announcement,
+//! and its nearest neighbours. Of each event its references are kept, not the event. Then what
+//! stands lends its standing to its neighbours, and these to theirs, by the rules by which they were
+//! accepted ([`related`]); the others fall.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use grasp_proto::words::{EventId, Identifier, Npub, RepoId};
+use nostr::{Event, Filter, Timestamp, filter::SingleLetterTag};
+
+use crate::{
+    nip34::{self, Meaning, author_of, id_of, repository_coordinate},
+    policy::{deletion::split_address, related},
+    release::Release,
+    repository::Standing,
+    store::StoreError,
+};
+
+/// Events looked through for one announcement; what is connected with it by more stays.
+const LOOKED_THROUGH: usize = 500_000;
+/// References kept of them; what would go beyond stays, with all it refers to.
+const REFERENCES: usize = 4_000_000;
+/// Addresses other than repositories' that are followed.
+const ADDRESSES: usize = 20_000;
+/// Ids or addresses asked for at once.
+const AT_ONCE: usize = 100;
+
+/// One event that falls.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Falling {
+    /// What it means.
+    pub meaning: Meaning,
+    /// Whose it is.
+    pub author: Npub,
+    /// When it was made.
+    pub at: Timestamp,
+}
+
+/// All that falls with an announcement, but the announcement itself.
+#[derive(Debug, Default)]
+pub struct Fallen {
+    /// Events, by id.
+    pub events: BTreeMap<EventId, Falling>,
+    /// Repositories that are announced no more: those that were served for the fallen one's sake.
+    pub repositories: BTreeSet<RepoId>,
+    /// Other repositories that what falls refers to and that are held: when they come back it may
+    /// come with them.
+    pub also_held_for: BTreeSet<RepoId>,
+}
+
+#[derive(Debug)]
+struct Node {
+    event: Falling,
+    refers_to: Vec<EventId>,
+    /// Places in [`Search::addresses`].
+    names: Vec<usize>,
+    stands: bool,
+}
+
+impl Node {
+    /// Whether it is accepted for its neighbours' sake: states and announcements are not.
+    fn leans(&self) -> bool {
+        matches!(self.event.meaning, Meaning::PullRequest | Meaning::Other)
+    }
+}
+
+struct Search<'a> {
+    release: &'a Release,
+    gone: BTreeSet<RepoId>,
+    nodes: Vec<Node>,
+    places: HashMap<EventId, usize>,
+    /// Addresses that were seen, and which of the nodes has each.
+    addresses: HashMap<String, usize>,
+    at_address: Vec<Option<usize>>,
+    also_held_for: BTreeSet<RepoId>,
+    references: usize,
+}
+
+impl Release {
+    /// What was accepted only because of a repository, which is announced no more.
+    pub async fn fallen(&self, repo: &RepoId, announcement: &Event) -> Result<Fallen, StoreError> {
+        let mut search = Search {
+            release: self,
+            gone: BTreeSet::from([repo.clone()]),
+            nodes: Vec::new(),
+            places: HashMap::new(),
+            addresses: HashMap::new(),
+            at_address: Vec::new(),
+            also_held_for: BTreeSet::new(),
+            references: 0,
+        };
+        let mut announcements = vec![announcement.clone()];
+        let elsewhere = self
+            .repositories
+            .owners(&repo.identifier, Standing::Elsewhere);
+        for owner in elsewhere {
+            let other = RepoId {
+                owner,
+                identifier: repo.identifier.clone(),
+            };
+            if other != *repo && !self.is_trusted(&other.identifier, &owner) {
+                announcements.extend(self.store.announcement(&other).await?);
+                search.gone.insert(other);
+            }
+        }
+        search.run(repo, &announcements).await?;
+        let events = search.decide();
+        search.gone.remove(repo);
+        Ok(Fallen {
+            events,
+            repositories: search.gone,
+            also_held_for: search.also_held_for,
+        })
+    }
+
+    /// Whether an announcement of a repository that is here, or may be, authorises an author.
+    pub fn is_trusted(&self, identifier: &Identifier, author: &Npub) -> bool {
+        let trusting = self.repositories.trusting(identifier, author);
+        trusting.iter().any(|(_, standing)| standing.is_here())
+    }
+}
+
+impl Search<'_> {
+    async fn run(&mut self, repo: &RepoId, gone: &[Event]) -> Result<(), StoreError> {
+        let mut found: BTreeSet<EventId> = gone[1..].iter().map(id_of).collect();
+        let states = Filter::new()
+            .kind(nip34::STATE)
+            .identifier(repo.identifier.as_str());
+        found.extend(self.ids(states).await?);
+        let of_gone: Vec<(Vec<EventId>, Vec<String>)> = gone
+            .iter()
+            .map(|event| (vec![id_of(event)], vec![address_of(event)]))
+            .collect();
+        for (event, (ids, addresses)) in gone.iter().zip(of_gone) {
+            let addresses: Vec<String> = addresses.into_iter().filter(|a| !a.is_empty()).collect();
+            found.extend(self.referring_to(&ids, &addresses).await?);
+            found.extend(related::events(event));
+            for address in other_addresses(event) {
+                found.extend(self.at(&address).await?);
+            }
+        }
+        found.remove(&id_of(&gone[0]));
+        let itself = id_of(&gone[0]);
+        while !found.is_empty() {
+            let mut next = BTreeSet::new();
+            let new: Vec<EventId> = found
+                .into_iter()
+                .filter(|id| *id != itself && !self.places.contains_key(id))
+                .collect();
+            for chunk in new.chunks(AT_ONCE) {
+                next.extend(self.look_through(chunk).await?);
+            }
+            found = next;
+        }
+        Ok(())
+    }
+
+    /// Makes nodes of these events; gives what they are connected with, through those that do not
+    /// stand by themselves.
+    async fn look_through(&mut self, ids: &[EventId]) -> Result<BTreeSet<EventId>, StoreError> {
+        let mut connected = BTreeSet::new();
+        let (mut expanded, mut addresses) = (Vec::new(), Vec::new());
+        for event in self.release.store.by_ids(ids).await? {
+            let meaning = Meaning::of(event.kind);
+            if matches!(meaning, Meaning::Deletion | Meaning::Vanish) {
+                continue;
+            }
+            let id = id_of(&event);
+            let mut node = Node {
+                stands: self.stands_by_itself(&event),
+                event: Falling {
+                    meaning,
+                    author: author_of(&event),
+                    at: event.created_at,
+                },
+                refers_to: related::events(&event).into_iter().collect(),
+                names: Vec::new(),
+            };
+            let others = other_addresses(&event);
+            self.references += node.refers_to.len() + others.len();
+            let too_many = self.nodes.len() >= LOOKED_THROUGH || self.references >= REFERENCES;
+            if too_many {
+                node.stands = true;
+                tracing::warn!(%id, "too much is connected with what goes: it stays");
+            }
+            for address in others {
+                if let Some(place) = self.place_of(&address) {
+                    node.names.push(place);
+                    if !node.stands {
+                        connected.extend(self.at(&address).await?);
+                    }
+                }
+            }
+            let place = self.nodes.len();
+            let address = address_of(&event);
+            if !address.is_empty()
+                && let Some(known) = self.place_of(&address)
+            {
+                self.at_address[known] = Some(place);
+            }
+            if !node.stands {
+                connected.extend(node.refers_to.iter().copied());
+                expanded.push(id);
+                addresses.extend(Some(address).filter(|address| !address.is_empty()));
+                let held = related::repositories(&event).into_iter();
+                let held = held.filter(|repo| self.release.holding.holds(repo));
+                self.also_held_for.extend(held);
+            }
+            self.places.insert(id, place);
+            self.nodes.push(node);
+        }
+        connected.extend(self.referring_to(&expanded, &addresses).await?);
+        Ok(connected)
+    }
+
+    /// The number of an address, as far as they are followed.
+    fn place_of(&mut self, address: &str) -> Option<usize> {
+        if let Some(place) = self.addresses.get(address) {
+            return Some(*place);
+        }
+        let place = self.at_address.len();
+        if place >= ADDRESSES {
+            return None;
+        }
+        self.at_address.push(None);
+        self.addresses.insert(address.to_owned(), place);
+        Some(place)
+    }
+
+    fn stands_by_itself(&self, event: &Event) -> bool {
+        let identifier = || nip34::identifier_of(event).ok();
+        let contributions = &self.release.purgatory.contributions;
+        match Meaning::of(event.kind) {
+            Meaning::Deletion | Meaning::Vanish | Meaning::GraspList => true,
+            Meaning::State => identifier()
+                .is_some_and(|identifier| self.release.is_trusted(&identifier, &author_of(event))),
+            Meaning::Announcement => !identifier().is_some_and(|identifier| {
+                let owner = author_of(event);
+                self.gone.contains(&RepoId { owner, identifier })
+            }),
+            // Its author's own space has it.
+            Meaning::PullRequest if !contributions.of(&id_of(event)).is_empty() => true,
+            Meaning::PullRequest | Meaning::Other => {
+                related::repositories(event).iter().any(|repo| {
+                    let standing = self.release.repositories.standing(repo);
+                    standing.is_some_and(Standing::is_served) && !self.gone.contains(repo)
+                })
+            }
+        }
+    }
+
+    async fn ids(&self, filter: Filter) -> Result<Vec<EventId>, StoreError> {
+        let items = self.release.store.items(filter).await?;
+        Ok(items.into_iter().map(|(id, _)| id).collect())
+    }
+
+    /// What refers to one of these events, by its id or its address.
+    async fn referring_to(
+        &self,
+        ids: &[EventId],
+        addresses: &[String],
+    ) -> Result<Vec<EventId>, StoreError> {
+        let mut found = Vec::new();
+        let hex: Vec<String> = ids.iter().map(EventId::to_hex).collect();
+        let ways = [
+            (related::TO_EVENTS, &hex[..]),
+            (related::TO_ADDRESSES, addresses),
+        ];
+        for (tags, values) in ways {
+            for values in values.chunks(AT_ONCE) {
+                for tag in tags {
+                    found.extend(self.ids(tagged(tag, values)).await?);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// What has this address.
+    async fn at(&self, address: &str) -> Result<Option<EventId>, StoreError> {
+        let Some((kind, author, name)) = split_address(address) else {
+            return Ok(None);
+        };
+        let found = self
+            .release
+            .store
+            .version(kind.into(), author, name)
+            .await?;
+        Ok(found.map(|event| id_of(&event)))
+    }
+
+    /// What falls: what does not stand by itself, nor by what stands.
+    fn decide(&mut self) -> BTreeMap<EventId, Falling> {
+        let mut lends: Vec<Vec<usize>> = vec![Vec::new(); self.nodes.len()];
+        for (place, node) in self.nodes.iter().enumerate() {
+            for other in node.refers_to.iter().filter_map(|id| self.places.get(id)) {
+                lends[place].push(*other);
+                lends[*other].push(place);
+            }
+            // A repository's events refer to it by its address; others are held by being named so.
+            let named = node.names.iter().filter_map(|name| self.at_address[*name]);
+            lends[place].extend(named);
+        }
+        let standing = self.nodes.iter().enumerate();
+        let mut standing: Vec<usize> = standing
+            .filter(|(_, node)| node.stands)
+            .map(|(place, _)| place)
+            .collect();
+        while let Some(place) = standing.pop() {
+            for other in std::mem::take(&mut lends[place]) {
+                let node = &mut self.nodes[other];
+                if !node.stands && node.leans() {
+                    node.stands = true;
+                    standing.push(other);
+                }
+            }
+        }
+        let falls = |(id, place): (&EventId, &usize)| {
+            let node = &self.nodes[*place];
+            (!node.stands).then(|| (*id, node.event.clone()))
+        };
+        self.places.iter().filter_map(falls).collect()
+    }
+}
+
+fn tagged(tag: SingleLetterTag, values: &[String]) -> Filter {
+    Filter::new().custom_tags(tag, values)
+}
+
+/// The address of an event that has one.
+fn address_of(event: &Event) -> String {
+    event
+        .coordinate()
+        .map(|address| address.to_string())
+        .unwrap_or_default()
+}
+
+/// The addresses an event refers to by which something may be held: not repositories'.
+fn other_addresses(event: &Event) -> Vec<String> {
+    let all = related::addresses(event).into_iter();
+    let others = all.filter(|address| repository_coordinate(address).is_none());
+    others.map(str::to_owned).collect()
+}
