@@ -17,6 +17,7 @@ mod shelved;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Bound,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -36,6 +37,19 @@ use crate::{
 /// Events looked at in one step; between two of them others may have their turn.
 pub const STEP: usize = 500;
 
+/// Why something was taken out of service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reason {
+    /// Its author deleted the announcement.
+    Deleted,
+    /// A newer announcement does not name this service any more.
+    MovedAway,
+    /// Its author asked to vanish.
+    Vanished,
+    /// It was moved aside before there were holds.
+    Unknown,
+}
+
 /// What is held of one repository.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hold {
@@ -43,6 +57,8 @@ pub struct Hold {
     number: u64,
     /// Since when.
     pub since: Moment,
+    /// Why.
+    pub reason: Reason,
     /// The incarnations of its repository that were, or are about to be, retired. The last one is
     /// the one that was served.
     pub incarnations: Vec<String>,
@@ -136,16 +152,27 @@ impl Holding {
         self.index().holds.get(repo).cloned()
     }
 
-    /// At most `most` repositories that are held, behind `after`, with when each goes.
-    pub fn from(&self, after: Option<&RepoId>, most: usize) -> Vec<(RepoId, Hold, Moment)> {
-        use std::ops::Bound;
+    /// At most `most` repositories that are held, the oldest first, behind `after`.
+    pub fn from(&self, after: Option<&(Moment, RepoId)>, most: usize) -> Vec<(RepoId, Hold)> {
         let index = self.index();
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let all = index.holds.range::<RepoId, _>((from, Bound::Unbounded));
-        let entry = |(repo, hold): (&RepoId, &Hold)| {
-            (repo.clone(), hold.clone(), hold.since + self.keeps_for)
-        };
-        all.take(most).map(entry).collect()
+        let all = index.by_age.range((from, Bound::Unbounded));
+        let entry =
+            |(_, repo): &(Moment, RepoId)| Some((repo.clone(), index.holds.get(repo)?.clone()));
+        all.take(most).filter_map(entry).collect()
+    }
+
+    /// When a hold goes.
+    pub fn until(&self, hold: &Hold) -> Moment {
+        hold.since + self.keeps_for
+    }
+
+    /// The events that are held of a repository, oldest first.
+    pub async fn held_of(&self, repo: &RepoId) -> Result<Vec<EventId>, JournalError> {
+        match self.of(repo) {
+            Some(hold) => Ok(self.oldest_first(&hold).await?.into()),
+            None => Ok(Vec::new()),
+        }
     }
 
     /// How many repositories are held.
@@ -176,6 +203,7 @@ impl Holding {
             index.holds.get(repo).cloned().unwrap_or_else(|| Hold {
                 number: rand::random(),
                 since: self.clock.now(),
+                reason: Reason::MovedAway,
                 incarnations: Vec::new(),
                 announcement: None,
                 taking: false,
@@ -188,17 +216,21 @@ impl Holding {
         Ok(hold)
     }
 
-    /// A repository is being taken out of service from now on; `announcement`: the one to be held.
+    /// A repository is being taken out of service from now on, and held with its announcement unless
+    /// its author is to vanish.
     pub async fn begin(
         &self,
         repo: &RepoId,
-        announcement: Option<&Event>,
+        announcement: &Event,
+        reason: Reason,
     ) -> Result<(), JournalError> {
+        let announcement = (reason != Reason::Vanished).then_some(announcement);
         let now = self.clock.now();
         self.index().returning.remove(repo);
         let begun = self.change(repo, |hold| {
             hold.since = now;
             hold.taking = true;
+            hold.reason = reason;
             hold.announcement = announcement.map(|event| id_of(event).to_hex());
         });
         let hold = begun.await?;
@@ -233,6 +265,23 @@ impl Holding {
         })
         .await?;
         Ok(())
+    }
+
+    /// A retired repository that no hold knows of is held from now on.
+    pub async fn adopt(&self, repo: &RepoId, incarnation: &str) -> Result<bool, JournalError> {
+        let known = self.of(repo);
+        let is_known = |hold: &Hold| hold.incarnations.iter().any(|other| other == incarnation);
+        if known.as_ref().is_some_and(is_known) {
+            return Ok(false);
+        }
+        self.change(repo, |hold| {
+            if known.is_none() {
+                hold.reason = Reason::Unknown;
+            }
+            hold.incarnations.insert(0, incarnation.to_owned());
+        })
+        .await?;
+        Ok(true)
     }
 
     /// The incarnations of a repository that may be moved back, the latest first.

@@ -284,6 +284,9 @@ pub async fn run(
         internal.clone(),
     ));
     withhold::settle(&release, &serial, &config.curation).await;
+    if let Err(error) = holding::expiry::adopt_retired(&release).await {
+        tracing::error!(%error, "retired repositories of before are not looked for");
+    }
     door.resume_requests().await;
     sweep::try_everything(&release, &serial).await;
     holding::give_back::resume(&release);

@@ -372,6 +372,15 @@ impl Requests {
     }
 }
 
+/// What keeps an event out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeptOut {
+    /// This request to delete it.
+    Deleted(EventId),
+    /// Its author asked to vanish.
+    Vanished,
+}
+
 /// Why a request was not seen to.
 #[derive(Debug, thiserror::Error)]
 pub enum AgeingError {
@@ -387,28 +396,34 @@ impl Release {
     /// Whether the author of an event asked for it to be deleted, before or after it was made, or to
     /// vanish. That it is asked counts as an effect of the request.
     pub async fn keeps_out(&self, event: &Event) -> Result<bool, AgeingError> {
+        let kept = self.kept_out_by(event).await?;
+        if let Some(KeptOut::Deleted(request)) = kept {
+            self.had_an_effect(request).await?;
+        }
+        Ok(kept.is_some())
+    }
+
+    /// The same, without any effect.
+    pub async fn kept_out_by(&self, event: &Event) -> Result<Option<KeptOut>, AgeingError> {
         if !self.requests.acts() {
-            return Ok(false);
+            return Ok(None);
         }
         let id = id_of(event);
         if let Some((until, by)) = self.requests.vanished(author_of(event)).await?
             && event.created_at <= until
             && by != id
         {
-            return Ok(true);
+            return Ok(Some(KeptOut::Vanished));
         }
         if !deletion::can_be_deleted(event.kind) {
-            return Ok(false);
+            return Ok(None);
         }
         let stored = deletion::request_for(event, &self.store).await?;
         let request = match stored {
             Some(request) => Some(request),
             None => self.requests.gate(event).await?,
         };
-        if let Some(request) = request {
-            self.had_an_effect(request).await?;
-        }
-        Ok(request.is_some())
+        Ok(request.map(KeptOut::Deleted))
     }
 
     /// A request deleted something, or kept something out.

@@ -10,6 +10,7 @@ use nostr::Event;
 
 use crate::{
     git::GitError,
+    holding::Reason,
     journal::JournalError,
     nip34::{
         self, Meaning, announcement::Announcement, author_of, id_of, pull_request::PullRequest,
@@ -97,8 +98,8 @@ impl Release {
     }
 
     /// Takes a served announcement out of service, with its repository and everything that was
-    /// accepted only because of it, all of which is held ([`crate::holding`]); `vanishes`: but for
-    /// what its author wrote.
+    /// accepted only because of it, all of which is held ([`crate::holding`]) – but for what
+    /// its author wrote, if the author vanishes.
     ///
     /// Repeatable: a start that finds it half done calls it again. What falls is written down before
     /// the first of it goes, since what is left would not show it any more.
@@ -106,15 +107,13 @@ impl Release {
         &self,
         repo: &RepoId,
         announcement: &Event,
-        vanishes: bool,
+        reason: Reason,
     ) -> Result<(), RetireError> {
-        self.holding
-            .begin(repo, (!vanishes).then_some(announcement))
-            .await?;
+        self.holding.begin(repo, announcement, reason).await?;
         self.purgatory.doom(repo, true).await?;
         let trusting = self.repositories.trusting(&repo.identifier, &repo.owner);
         self.repositories.remove(repo);
-        if let Err(error) = self.note_what_falls(repo, announcement, vanishes).await {
+        if let Err(error) = self.note_what_falls(repo, announcement, reason).await {
             // It is as it was; whoever asks again finds it so.
             if let Ok(announcement) = Announcement::read(Arc::new(announcement.clone())) {
                 self.repositories.set(&announcement, Standing::Active);
@@ -134,31 +133,20 @@ impl Release {
 
     /// Finishes what was being taken out of service when the process ended, or the store failed.
     pub async fn finish_taking(&self, repo: &RepoId) -> Result<(), RetireError> {
-        if !self.holding.of(repo).is_some_and(|hold| hold.taking) {
+        let Some(hold) = self.holding.of(repo).filter(|hold| hold.taking) else {
             return Ok(());
-        }
-        let stored = self.store.apart().announcement(repo).await?;
-        let was_held = self.holding.of(repo).and_then(|hold| hold.announcement);
-        match stored {
-            Some(stored) if was_held.is_none_or(|id| id == id_of(&stored).to_hex()) => {
-                let vanishes = self.keeps_all_of(&stored).await?;
-                self.delist(repo, &stored, vanishes).await
-            }
-            // It went as the last; or another is here, by which everything stands.
-            Some(_) => Ok(self.holding.taken(repo).await?),
+        };
+        match self.store.apart().announcement(repo).await? {
+            Some(stored) => self.delist(repo, &stored, hold.reason).await,
+            // It went as the last.
             None => {
                 self.take_what_falls(repo).await?;
                 self.holding.taken(repo).await?;
+                self.drop_unauthorised_states(repo);
                 self.carry_out_doom(repo).await;
                 Ok(())
             }
         }
-    }
-
-    /// Whether the author of an announcement asked to vanish.
-    async fn keeps_all_of(&self, announcement: &Event) -> Result<bool, RetireError> {
-        let vanished = self.requests.vanished(author_of(announcement)).await?;
-        Ok(vanished.is_some_and(|(until, _)| announcement.created_at <= until))
     }
 
     /// Holds what falls with a repository, and notes that it is to be taken out of the store.
@@ -166,7 +154,7 @@ impl Release {
         &self,
         repo: &RepoId,
         announcement: &Event,
-        vanishes: bool,
+        reason: Reason,
     ) -> Result<(), RetireError> {
         // What is withheld falls as well: it is to come back with the others, or not at all.
         let whole = Release {
@@ -181,6 +169,7 @@ impl Release {
             for event in &events {
                 self.note_refs(event).await?;
             }
+            let vanishes = reason == Reason::Vanished;
             let is_held = |event: &Event| !(vanishes && author_of(event) == owner);
             self.holding
                 .falls(repo, &fallen.also_held_for, &events, is_held)

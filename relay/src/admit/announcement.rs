@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 
 use super::{Admit, Failed, WAITS, malformed, replaced, waits_already};
 use crate::{
+    holding::Reason,
     nip34::{announcement::Announcement, later},
     policy::curation::{Place, Rules},
     release::{Release, make_repository, release_identifier},
@@ -86,7 +87,9 @@ impl Admit {
         match (standing, stored) {
             (Some(Standing::Waiting), _) => self.release.drop_waiting(repo).await?,
             (Some(Standing::Active), Some(stored)) => {
-                self.release.delist(repo, &stored, false).await?
+                self.release
+                    .delist(repo, &stored, Reason::MovedAway)
+                    .await?
             }
             _ => {}
         }

@@ -7,7 +7,7 @@ use nostr::{Event, Kind, Timestamp};
 
 use super::{Admit, Failed, Wish, known};
 use crate::{
-    holding::STEP,
+    holding::{Reason, STEP},
     nip34::{self, ANNOUNCEMENT, Meaning, STATE, author_of, id_of, pull_request::PullRequest},
     policy::deletion::{self, Target},
     release::Release,
@@ -236,8 +236,11 @@ impl Admit {
                 let standing = repositories.standing(&repo);
                 let is_half_taken = self.release.holding.of(&repo).is_some_and(|h| h.taking);
                 if standing == Some(Standing::Active) || is_half_taken {
-                    let vanishes = wish == Wish::Vanish;
-                    return Ok(self.release.delist(&repo, stored, vanishes).await?);
+                    let reason = match wish {
+                        Wish::Delete => Reason::Deleted,
+                        Wish::Vanish => Reason::Vanished,
+                    };
+                    return Ok(self.release.delist(&repo, stored, reason).await?);
                 }
                 let trusting = repositories.trusting(&repo.identifier, &owner);
                 store.remove([*id]).await?;

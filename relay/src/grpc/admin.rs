@@ -3,10 +3,12 @@
 //!
 //! - [`repositories`]: all that is known and all that lies on disk, joined
 //! - [`cleanup`]: what is empty and unwanted goes
+//! - [`holding`]: what was taken out of service, to list, bring back, throw away
 //! - [`backup`]: everything at one moment
 
 mod backup;
 mod cleanup;
+mod holding;
 mod repositories;
 
 use std::sync::Arc;
@@ -16,6 +18,7 @@ use grasp_proto::contract::relay::{self as wire, admin_server};
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
+use self::holding::HoldingService;
 use self::repositories::Asked;
 use super::import;
 use crate::{
@@ -63,6 +66,17 @@ impl AdminService {
             door: None,
             backups: Arc::new(Semaphore::new(BACKUPS)),
         }
+    }
+
+    /// What is held, which comes back by the door.
+    fn held(&self) -> Result<HoldingService, Status> {
+        let none = || Status::unimplemented("no event can be brought back here");
+        Ok(HoldingService {
+            release: self.release.clone(),
+            serial: self.serial.clone(),
+            curation: self.curation.clone(),
+            door: self.door.clone().ok_or_else(none)?,
+        })
     }
 
     /// Besides, over relay-to-relay sync.
@@ -296,23 +310,25 @@ impl admin_server::Admin for AdminService {
 
     async fn holding(
         &self,
-        _request: Request<wire::HoldingRequest>,
+        request: Request<wire::HoldingRequest>,
     ) -> Result<Response<Self::HoldingStream>, Status> {
-        Err(unknown("hold what was taken out of service"))
+        Ok(Response::new(self.held()?.list(&request.into_inner())?))
     }
 
     async fn restore(
         &self,
-        _request: Request<wire::RestoreRequest>,
+        request: Request<wire::RestoreRequest>,
     ) -> Result<Response<wire::RestoreResponse>, Status> {
-        Err(unknown("restore what was taken out of service"))
+        let restored = self.held()?.restore(request.into_inner()).await?;
+        Ok(Response::new(restored))
     }
 
     async fn eject(
         &self,
-        _request: Request<wire::EjectRequest>,
+        request: Request<wire::EjectRequest>,
     ) -> Result<Response<wire::EjectResponse>, Status> {
-        Err(unknown("throw away what was taken out of service"))
+        let ejected = self.held()?.eject(request.into_inner()).await?;
+        Ok(Response::new(ejected))
     }
 
     type CleanupEmptyRepositoriesStream =

@@ -84,6 +84,22 @@ impl Release {
     }
 }
 
+/// Repositories that lie aside and that no hold knows of – moved there before there were holds – are
+/// held from now on, so that they come back or go as the others. Needs gitd.
+pub async fn adopt_retired(release: &Release) -> Result<(), ReleaseError> {
+    let mut adopted = 0;
+    for (repo, incarnation) in release.git.retired().await? {
+        adopted += u32::from(release.holding.adopt(&repo, &incarnation).await?);
+    }
+    if adopted > 0 {
+        tracing::info!(
+            adopted,
+            "retired repositories of before are held from now on"
+        );
+    }
+    Ok(())
+}
+
 /// Throws away whatever has been held for long enough. To be called while gitd can be reached.
 pub async fn sweep(release: &Release, serial: &Serial) {
     let now = release.purgatory.now();

@@ -82,7 +82,10 @@ impl Holding {
     }
 
     /// The held events of a hold, oldest first.
-    async fn oldest_first(&self, hold: &Hold) -> Result<VecDeque<EventId>, JournalError> {
+    pub(super) async fn oldest_first(
+        &self,
+        hold: &Hold,
+    ) -> Result<VecDeque<EventId>, JournalError> {
         let (mut all, mut after): (Vec<(Timestamp, EventId)>, _) = (Vec::new(), None);
         loop {
             let links = self.links(hold.number, after, STEP).await?;

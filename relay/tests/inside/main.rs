@@ -1,12 +1,14 @@
 //! The relay's inside – admission, purgatory, release, pushes, the sweep – under a clock that the
 //! tests set and with a stand-in for gitd.
 
+mod holding;
 mod hunts;
 mod lists;
 mod operator;
 mod orders;
 mod prs;
 mod pushes;
+mod requests;
 mod stand_in;
 mod sync;
 mod waiting;

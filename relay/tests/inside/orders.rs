@@ -1,5 +1,7 @@
 //! Things that happen in an unlucky order: crossings, ends in the middle, names taken again.
 
+use grasp_relay::holding::Reason;
+
 use super::*;
 
 #[tokio::test]
@@ -117,6 +119,10 @@ async fn an_end_in_the_middle_of_a_removal_is_gone_on_with() {
         &[tag(&["a", &gone.coordinate()])],
     );
     inside.served(&about).await;
+    let announced = announcement(1, "x", 10, &[]);
+    let holding = &inside.release.holding;
+    let begun = holding.begin(&gone, &announced, Reason::Deleted);
+    begun.await.unwrap();
     inside.release.purgatory.doom(&gone, true).await.unwrap();
     // Killed here, and back.
     sweep::reconcile(&inside.release).await.unwrap();
