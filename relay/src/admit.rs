@@ -38,7 +38,7 @@ use crate::{
         related, vanish as vanishing,
     },
     release::{Release, ReleaseError},
-    requests::AgeingError,
+    requests::{AgeingError, KeptOut},
     retire::RetireError,
     serial::{Serial, Turn},
     store::{Saved, StoreError},
@@ -198,9 +198,16 @@ impl Admit {
         // Its deletion may have come while it was judged, and found nothing to delete.
         if verdict.ok
             && self.deletions.load(Ordering::SeqCst) != deletions
-            && self.release.keeps_out(&event).await?
+            && let Some(by) = self.release.kept_out_by(&event).await?
         {
-            self.delete_id(&id_of(&event), author_of(&event), Wish::Vanish)
+            let wish = match by {
+                KeptOut::Deleted(request) => {
+                    self.release.had_an_effect(request).await?;
+                    Wish::Delete
+                }
+                KeptOut::Vanished => Wish::Vanish,
+            };
+            self.delete_id(&id_of(&event), author_of(&event), wish)
                 .await?;
             return Ok(deleted());
         }
@@ -306,7 +313,7 @@ impl Admit {
         }
         let own = nostr::Filter::new().author(event.pubkey).limit(OWN_EVENTS);
         let own = self.release.store.query(own).await?;
-        Ok(own.iter().any(|own| own.kind != DELETION))
+        Ok(own.iter().any(|own| related::relates(own.kind)))
     }
 
     async fn is_related(&self, event: &Event) -> Result<bool, StoreError> {

@@ -15,6 +15,7 @@ mod deletion;
 mod deployment;
 mod drop_in;
 mod git_input;
+mod holding;
 mod hunt;
 mod internals;
 mod limits;

@@ -522,8 +522,8 @@ pub fn brought_by_announcement(repo: &RepoId, is_served: bool) -> Vec<Want<'_>> 
 pub fn event_came(rejected: &mut Rejected, event: &Event) -> bool {
     let id = id_of(event);
     rejected.forget(&id);
-    // Deletion requests relate nothing.
-    if event.kind == nip34::DELETION {
+    // Requests to delete or to vanish relate nothing.
+    if !related::relates(event.kind) {
         return false;
     }
     let events = related::events(event);

@@ -1,6 +1,9 @@
 //! What goes with an announcement, is held, and comes back with the next one.
 
+use futures::StreamExt;
+use grasp_proto::contract::relay::{self as wire, admin_server::Admin};
 use grasp_relay::{
+    grpc::admin::AdminService,
     holding::{Reason, expiry, give_back},
     policy::deletion,
 };
@@ -344,6 +347,158 @@ async fn refs_follow_the_latest_state_that_is_left_when_gitd_is_back() {
     inside.git.goes_away(false);
     inside.try_unfinished().await;
     assert_eq!(inside.git.refs_of(&one).len(), 1);
+}
+
+fn admin(inside: &Inside) -> AdminService {
+    let hunt = inside.hunter.hunt.clone();
+    AdminService::new(inside.release.clone(), hunt).with_holding(
+        Arc::new(inside.door.clone()),
+        inside.serial.clone(),
+        inside.curation.clone(),
+    )
+}
+
+async fn restore(
+    admin: &AdminService,
+    repo: &RepoId,
+    dry_run: bool,
+) -> Result<wire::RestoreResponse, tonic::Status> {
+    let request = wire::RestoreRequest {
+        repository: Some(repo.into()),
+        since_millis: 0,
+        dry_run,
+    };
+    let answer = admin.restore(tonic::Request::new(request)).await;
+    answer.map(tonic::Response::into_inner)
+}
+
+async fn eject(
+    admin: &AdminService,
+    repo: &RepoId,
+    since_millis: u64,
+    dry_run: bool,
+) -> Result<usize, tonic::Code> {
+    let request = wire::EjectRequest {
+        repository: Some(repo.into()),
+        since_millis,
+        dry_run,
+    };
+    let answer = admin.eject(tonic::Request::new(request)).await;
+    let answer = answer.map(|answer| answer.into_inner().held.len());
+    answer.map_err(|status| status.code())
+}
+
+async fn listed(admin: &AdminService, identifier: &str) -> Vec<wire::Held> {
+    let request = wire::HoldingRequest {
+        owner: Vec::new(),
+        identifier: identifier.to_owned(),
+    };
+    let mut stream = admin
+        .holding(tonic::Request::new(request))
+        .await
+        .unwrap()
+        .into_inner();
+    let mut found = Vec::new();
+    while let Some(batch) = stream.next().await {
+        found.extend(batch.unwrap().held);
+    }
+    found
+}
+
+#[tokio::test]
+async fn an_operator_lists_what_is_held_and_brings_it_back() {
+    let inside = Inside::new().await;
+    let (moved, deleted) = (
+        inside.active(1, "moved", &[]).await,
+        inside.active(2, "deleted", &[]).await,
+    );
+    let (on_moved, on_deleted) = (
+        about(5, 1621, 20, &[&moved], &[]),
+        about(5, 1621, 20, &[&deleted], &[]),
+    );
+    inside.served(&on_moved).await;
+    inside.served(&on_deleted).await;
+    assert!(
+        !inside
+            .admit(&announcement_elsewhere(1, "moved", 30))
+            .await
+            .ok
+    );
+    inside.clock.advance(MINUTE);
+    inside.served(&delete_address(2, 100, &deleted)).await;
+    let admin = admin(&inside);
+    let all = listed(&admin, "").await;
+    let reasons: Vec<_> = all.iter().map(wire::Held::reason).collect();
+    assert_eq!(
+        reasons,
+        [wire::HeldReason::MovedAway, wire::HeldReason::Deleted]
+    );
+    // The announcement, its state, the issue.
+    assert!(
+        all.iter()
+            .all(|held| held.events == 3 && !held.incarnation.is_empty())
+    );
+    assert_eq!(listed(&admin, "deleted").await.len(), 1);
+
+    let refused = restore(&admin, &deleted, false).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
+    assert!(refused.message().contains("request to delete"), "{refused}");
+    let unknown = restore(&admin, &repo(3, "x"), false).await.unwrap_err();
+    assert_eq!(unknown.code(), tonic::Code::NotFound);
+
+    let before = inside.git.calls();
+    let would = restore(&admin, &moved, true).await.unwrap();
+    assert_eq!(
+        (would.events_back, would.events_left, would.served),
+        (3, 0, true)
+    );
+    assert!(!inside.serves(&on_moved).await && inside.git.calls() == before);
+    let did = restore(&admin, &moved, false).await.unwrap();
+    assert_eq!((did.events_back, did.events_left, did.served), (3, 0, true));
+    assert!(inside.serves(&on_moved).await && inside.git.has(&moved));
+    assert!(inside.serves(&announcement(1, "moved", 10, &[])).await);
+    assert_eq!(listed(&admin, "").await.len(), 1);
+}
+
+#[tokio::test]
+async fn an_operator_throws_away_what_is_held() {
+    let inside = Inside::new().await;
+    let one = inside.active(1, "x", &[]).await;
+    inside.served(&delete_address(1, 100, &one)).await;
+    let admin = admin(&inside);
+    let since = listed(&admin, "").await[0].since_millis;
+    assert_eq!(
+        eject(&admin, &one, since + 1, false).await,
+        Err(tonic::Code::NotFound)
+    );
+    assert_eq!(eject(&admin, &one, since, true).await, Ok(1));
+    assert!(inside.git.has_retired(&one));
+    inside.git.goes_away(true);
+    assert_eq!(
+        eject(&admin, &one, 0, false).await,
+        Err(tonic::Code::Unavailable)
+    );
+    assert!(inside.release.holding.holds(&one));
+    inside.git.goes_away(false);
+    assert_eq!(eject(&admin, &one, 0, false).await, Ok(1));
+    assert!(!inside.git.has_retired(&one) && inside.release.holding.is_empty());
+    assert_eq!(
+        eject(&admin, &one, 0, false).await,
+        Err(tonic::Code::NotFound)
+    );
+}
+
+#[tokio::test]
+async fn what_was_retired_before_there_were_holds_is_held_from_now_on() {
+    let inside = Inside::new().await;
+    let one = inside.active(1, "x", &[]).await;
+    inside.git.retire(&one).await.unwrap();
+    for _ in 0..2 {
+        expiry::adopt_retired(&inside.release).await.unwrap();
+        assert_eq!(inside.release.holding.incarnations(&one).len(), 1);
+    }
+    inside.passes(KEEPS_FOR).await;
+    assert!(!inside.git.has_retired(&one));
 }
 
 #[test]
