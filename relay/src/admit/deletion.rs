@@ -75,6 +75,9 @@ impl Admit {
     ) -> Result<bool, Failed> {
         let holding = &self.release.holding;
         let (mut after, mut any) = (None, false);
+        if !is_forgotten(kind) {
+            return Ok(any);
+        }
         loop {
             let page = holding.of_author(author, Some(kind), after, STEP).await?;
             let Some(last) = page.last() else {
@@ -138,8 +141,7 @@ impl Admit {
             None => work.await?,
         };
         let held = match self.release.holding.event(&id).await? {
-            // An announcement that was deleted a moment ago is held, for an operator to look at.
-            Some(event) if author_of(&event) == author && !gone => {
+            Some(event) if author_of(&event) == author && is_forgotten(event.kind) => {
                 self.release.holding.forget(&[id]).await? > 0
             }
             _ => false,
@@ -272,4 +274,10 @@ impl Admit {
         self.release.live.removed(stored);
         Ok(())
     }
+}
+
+/// Whether what is held of a kind goes with its deletion. Announcements stay, so that an operator sees
+/// what it was that was deleted; the request keeps them from coming back.
+fn is_forgotten(kind: Kind) -> bool {
+    kind != ANNOUNCEMENT
 }
