@@ -350,12 +350,13 @@ async fn refs_follow_the_latest_state_that_is_left_when_gitd_is_back() {
 }
 
 fn admin(inside: &Inside) -> AdminService {
-    let hunt = inside.hunter.hunt.clone();
-    AdminService::new(inside.release.clone(), hunt).with_holding(
-        Arc::new(inside.door.clone()),
+    AdminService::new(
+        inside.release.clone(),
         inside.serial.clone(),
+        inside.hunter.hunt.clone(),
         inside.curation.clone(),
     )
+    .with_door(Arc::new(inside.door.clone()))
 }
 
 async fn restore(

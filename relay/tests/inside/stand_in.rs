@@ -220,7 +220,7 @@ impl Git for StandIn {
                 described(git::Place::Served, &address.repo, content.refs.len() as u64)
             });
             let retired = world.retired.iter();
-            let retired = retired.map(|repo| described(git::Place::Retired, repo, 1));
+            let retired = retired.map(|repo| described(git::Place::Retired, &repo.0.0, 1));
             let all = served
                 .chain(retired)
                 .filter(|described| is_asked(&repository(described.repository.clone()).unwrap()));
