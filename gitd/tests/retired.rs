@@ -116,6 +116,7 @@ async fn nothing_is_restored_over_another() {
     let delete = DeleteRequest {
         repository: Some((&repo).into()),
         incarnation: other,
+        only_empty: false,
     };
     service.git.clone().delete(delete).await.unwrap();
     restore(&service, &repo, &incarnation).await.unwrap();
