@@ -18,6 +18,7 @@ pub fn class(kind: Kind) -> &'static str {
         Meaning::State => "state",
         Meaning::PullRequest => "pull_request",
         Meaning::Deletion => "deletion",
+        Meaning::Vanish => "vanish",
         Meaning::GraspList => "grasp_list",
         Meaning::Other => "other",
     }
