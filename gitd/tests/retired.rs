@@ -6,8 +6,9 @@ use std::path::PathBuf;
 
 use common::*;
 use grasp_proto::{
-    contract::git::{
-        DeleteRequest, ListRetiredRequest, PurgeRequest, RestoreRequest, RetireRequest,
+    contract::{
+        git::{DeleteRequest, ListRetiredRequest, PurgeRequest, RestoreRequest, RetireRequest},
+        repository,
     },
     words::RepoId,
 };
@@ -50,7 +51,7 @@ async fn retired(service: &Service) -> Vec<(RepoId, String)> {
     let mut stream = listed.unwrap().into_inner();
     let mut found = Vec::new();
     while let Some(one) = stream.message().await.unwrap() {
-        let repo = RepoId::try_from(one.repository.unwrap()).unwrap();
+        let repo = repository(one.repository).unwrap();
         found.push((repo, one.incarnation));
     }
     found

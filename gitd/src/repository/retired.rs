@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use grasp_proto::words::RepoId;
+use grasp_proto::words::{Address, RepoId};
 
 use super::{
     Error, Repositories, give_incarnation,
@@ -87,6 +87,7 @@ impl Repositories {
             refs::break_locks(&aside)?;
             sweep::remove_leftovers(&aside)?;
             move_back(&aside, &view)?;
+            self.unsigned.recount(&address, &view)?;
             tracing::info!(%repo, "a repository was restored");
             Ok(())
         })

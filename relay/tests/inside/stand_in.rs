@@ -136,7 +136,7 @@ impl Git for StandIn {
         incarnation: &'a str,
     ) -> BoxFuture<'a, Result<(), GitError>> {
         self.answer(move |world| {
-            if let Some(there) = world.repos.get(repo) {
+            if let Some(there) = world.repos.get(&repo.into()) {
                 return match there.incarnation == incarnation {
                     true => Ok(()),
                     false => Err(GitError::Refused("another incarnation".to_owned())),
@@ -144,7 +144,7 @@ impl Git for StandIn {
             }
             let name = (repo.clone(), incarnation.to_owned());
             let back = world.retired.remove(&name).ok_or(GitError::NotFound)?;
-            world.repos.insert(repo.clone(), back);
+            world.repos.insert(repo.into(), back);
             Ok(())
         })
     }
