@@ -162,6 +162,25 @@ impl HuntConfig {
     }
 }
 
+/// What becomes of what is deleted.
+#[derive(Debug, Clone, Copy)]
+pub struct Deletions {
+    /// How long what is taken out of service is held.
+    pub held_for: Duration,
+    /// Whether requests to delete and to vanish are acted on.
+    pub acted_on: bool,
+}
+
+impl Deletions {
+    fn from_settings(settings: &Settings) -> Result<Self, BadSetting> {
+        let held_for = settings.parse("NGIT_ARCHIVE_RETENTION_SECS", "seconds")?;
+        Ok(Self {
+            held_for: Duration::from_secs(held_for),
+            acted_on: !settings.switch("NGIT_DELETION_REQUEST_DISRESPECTOR")?,
+        })
+    }
+}
+
 /// Everything the relay is told, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -193,10 +212,8 @@ pub struct Config {
     pub curation: Curation,
     /// The addresses that contributors have here (GRASP-06).
     pub spaces: Spaces,
-    /// How long what is taken out of service is held.
-    pub keeps_for: Duration,
-    /// Whether requests to delete and to vanish are acted on.
-    pub acts_on_deletions: bool,
+    /// What becomes of what is deleted.
+    pub deletions: Deletions,
     /// Workers run, so that what is missing here is looked for elsewhere (GRASP-02).
     pub hunts: bool,
     /// Whether `/metrics` answers.
@@ -276,10 +293,7 @@ impl Config {
             sync: SyncConfig::from_settings(settings, test)?,
             curation: Curation::from_settings(settings, &domain)?,
             spaces: Spaces::new(domain.clone(), settings.switch("NGIT_GRASP06_ENABLE")?),
-            keeps_for: Duration::from_secs(
-                settings.parse("NGIT_ARCHIVE_RETENTION_SECS", "seconds")?,
-            ),
-            acts_on_deletions: !settings.switch("NGIT_DELETION_REQUEST_DISRESPECTOR")?,
+            deletions: Deletions::from_settings(settings)?,
             // What else may be wrong with it, whoever starts them says.
             hunts: settings.get("NGIT_WORKERS").map(str::trim) != Some("0"),
             keys: owner_keys(settings, &data_path, backend)?,

@@ -172,8 +172,8 @@ pub async fn run(
     purgatory.restore(records);
     let gitd = Gitd::new(&config.gitd_grpc, &config.tokens.relay);
     let git: Arc<dyn Git> = Arc::new(gitd);
-    let holding = Holding::open(journal.clone(), clock.clone(), config.keeps_for).await?;
-    let requests = Requests::new(journal, clock.clone(), config.acts_on_deletions);
+    let holding = Holding::open(journal.clone(), clock.clone(), config.deletions.held_for).await?;
+    let requests = Requests::new(journal, clock.clone(), config.deletions.acted_on);
     if !requests.acts() {
         tracing::warn!(
             "NGIT_DELETION_REQUEST_DISRESPECTOR is set: requests to delete or to vanish are served, \

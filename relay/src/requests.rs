@@ -481,7 +481,9 @@ impl Release {
                 whole.remove([id]).await?;
                 self.requests.forget(id).await?;
                 journal.shelve(vec![Act::Remove(due)]).await?;
-                stored.iter().for_each(|event| self.live.removed(event));
+                if let Some(event) = &stored {
+                    self.live.removed(event);
+                }
                 return Ok(());
             }
             (false, ..) => known,
@@ -489,7 +491,9 @@ impl Release {
         // A gate is not served; its next time to be seen to is noted when that is so.
         if known.gate.is_some() {
             whole.remove([id]).await?;
-            stored.iter().for_each(|event| self.live.removed(event));
+            if let Some(event) = &stored {
+                self.live.removed(event);
+            }
         }
         let acts = vec![
             Act::Remove(due),

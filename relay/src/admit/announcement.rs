@@ -89,7 +89,7 @@ impl Admit {
             (Some(Standing::Active), Some(stored)) => {
                 self.release
                     .delist(repo, &stored, Reason::MovedAway)
-                    .await?
+                    .await?;
             }
             _ => {}
         }

@@ -198,7 +198,7 @@ impl HoldingService {
         }
         let verdict = self.door.admit(announcement, Origin::User).await;
         if !verdict.ok {
-            return Err(Status::failed_precondition(verdict.message.to_string()));
+            return Err(Status::failed_precondition(verdict.message.clone()));
         }
         let served = self.release.repositories.standing(&repo) == Some(Standing::Active);
         if served {
