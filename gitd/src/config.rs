@@ -7,9 +7,7 @@ use grasp_proto::{
     transport::{Endpoint, Tokens},
 };
 
-use crate::smart_http::door::Door;
-
-use crate::repository::unsigned::Limits;
+use crate::{busiest::MOST_NAMED, repository::unsigned::Limits, smart_http::door::Door};
 
 /// The settings of one gitd.
 #[derive(Debug, Clone)]
@@ -38,6 +36,8 @@ pub struct Config {
     pub max_staged_pack_bytes: u64,
     /// How much may lie here that nobody has signed for.
     pub unsigned: Limits,
+    /// How many repositories are named in the metrics.
+    pub named_repositories: usize,
     /// Whether addresses below `/prs/` are answered (GRASP-06).
     pub prs: bool,
 }
@@ -75,6 +75,13 @@ impl Config {
                 all: settings.parse("NGIT_UNSIGNED_MAX_BYTES", BYTES)?,
                 of_one: settings.parse("NGIT_UNSIGNED_MAX_BYTES_PER_IP", BYTES)?,
             },
+            named_repositories: settings.parse_with(
+                "NGIT_METRICS_TOP_N_REPOS",
+                |text| match text.parse() {
+                    Ok(count) if count <= MOST_NAMED => Ok(count),
+                    _ => Err(format!("a number up to {MOST_NAMED}; 0: none")),
+                },
+            )?,
             prs: settings.switch("NGIT_GRASP06_ENABLE")?,
         })
     }

@@ -5,6 +5,7 @@
 //! - [`relay`]: what we ask the relay
 //! - [`repository`]: views, pools, staging, refs, the intake
 //! - [`config`]: what we are told
+//! - [`busiest`]: which repositories move the most bytes
 //! - `meters`: what is counted and timed
 //!
 //! [`run`] starts two listeners and the consolidator of packs. On the stop the smart HTTP listener
@@ -12,6 +13,7 @@
 //! transfers have ended or their grace has. gitd keeps no state that is not in a repository, and
 //! judges nothing: a ref moves only when the relay says so.
 
+pub mod busiest;
 pub mod config;
 pub mod grpc;
 mod meters;
@@ -32,6 +34,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::interceptor::InterceptedService;
 
 pub use config::Config;
+
+use busiest::Busiest;
 use relay::GrpcRelay;
 use repository::{
     Repositories,
@@ -184,6 +188,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
         prs: config.prs,
         domain: config.domain,
         door: config.door,
+        busiest: Busiest::new(config.named_repositories),
     });
     let stop_http = stop.child_token();
     let http = tokio::spawn(smart_http::serve(server, http_listener, stop_http.clone()));

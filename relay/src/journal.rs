@@ -123,6 +123,15 @@ pub enum Record {
         /// The repositories they are in: as coordinates.
         repositories: Vec<String>,
     },
+    /// The refs of a pull request that the operator's lists withhold.
+    WithheldRefs {
+        /// The event's id, in hex.
+        id: String,
+        /// The repositories they are taken out of: as coordinates.
+        repositories: Vec<String>,
+        /// How far it has come.
+        step: WithheldStep,
+    },
     /// An id that expired once.
     Expired {
         /// In hex.
@@ -184,6 +193,18 @@ pub enum Record {
         /// Each request.
         at: Vec<Moment>,
     },
+}
+
+/// What is being done with refs that are withheld.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WithheldStep {
+    /// They are to go.
+    Taking,
+    /// They have gone.
+    Taken,
+    /// They are to come back.
+    Returning,
 }
 
 /// A fetch that a worker was told to do.

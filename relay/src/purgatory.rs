@@ -13,6 +13,7 @@ pub mod expired;
 pub mod pull_requests;
 mod records;
 pub mod states;
+pub mod withheld_refs;
 
 use std::{collections::BTreeSet, hash::Hash, time::Duration};
 
@@ -21,7 +22,7 @@ use grasp_proto::words::{Address, EventId, Identifier, Npub, RepoId};
 
 use self::{
     announcements::Announcements, contributions::Contributions, expired::Expired,
-    pull_requests::PullRequests, states::States,
+    pull_requests::PullRequests, states::States, withheld_refs::WithheldRefs,
 };
 use crate::{
     clock::{Clock, Moment},
@@ -82,6 +83,8 @@ pub struct Purgatory {
     /// Pull requests that are served no more, and where their refs are still to go. Empties as gitd
     /// answers.
     owed_refs: DashMap<EventId, Vec<RepoId>>,
+    /// Pull requests that are withheld, and what has become of their refs. As many as there are stored.
+    withheld_refs: DashMap<EventId, WithheldRefs>,
     journal: Journal,
     clock: Clock,
 }
@@ -97,6 +100,7 @@ impl Purgatory {
             expired: Expired::default(),
             doomed: DashMap::new(),
             owed_refs: DashMap::new(),
+            withheld_refs: DashMap::new(),
             journal,
             clock,
         }

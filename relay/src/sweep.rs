@@ -18,6 +18,7 @@ use crate::{
     repository::Standing,
     retire::RetireError,
     serial::{Serial, Turn},
+    withhold,
 };
 
 /// How often what is due is looked for.
@@ -270,6 +271,7 @@ async fn carry_out_dooms(release: &Release, serial: &Serial) {
             None => work.await,
         };
     }
+    withhold::refs::carry_out(release, serial).await;
     for repo in release.purgatory.doomed() {
         let (release, queue) = (release.clone(), repo.identifier.clone());
         let work = async move { release.carry_out_doom(&repo).await };

@@ -10,6 +10,8 @@
 //!
 //! gitd is told what the blacklists name ([`tell_git`]), since git's ways may lead past this process.
 
+pub mod refs;
+
 use std::{
     collections::{BTreeSet, HashSet},
     sync::Arc,
@@ -99,10 +101,15 @@ async fn plan(release: &Release, rules: &Rules) -> Result<Plan, StoreError> {
         apart.store.withhold(withheld.iter().copied());
     }
     // Last, as what falls is found by following references, through these too.
+    let mut theirs = HashSet::new();
     for author in rules.banned() {
         let own = Filter::new().author(public_key(*author));
         let items = apart.store.items(own).await?;
-        withheld.extend(items.into_iter().map(|(id, _)| id));
+        theirs.extend(items.into_iter().map(|(id, _)| id));
+    }
+    if !theirs.is_empty() {
+        withheld.extend(apart.fallen_with(&theirs).await?);
+        withheld.extend(theirs);
     }
     Ok(Plan {
         withheld,
@@ -212,7 +219,8 @@ async fn drop_waiting(
     Ok(purgatory.flush().await?)
 }
 
-/// Takes the pull requests of banned authors out of purgatory, with their refs; makes the
+/// Takes the pull requests of banned authors out of purgatory, with their refs, and the refs of
+/// those that are withheld out of repositories, or puts them back there ([`refs`]); makes the
 /// repositories that are to be here by the rules of now and were not before. Needs gitd.
 pub async fn settle(release: &Release, serial: &Serial, curation: &Curation) {
     let rules = curation.rules();
@@ -238,6 +246,9 @@ pub async fn settle(release: &Release, serial: &Serial, curation: &Curation) {
     }
     if let Err(error) = release.purgatory.flush().await {
         tracing::error!(%error, "what waits no more is not forgotten yet");
+    }
+    if let Err(error) = refs::settle(release, serial).await {
+        tracing::error!(%error, "refs of pull requests are not as the lists say");
     }
     if rules.archive().is_some() {
         make_archived(release, serial, &rules).await;

@@ -1,14 +1,14 @@
 //! The operator's choice: blacklists, whitelist and archive, from settings and from files.
 
-use std::process::Output;
+use std::{fs, process::Output};
 
 use nostr::ToBech32;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Client, Keys, Project, Repo, Service,
-    events::{elsewhere, issue},
+    Client, Draft, Event, Keys, Project, Repo, Service,
+    events::{elsewhere, issue, pull_request},
     processes, until, web,
 };
 
@@ -241,6 +241,51 @@ async fn lists_that_are_files_are_read_again_on_sighup_and_no_connection_is_drop
     .await;
     bad.repo.commit().await;
     bad.update(&service, &mut client, &["main"]).await;
+}
+
+#[tokio::test]
+async fn a_banned_authors_pull_request_leaves_and_comes_back_with_its_ref() {
+    let mut service = Service::prepare(&[]).await;
+    let path = service.directory().join("banned");
+    fs::write(&path, "").unwrap();
+    service.set("NGIT_EVENT_BLACKLIST", path.to_str().unwrap());
+    service.run().await;
+    let mut client = Client::connect(&service).await;
+    let project = Project::active(&service, &mut client, "visited").await;
+    let [banned, other] = std::array::from_fn(|_| Keys::generate());
+    let tip = project.repo.oid("main").await;
+    let theirs = pull_request(&project.coordinate(), &tip).sign(&banned);
+    let others = pull_request(&project.coordinate(), &tip).sign(&other);
+    let comment = Draft::new(1111)
+        .tag(["E", &theirs.id.to_hex()])
+        .sign(&other);
+    for event in [&theirs, &others, &comment] {
+        client.publish(event).await.served();
+    }
+    let name = |event: &Event| format!("refs/nostr/{}", event.id.to_hex());
+    let (gone, kept) = (name(&theirs), name(&others));
+    let is_here = async |service: &Service, name: &str| {
+        project.remote_ref(service, name).await.as_deref() == Some(tip.as_str())
+    };
+    assert!(is_here(&service, &gone).await && is_here(&service, &kept).await);
+
+    fs::write(&path, format!("{}\n", npub(&banned))).unwrap();
+    processes::send(service.pid(), Signal::HUP);
+    until("the ref has gone", || async {
+        !is_here(&service, &gone).await
+    })
+    .await;
+    assert!(is_here(&service, &kept).await && client.serves(&others).await);
+    assert!(!client.serves(&theirs).await && !client.serves(&comment).await);
+    // Taken off the list while nothing runs that could see it.
+    service.kill();
+    fs::write(&path, "").unwrap();
+    service.run().await;
+    let mut client = Client::connect(&service).await;
+    assert!(is_here(&service, &gone).await && is_here(&service, &kept).await);
+    for event in [&theirs, &others, &comment] {
+        assert!(client.serves(event).await);
+    }
 }
 
 #[tokio::test]

@@ -271,6 +271,33 @@ async fn repositories_are_served_where_they_lie_once_the_events_are_brought_over
     for reason in ["replaced by a later", "not an event", "the id is not"] {
         assert!(rejected.contains(reason), "{rejected}");
     }
+
+    // A backup has what the thin ones borrow, too.
+    let backup = new.directory().join("backup");
+    let backup = backup.to_str().unwrap();
+    let out = run(&new, &["backup", backup]).await;
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    new.terminate();
+    new.ended().await;
+    for name in ["git", "relay"] {
+        fs::remove_dir_all(new.directory().join(name)).unwrap();
+    }
+    let out = run(&new, &["restore", backup]).await;
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    new.run().await;
+    let mut client = Client::connect(&new).await;
+    for project in [&full, &thin] {
+        let (clone, out) = Repo::clone(&project.url(&new), &[]).await;
+        out.good();
+        clone.git(&["fsck", "--strict"]).await.good();
+        assert_eq!(clone.oid("HEAD").await, project.repo.oid("main").await);
+        project.repo.commit().await;
+        project.update(&new, &mut client, &["main"]).await;
+    }
+    assert_eq!(
+        thin.remote_ref(&new, &name).await.as_deref(),
+        Some(tip.as_str())
+    );
 }
 
 #[tokio::test]

@@ -4,6 +4,8 @@
 //! both protocols and signs events. Nothing waits for a fixed time: what must come is waited for,
 //! what must not come is asked for after something that comes later.
 
+#[path = "../../proto/tests/authority/mod.rs"]
+mod authority;
 mod support;
 
 mod acceptance;
@@ -32,5 +34,6 @@ mod references;
 mod settings;
 mod shutdown;
 mod sync;
+mod tls;
 mod uploads;
 mod websocket;

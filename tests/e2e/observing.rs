@@ -187,6 +187,59 @@ async fn no_metric_names_a_person() {
 }
 
 #[tokio::test]
+async fn the_repositories_that_move_the_most_are_named_and_no_others() {
+    let mut service = Service::start_with(&[("NGIT_METRICS_TOP_N_REPOS", "2")]).await;
+    let mut client = Client::connect(&service).await;
+    let mut projects = Vec::new();
+    for name in ["idle", "busy", "busiest"] {
+        projects.push(Project::active(&service, &mut client, name).await);
+    }
+    for (project, clones) in projects.iter().zip([0, 2, 4]) {
+        for _ in 0..clones {
+            let (_clone, out) = Repo::clone(&project.url(&service), &[]).await;
+            out.good();
+        }
+    }
+    let name = |project: &Project| {
+        let path = Service::repository_path(&project.owner, &project.identifier);
+        let repo = path.trim_start_matches('/').to_owned();
+        format!("ngit_repo_bytes_total{{repo=\"{repo}\"}} ")
+    };
+    let names: Vec<String> = projects.iter().map(name).collect();
+    let named = |text: &str| -> Vec<usize> {
+        let lines = text.lines();
+        let lines = lines.filter(|line| line.starts_with("ngit_repo_bytes_total{"));
+        let place = |line: &str| names.iter().position(|name| line.starts_with(name));
+        lines
+            .map(|line| place(line).unwrap_or(usize::MAX))
+            .collect()
+    };
+    // A transfer is counted when it has ended, which its client need not wait for.
+    let (service_ref, named_ref) = (&service, &named);
+    until("the busiest come first", || async move {
+        let text = service_ref.get("/metrics").await.unwrap().text();
+        named_ref(&text) == [2, 1]
+    })
+    .await;
+    // What is taken out of service is not named either.
+    service.set("NGIT_METRICS_TOP_N_REPOS", "3");
+    service.set("NGIT_REPOSITORY_BLACKLIST", "busiest");
+    service.restart().await;
+    for project in &projects[..2] {
+        let (_clone, out) = Repo::clone(&project.url(&service), &[]).await;
+        out.good();
+    }
+    let service = &service;
+    until("both are named", || async move {
+        let text = service.get("/metrics").await.unwrap().text();
+        let mut all = named_ref(&text);
+        all.sort_unstable();
+        all == [0, 1]
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn gitd_tells_its_metrics_to_the_relay_alone_where_git_is_served() {
     let direct = free_port();
     let address = format!("http://127.0.0.1:{direct}");

@@ -49,6 +49,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{body::Upload, door::Door, pace::Budget, unread::Unread};
 use crate::{
+    busiest::Busiest,
     meters,
     relay::Relay,
     repository::{Error, Repositories, git::Places},
@@ -85,6 +86,8 @@ pub struct Server {
     pub domain: String,
     /// Who is asking, and what of it is granted.
     pub door: Arc<Door>,
+    /// Which repositories move the most.
+    pub busiest: Busiest,
 }
 
 /// Which version of the protocol a client asked for.
@@ -301,13 +304,25 @@ async fn handle(
     } else {
         if relayed && request.uri().path() == "/metrics" {
             // For the relay, which shows them with its own; others ask at the address for that.
-            let text = whole(render_metrics("gitd"));
+            let text = whole(render_metrics("gitd") + &busiest(&server).await);
             return typed(status(StatusCode::OK, text), "text/plain; version=0.0.4");
         }
         admitted(server, client, request).await
     };
     cors(response.headers_mut());
     response
+}
+
+/// The repositories that move the most, of those that anybody may see.
+async fn busiest(server: &Arc<Server>) -> String {
+    let state = Arc::clone(server);
+    let work = move |repositories: &Repositories| {
+        let is_shown = |address: &Address| {
+            !repositories.withheld.covers(&address.repo) && repositories.shown(address).is_ok()
+        };
+        Ok(state.busiest.render(is_shown))
+    };
+    server.repositories.blocking(work).await.unwrap_or_default()
 }
 
 /// Answers a request if its client may ask it.

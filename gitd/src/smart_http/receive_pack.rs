@@ -204,6 +204,9 @@ impl Pusher {
         self.leave_nothing_empty().await;
         let bytes = self.bytes.load(Ordering::Relaxed);
         metrics::counter!("ngit_git_bytes_total", "direction" => "in").increment(bytes);
+        if report.done() {
+            self.server.busiest.moved(&self.address, bytes);
+        }
         let outcome = if report.done() { "ok" } else { "refused" };
         metrics::counter!("ngit_git_pushes_total", "outcome" => outcome).increment(1);
         meters::took("push", outcome, begun);

@@ -100,6 +100,7 @@ pub async fn answer(
             maker.finish();
         }
         metrics::counter!("ngit_git_bytes_total", "direction" => "out").increment(bytes);
+        server.busiest.moved(&address, bytes);
         let label = if outcome.is_ok() { "ok" } else { "failed" };
         metrics::counter!("ngit_git_fetches_total", "outcome" => label).increment(1);
         meters::took("fetch", label, begun_at);

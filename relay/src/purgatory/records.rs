@@ -5,7 +5,7 @@ use std::sync::Arc;
 use grasp_proto::words::{Address, EventId, Identifier, Npub, Oid, RepoId};
 use nostr::Event;
 
-use super::{Purgatory, announcements, pull_requests, states};
+use super::{Purgatory, announcements, pull_requests, states, withheld_refs::WithheldRefs};
 use crate::{
     clock::Moment,
     journal::{Key, Record, key},
@@ -83,6 +83,7 @@ pub(super) const OWED_REFS: u8 = b'f';
 pub(super) const REQUEST: u8 = b'p';
 pub(super) const PLACEHOLDER: u8 = b'q';
 pub(super) const STATE: u8 = b's';
+pub(super) const WITHHELD_REFS: u8 = b'u';
 pub(super) const EXPIRED: u8 = b'x';
 pub(super) const CLOCK: u8 = b'z';
 
@@ -193,6 +194,15 @@ impl Purgatory {
             Record::OwedRefs { id, repositories } => {
                 let id = EventId::from_hex(&id).map_err(|e| e.to_string())?;
                 self.owed_refs.insert(id, repos(repositories));
+            }
+            Record::WithheldRefs {
+                id,
+                repositories,
+                step,
+            } => {
+                let id = EventId::from_hex(&id).map_err(|e| e.to_string())?;
+                let places = repos(repositories);
+                self.withheld_refs.insert(id, WithheldRefs { places, step });
             }
             Record::Expired { id, .. } => {
                 self.expired

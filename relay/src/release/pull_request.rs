@@ -61,7 +61,7 @@ impl Release {
 
     /// The repositories that a pull request's ref belongs into, by identifier: those that are here and
     /// whose maintainers include an owner it is offered to; if it `is_served_only`, the served ones.
-    fn wanting(
+    pub(crate) fn wanting(
         &self,
         request: &PullRequest,
         is_served_only: bool,
@@ -175,7 +175,7 @@ impl Release {
 
     /// Puts the ref of a signed pull request; says whether it is there now. A repository that cannot
     /// take it keeps no other from having it; only a git storage that does not answer ends the release.
-    async fn put_ref(
+    pub(crate) async fn put_ref(
         &self,
         address: &Address,
         name: &RefName,

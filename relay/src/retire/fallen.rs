@@ -7,7 +7,7 @@
 //! stands lends its standing to its neighbours, and these to theirs, by the rules by which they were
 //! accepted ([`related`]); the others fall.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use grasp_proto::words::{EventId, Identifier, Npub, RepoId};
 use nostr::{Event, Filter, Timestamp, filter::SingleLetterTag};
@@ -62,10 +62,14 @@ struct Node {
 }
 
 impl Node {
-    /// Whether it is accepted for its neighbours' sake: states and announcements are not.
     fn leans(&self) -> bool {
-        matches!(self.event.meaning, Meaning::PullRequest | Meaning::Other)
+        leans(self.event.meaning)
     }
+}
+
+/// Whether it is accepted for its neighbours' sake: states and announcements are not.
+fn leans(meaning: Meaning) -> bool {
+    matches!(meaning, Meaning::PullRequest | Meaning::Other)
 }
 
 struct Search<'a> {
@@ -83,16 +87,7 @@ struct Search<'a> {
 impl Release {
     /// What was accepted only because of a repository, which is announced no more.
     pub async fn fallen(&self, repo: &RepoId, announcement: &Event) -> Result<Fallen, StoreError> {
-        let mut search = Search {
-            release: self,
-            gone: BTreeSet::from([repo.clone()]),
-            nodes: Vec::new(),
-            places: HashMap::new(),
-            addresses: HashMap::new(),
-            at_address: Vec::new(),
-            also_held_for: BTreeSet::new(),
-            references: 0,
-        };
+        let mut search = Search::new(self, BTreeSet::from([repo.clone()]));
         let mut announcements = vec![announcement.clone()];
         let elsewhere = self
             .repositories
@@ -117,6 +112,16 @@ impl Release {
         })
     }
 
+    /// What was accepted only because of these events, which are kept and not to be served any more;
+    /// not these themselves. What an announcement authorises stands by that.
+    pub async fn fallen_with(&self, gone: &HashSet<EventId>) -> Result<Vec<EventId>, StoreError> {
+        let mut search = Search::new(self, BTreeSet::new());
+        search.run_from(gone).await?;
+        let fallen = search.decide().into_iter();
+        let leaning = fallen.filter(|(_, event)| leans(event.meaning));
+        Ok(leaning.map(|(id, _)| id).collect())
+    }
+
     /// Whether an announcement of a repository that is here, or may be, authorises an author.
     pub fn is_trusted(&self, identifier: &Identifier, author: &Npub) -> bool {
         let trusting = self.repositories.trusting(identifier, author);
@@ -124,7 +129,39 @@ impl Release {
     }
 }
 
-impl Search<'_> {
+impl<'a> Search<'a> {
+    fn new(release: &'a Release, gone: BTreeSet<RepoId>) -> Self {
+        Self {
+            release,
+            gone,
+            nodes: Vec::new(),
+            places: HashMap::new(),
+            addresses: HashMap::new(),
+            at_address: Vec::new(),
+            also_held_for: BTreeSet::new(),
+            references: 0,
+        }
+    }
+
+    /// From events that are gone, of which nothing is lent.
+    async fn run_from(&mut self, gone: &HashSet<EventId>) -> Result<(), StoreError> {
+        let ids: Vec<EventId> = gone.iter().copied().collect();
+        for chunk in ids.chunks(AT_ONCE) {
+            let mut found = BTreeSet::new();
+            let mut addresses = Vec::new();
+            for event in self.release.store.by_ids(chunk).await? {
+                found.extend(related::events(&event));
+                addresses.extend(Some(address_of(&event)).filter(|address| !address.is_empty()));
+                for address in other_addresses(&event) {
+                    found.extend(self.at(&address).await?);
+                }
+            }
+            found.extend(self.referring_to(chunk, &addresses).await?);
+            self.follow(found, gone).await?;
+        }
+        Ok(())
+    }
+
     async fn run(&mut self, repo: &RepoId, gone: &[Event]) -> Result<(), StoreError> {
         let mut found: BTreeSet<EventId> = gone[1..].iter().map(id_of).collect();
         let states = Filter::new()
@@ -143,13 +180,20 @@ impl Search<'_> {
                 found.extend(self.at(&address).await?);
             }
         }
-        found.remove(&id_of(&gone[0]));
-        let itself = id_of(&gone[0]);
+        self.follow(found, &HashSet::from([id_of(&gone[0])])).await
+    }
+
+    /// Looks at these events and all they are connected with, but for those that are gone.
+    async fn follow(
+        &mut self,
+        mut found: BTreeSet<EventId>,
+        gone: &HashSet<EventId>,
+    ) -> Result<(), StoreError> {
         while !found.is_empty() {
             let mut next = BTreeSet::new();
             let new: Vec<EventId> = found
                 .into_iter()
-                .filter(|id| *id != itself && !self.places.contains_key(id))
+                .filter(|id| !gone.contains(id) && !self.places.contains_key(id))
                 .collect();
             for chunk in new.chunks(AT_ONCE) {
                 next.extend(self.look_through(chunk).await?);

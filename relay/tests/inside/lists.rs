@@ -221,6 +221,122 @@ async fn a_banned_maintainer_authorises_nothing_any_more() {
 }
 
 #[tokio::test]
+async fn refs_of_a_banned_author_leave_the_repositories_of_others_and_come_back() {
+    let inside = Inside::new().await;
+    let (x, y) = (
+        inside.active(1, "x", &[]).await,
+        inside.active(3, "y", &[]).await,
+    );
+    inside.git.bring(&identifier("x"), &[oid(7), oid(8)]);
+    let (theirs, others) = (
+        pull_request(2, 20, &oid(7).to_hex(), &x),
+        pull_request(4, 20, &oid(8).to_hex(), &x),
+    );
+    for request in [&theirs, &others] {
+        inside.served(request).await;
+    }
+    let name = |event: &Event| RefName::nostr(&nip34::id_of(event));
+    let shows = |event: &Event| inside.git.refs_of(&x).contains_key(&name(event));
+    assert!(shows(&theirs) && shows(&others));
+    let list = [(EVENTS, &*npub(2))];
+    // Gone while the git storage is away: as soon as it is back.
+    inside.git.goes_away(true);
+    inside.ruled(&list).await;
+    assert!(!inside.serves(&theirs).await);
+    inside.git.goes_away(false);
+    assert!(shows(&theirs));
+    sweep::try_unfinished(&inside.release, &inside.serial).await;
+    assert!(!shows(&theirs) && shows(&others), "and nobody else's");
+    // What shows it again meanwhile is put right when the lists are read, and not before.
+    inside.ruled(&list).await;
+    assert!(!shows(&theirs));
+    let know = inside.release.purgatory.withholding_refs(false);
+    assert_eq!(know, [nip34::id_of(&theirs)]);
+    assert!(inside.release.purgatory.withholding_refs(true).is_empty());
+    inside.ruled(&[]).await;
+    assert!(inside.serves(&theirs).await && shows(&theirs) && shows(&others));
+    assert!(inside.release.purgatory.withholding_refs(false).is_empty());
+    assert_eq!(inside.git.refs_of(&x)[&name(&theirs)], oid(7));
+    assert!(!inside.git.refs_of(&y).contains_key(&name(&theirs)));
+}
+
+#[tokio::test]
+async fn refs_that_were_taken_come_back_after_a_start_with_another_list() {
+    let data = tempfile::tempdir().unwrap();
+    let (journal, _) = Journal::open(data.path()).unwrap();
+    let store = Store::open(Backend::Memory, Path::new("")).await.unwrap();
+    let inside = Inside::over(store, journal, &[], StandIn::default().into()).await;
+    let x = inside.active(1, "x", &[]).await;
+    inside.git.bring(&identifier("x"), &[oid(7)]);
+    let theirs = pull_request(2, 20, &oid(7).to_hex(), &x);
+    inside.served(&theirs).await;
+    let name = RefName::nostr(&nip34::id_of(&theirs));
+    inside.ruled(&[(EVENTS, &npub(2))]).await;
+    assert!(!inside.git.refs_of(&x).contains_key(&name));
+    inside.release.purgatory.flush().await.unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(data.path()).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
+    }
+    let (journal, records) = Journal::open(copy.path()).unwrap();
+    let store = inside.release.store.apart();
+    let again = Inside::over(store, journal, &records, inside.git.clone()).await;
+    again.release.purgatory.restore(records);
+    let (release, rules) = (&again.release, again.curation.rules());
+    withhold::load_served(&release.store, &release.repositories, &rules)
+        .await
+        .unwrap();
+    again.ruled(&[]).await;
+    assert_eq!(again.git.refs_of(&x)[&name], oid(7));
+    assert!(release.purgatory.withholding_refs(false).is_empty());
+}
+
+#[tokio::test]
+async fn what_others_wrote_to_a_banned_authors_events_alone_goes_with_them() {
+    let inside = Inside::new().await;
+    let repo = inside.active(1, "x", &[]).await;
+    let comment = |seed, at, tags: &[Vec<String>]| sign(seed, Kind::Custom(1111), at, tags);
+    let to = |event: &Event| tag(&["E", &event.id.to_hex()]);
+    let theirs = issue(2, 20, &[&repo]);
+    let answer = comment(3, 21, &[to(&theirs)]);
+    let answer_to_it = comment(4, 22, &[tag(&["e", &answer.id.to_hex()])]);
+    let about_both = comment(3, 23, &[to(&theirs), tag(&["a", &repo.coordinate()])]);
+    let anothers = issue(5, 24, &[&repo]);
+    let in_anothers = comment(2, 25, &[to(&anothers)]);
+    let to_both = comment(3, 26, &[to(&in_anothers), to(&anothers)]);
+    let quoting = comment(3, 27, &[tag(&["q", &about_both.id.to_hex()]), to(&theirs)]);
+    let go = [&theirs, &answer, &answer_to_it, &in_anothers];
+    let stay = [&about_both, &anothers, &to_both, &quoting];
+    for event in [
+        &theirs,
+        &answer,
+        &answer_to_it,
+        &about_both,
+        &anothers,
+        &in_anothers,
+        &to_both,
+        &quoting,
+    ] {
+        inside.served(event).await;
+    }
+    inside.ruled(&[(EVENTS, &npub(2))]).await;
+    for event in go {
+        assert!(!inside.serves(event).await, "{}", event.created_at);
+    }
+    for event in stay {
+        assert!(inside.serves(event).await, "{}", event.created_at);
+    }
+    assert!(inside.serves(&state(1, "x", 10, &[("main", 1)])).await);
+    // As it would be judged if it came now.
+    assert!(!inside.admit(&comment(6, 28, &[to(&theirs)])).await.ok);
+    inside.ruled(&[]).await;
+    for event in go.into_iter().chain(stay) {
+        assert!(inside.serves(event).await, "{}", event.created_at);
+    }
+}
+
+#[tokio::test]
 async fn what_waits_and_is_not_wanted_any_more_is_dropped() {
     let inside = Inside::new().await;
     let kept = announcement(1, "kept", 10, &[]);

@@ -162,16 +162,21 @@ impl Service {
 
     /// Starts the service on whatever is in its directories and waits until it is ready.
     pub async fn run(&mut self) {
+        let arguments: &[&str] = if self.from_file { &[] } else { &["serve"] };
+        self.start_as(arguments);
+        self.ready().await;
+    }
+
+    /// Starts what `arguments` say, which is to answer at the public address some time.
+    pub fn start_as(&mut self, arguments: &[&str]) {
         let log = File::options()
             .create(true)
             .append(true)
             .open(self.path("log"))
             .unwrap();
-        let arguments: &[&str] = if self.from_file { &[] } else { &["serve"] };
         let mut command = self.command(arguments);
         command.stdout(log.try_clone().unwrap()).stderr(log);
         self.child = Some(command.spawn().unwrap());
-        self.ready().await;
     }
 
     /// Waits until the service says that it is ready.
