@@ -47,12 +47,15 @@ impl Purgatory {
         Ok(())
     }
 
-    /// The refs have gone; or, if they were to come back, that is done.
-    pub fn withheld_refs_done(&self, id: &EventId) {
+    /// What `refs` says was done. If something else is to be done meanwhile, it still is.
+    pub fn withheld_refs_done(&self, id: &EventId, refs: &WithheldRefs) {
         let name = key(WITHHELD_REFS, id.as_bytes());
         let Some(mut entry) = self.withheld_refs.get_mut(id) else {
             return;
         };
+        if *entry != *refs {
+            return;
+        }
         if entry.step == WithheldStep::Returning {
             drop(entry);
             self.withheld_refs.remove(id);

@@ -113,13 +113,13 @@ async fn step(release: &Release, id: &EventId) -> Result<(), ReleaseError> {
     match refs.step {
         WithheldStep::Taken => return Ok(()),
         WithheldStep::Taking => {
-            for repo in refs.places {
+            for repo in &refs.places {
                 release.take_ref_away(&repo.into(), id).await?;
             }
         }
         WithheldStep::Returning => release.put_back(id).await?,
     }
-    release.purgatory.withheld_refs_done(id);
+    release.purgatory.withheld_refs_done(id, &refs);
     Ok(())
 }
 
