@@ -2,7 +2,7 @@
 //!
 //! Every internal call carries the caller's credential, a deadline and a `traceparent`; every
 //! service is wrapped in a [`Guard`] that knows which roles may call it. Sockets of the machine,
-//! TCP, and TCP with mutual TLS ([`tls`]) are the same to everything above this file.
+//! TCP, and TCP with mutual TLS (`tls.rs`) are the same to everything above this file.
 
 mod calls;
 mod grant;

@@ -72,7 +72,7 @@ pub struct Description {
     pub is_empty: bool,
 }
 
-/// What pools take, so that one that many lean on is looked at once. Bounded by [`Sizes::MOST`].
+/// What pools take, so that one that many lean on is looked at once. Bounded by `MOST`.
 #[derive(Debug, Default)]
 pub struct Sizes(HashMap<Identifier, (u64, usize)>);
 

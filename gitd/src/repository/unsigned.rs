@@ -310,20 +310,20 @@ mod tests {
         })
     }
 
-    fn client(text: &str) -> Option<IpAddr> {
-        Some(text.parse().unwrap())
+    fn client(text: &str) -> IpAddr {
+        text.parse().unwrap()
     }
 
     #[test]
     fn clients_are_told_apart_and_not_told() {
         let unsigned = Unsigned::new(LIMITS, [7; 32]);
-        let of = |text| unsigned.payer(client(text));
+        let of = |text| unsigned.payer(Some(client(text)));
         assert_eq!(of("2001:db8::1"), of("2001:db8::ffff:1"));
         assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
         assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
         assert_eq!(of("192.0.2.1"), of("::ffff:192.0.2.1"));
         let other_key = Unsigned::new(LIMITS, [8; 32]);
-        assert_ne!(of("192.0.2.1"), other_key.payer(client("192.0.2.1")));
+        assert_ne!(of("192.0.2.1"), other_key.payer(Some(client("192.0.2.1"))));
         let text = of("192.0.2.1").to_string();
         assert_eq!(Payer::from_hex(&text), Some(of("192.0.2.1")));
     }
@@ -343,8 +343,8 @@ mod tests {
     fn two_at_once_have_no_more_than_there_is() {
         let unsigned = Unsigned::new(LIMITS, [7; 32]);
         let (one, two) = (
-            unsigned.payer(client("192.0.2.1")),
-            unsigned.payer(client("192.0.2.2")),
+            unsigned.payer(Some(client("192.0.2.1"))),
+            unsigned.payer(Some(client("192.0.2.2"))),
         );
         let mut first = unsigned.reserve(one, 2 * STEP).unwrap();
         let second = unsigned.reserve(one, STEP).unwrap();
@@ -354,7 +354,7 @@ mod tests {
         drop(second);
         assert_eq!(first.cover(3 * STEP + 1), Ok(()));
         let others: Vec<_> = (3..10)
-            .map(|n| unsigned.payer(client(&format!("192.0.2.{n}"))))
+            .map(|n| unsigned.payer(Some(client(&format!("192.0.2.{n}")))))
             .map_while(|payer| unsigned.reserve(payer, 4 * STEP).ok())
             .collect();
         assert_eq!(others.len(), 1);
@@ -369,8 +369,8 @@ mod tests {
     fn what_is_on_disk_counts_until_it_goes() {
         let unsigned = Unsigned::new(LIMITS, [7; 32]);
         let (one, two) = (
-            unsigned.payer(client("192.0.2.1")),
-            unsigned.payer(client("192.0.2.2")),
+            unsigned.payer(Some(client("192.0.2.1"))),
+            unsigned.payer(Some(client("192.0.2.2"))),
         );
         let directory = tempfile::tempdir().unwrap();
         let (view, address) = (directory.path(), address("x"));

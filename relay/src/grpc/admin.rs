@@ -1,10 +1,10 @@
 //! Admin: what an operator's commands ask (see `admin.proto`). Figures are read as they are; what
 //! needs a look at every entry is done on a blocking thread.
 //!
-//! - [`repositories`]: all that is known and all that lies on disk, joined
-//! - [`cleanup`]: what is empty and unwanted goes
-//! - [`holding`]: what was taken out of service, to list, bring back, throw away
-//! - [`backup`]: everything at one moment
+//! - `repositories.rs`: all that is known and all that lies on disk, joined
+//! - `cleanup.rs`: what is empty and unwanted goes
+//! - `holding.rs`: what was taken out of service, to list, bring back, throw away
+//! - `backup.rs`: everything at one moment
 
 mod backup;
 mod cleanup;
