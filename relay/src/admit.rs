@@ -194,6 +194,7 @@ impl Admit {
             return Ok(verdict);
         }
         let deletions = self.deletions.load(Ordering::SeqCst);
+        let falls = self.release.holding.falls_so_far();
         let verdict = self.judge_kind(event.clone(), origin).await?;
         // Its deletion may have come while it was judged, and found nothing to delete.
         if verdict.ok
@@ -211,7 +212,22 @@ impl Admit {
                 .await?;
             return Ok(deleted());
         }
+        // What it was accepted for may have fallen while it was judged.
+        if verdict.ok
+            && self.release.holding.falls_so_far() != falls
+            && self.is_left_over(&event).await?
+        {
+            self.release.store.apart().remove([id_of(&event)]).await?;
+            self.release.live.removed(&event);
+            return Ok(unrelated());
+        }
         Ok(verdict)
+    }
+
+    async fn is_left_over(&self, event: &Event) -> Result<bool, StoreError> {
+        Ok(Meaning::of(event.kind) == Meaning::Other
+            && self.release.store.has(&id_of(event)).await?
+            && !self.is_related(event).await?)
     }
 
     async fn judge_kind(&self, event: Arc<Event>, origin: Origin) -> Result<Verdict, Failed> {

@@ -13,12 +13,16 @@
 
 pub mod expiry;
 pub mod give_back;
+pub mod left;
 mod shelved;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Bound,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -67,6 +71,9 @@ pub struct Hold {
     pub announcement: Option<String>,
     /// It is being taken out of service: what falls with it is not all out yet.
     pub taking: bool,
+    /// The version of its announcement that named this service no more, if one did.
+    #[serde(default)]
+    pub left: Option<left::Version>,
 }
 
 /// Of repositories that have been made, retired, and made again without being restored, so many
@@ -101,6 +108,8 @@ pub struct Holding {
     index: Mutex<Index>,
     /// Links of one event are counted before they go: one at a time.
     unlinking: tokio::sync::Mutex<()>,
+    /// How often something was taken out of the store.
+    falls: AtomicU64,
     /// Something is to come back.
     work: Notify,
 }
@@ -134,6 +143,7 @@ impl Holding {
             keeps_for,
             index: Mutex::new(index),
             unlinking: tokio::sync::Mutex::default(),
+            falls: AtomicU64::new(0),
             work: Notify::new(),
         })
     }
@@ -207,6 +217,7 @@ impl Holding {
                 incarnations: Vec::new(),
                 announcement: None,
                 taking: false,
+                left: None,
             })
         };
         change(&mut hold);
@@ -238,6 +249,30 @@ impl Holding {
             self.link(&[(hold.number, Fate::Held)], [event]).await?;
         }
         Ok(())
+    }
+
+    /// How often something was taken out of the store: what was judged since the last time was
+    /// judged by what is left.
+    pub fn falls_so_far(&self) -> u64 {
+        self.falls.load(Ordering::SeqCst)
+    }
+
+    /// What was noted to fall is out of the store.
+    pub fn fell(&self) {
+        self.falls.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// At most [`STEP`] events behind `after` that are linked to a repository's hold.
+    pub async fn linked(
+        &self,
+        repo: &RepoId,
+        after: Option<EventId>,
+    ) -> Result<Vec<EventId>, JournalError> {
+        let Some(hold) = self.of(repo) else {
+            return Ok(Vec::new());
+        };
+        let links = self.links(hold.number, after, STEP).await?;
+        Ok(links.iter().map(|link| link.id).collect())
     }
 
     /// Everything that falls with a repository is out of the store.

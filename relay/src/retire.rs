@@ -8,6 +8,7 @@ use std::sync::Arc;
 use grasp_proto::words::{EventId, RefName, RepoId};
 use nostr::Event;
 
+use self::fallen::Fallen;
 use crate::{
     git::GitError,
     holding::Reason,
@@ -60,6 +61,8 @@ impl Release {
         self.serve(&announcement.event).await?;
         self.purgatory.remove_announcement(repo);
         self.repositories.set(announcement, Standing::Elsewhere);
+        // What went with it when it was deleted.
+        self.holding.returns(repo);
         self.drop_unauthorised_states(repo);
         self.purgatory.flush().await?;
         self.carry_out_doom(repo).await;
@@ -112,15 +115,18 @@ impl Release {
         self.holding.begin(repo, announcement, reason).await?;
         self.purgatory.doom(repo, true).await?;
         let trusting = self.repositories.trusting(&repo.identifier, &repo.owner);
+        let stood = self.repositories.standing(repo);
         self.repositories.remove(repo);
         if let Err(error) = self.note_what_falls(repo, announcement, reason).await {
             // It is as it was; whoever asks again finds it so.
-            if let Ok(announcement) = Announcement::read(Arc::new(announcement.clone())) {
-                self.repositories.set(&announcement, Standing::Active);
+            if let Some(stood) = stood
+                && let Ok(announcement) = Announcement::read(Arc::new(announcement.clone()))
+            {
+                self.repositories.set(&announcement, stood);
             }
             return Err(error);
         }
-        self.take_what_falls(repo).await?;
+        self.take_all(repo).await?;
         self.store.apart().remove([id_of(announcement)]).await?;
         self.live.removed(announcement);
         self.holding.taken(repo).await?;
@@ -140,7 +146,7 @@ impl Release {
             Some(stored) => self.delist(repo, &stored, hold.reason).await,
             // It went as the last.
             None => {
-                self.take_what_falls(repo).await?;
+                self.take_all(repo).await?;
                 self.holding.taken(repo).await?;
                 self.drop_unauthorised_states(repo);
                 self.carry_out_doom(repo).await;
@@ -162,10 +168,21 @@ impl Release {
             ..self.clone()
         };
         let fallen = whole.fallen(repo, announcement).await?;
+        self.note_fallen(repo, reason, &fallen).await?;
+        self.announced_no_more(&fallen.repositories);
+        Ok(())
+    }
+
+    async fn note_fallen(
+        &self,
+        repo: &RepoId,
+        reason: Reason,
+        fallen: &Fallen,
+    ) -> Result<(), RetireError> {
         let ids: Vec<EventId> = fallen.events.keys().copied().collect();
-        let owner = repo.owner;
+        let (owner, whole) = (repo.owner, self.store.apart());
         for chunk in ids.chunks(A_STEP) {
-            let events = whole.store.by_ids(chunk).await?;
+            let events = whole.by_ids(chunk).await?;
             for event in &events {
                 self.note_refs(event).await?;
             }
@@ -175,8 +192,44 @@ impl Release {
                 .falls(repo, &fallen.also_held_for, &events, is_held)
                 .await?;
         }
-        self.announced_no_more(&fallen.repositories);
         Ok(())
+    }
+
+    /// Takes out of the store what was noted to fall with a repository, and what was accepted for its
+    /// sake meanwhile. What is accepted later is judged again by whoever accepts it.
+    async fn take_all(&self, repo: &RepoId) -> Result<(), RetireError> {
+        loop {
+            self.take_what_falls(repo).await?;
+            self.holding.fell();
+            if !self.note_latecomers(repo).await? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Notes what leans on what is out of the store; says whether there is any of it.
+    async fn note_latecomers(&self, repo: &RepoId) -> Result<bool, RetireError> {
+        let whole = Release {
+            store: self.store.apart(),
+            ..self.clone()
+        };
+        let reason = self.holding.of(repo).map(|hold| hold.reason);
+        let itself = whole.store.announcement(repo).await?;
+        let itself = itself.as_ref().map(id_of);
+        let (mut any, mut after) = (false, None);
+        loop {
+            let out = self.holding.linked(repo, after).await?;
+            after = out.last().copied();
+            let late = whole.leaning_on(repo, itself, &out).await?;
+            if !late.events.is_empty() {
+                any = true;
+                let reason = reason.unwrap_or(Reason::Unknown);
+                self.note_fallen(repo, reason, &late).await?;
+            }
+            if after.is_none() {
+                return Ok(any);
+            }
+        }
     }
 
     /// The refs of a pull request that is to go are to go, wherever they were put.

@@ -52,6 +52,9 @@ impl Admit {
         if let Some(objection) = objection.await? {
             return Ok(objection);
         }
+        if self.release.holding.has_left(repo, &announcement.event) {
+            return Ok(replaced());
+        }
         let standing = repositories.standing(repo);
         let rules = self.curation.rules();
         let place = rules.place(&announcement);
@@ -87,6 +90,8 @@ impl Admit {
         match (standing, stored) {
             (Some(Standing::Waiting), _) => self.release.drop_waiting(repo).await?,
             (Some(Standing::Active), Some(stored)) => {
+                let newer = &announcement.event;
+                self.release.holding.leaves(repo, newer).await?;
                 self.release
                     .delist(repo, &stored, Reason::MovedAway)
                     .await?;

@@ -108,7 +108,8 @@ impl Admit {
             store, purgatory, ..
         } = &self.release;
         let stored = store.apart().version(kind, author, identifier).await?;
-        let mut found: Vec<Arc<Event>> = stored.into_iter().map(Arc::new).collect();
+        // What waits first: what is stored goes with all that leans on it when it alone is left.
+        let mut found: Vec<Arc<Event>> = Vec::new();
         if let Ok(identifier) = Identifier::parse(identifier) {
             if kind == STATE {
                 let waiting = purgatory.states.by_author(&identifier, &author);
@@ -122,6 +123,7 @@ impl Admit {
                 found.extend(waiting.into_iter().map(|entry| entry.announcement.event));
             }
         }
+        found.extend(stored.map(Arc::new));
         found.retain(|event| event.created_at <= until);
         Ok(found.iter().map(|event| id_of(event)).collect())
     }
@@ -237,7 +239,8 @@ impl Admit {
                 let repo = RepoId { owner, identifier };
                 let standing = repositories.standing(&repo);
                 let is_half_taken = self.release.holding.of(&repo).is_some_and(|h| h.taking);
-                if standing == Some(Standing::Active) || is_half_taken {
+                // Served here or elsewhere, or withheld: all goes that leans on it.
+                if standing != Some(Standing::Waiting) || is_half_taken {
                     let reason = match wish {
                         Wish::Delete => Reason::Deleted,
                         Wish::Vanish => Reason::Vanished,
@@ -246,9 +249,6 @@ impl Admit {
                 }
                 let trusting = repositories.trusting(&repo.identifier, &owner);
                 store.remove([*id]).await?;
-                if standing != Some(Standing::Waiting) {
-                    repositories.remove(&repo);
-                }
                 self.release.maintainers_changed(trusting).await;
             }
             (Meaning::State, Ok(identifier)) => {

@@ -229,7 +229,10 @@ impl Release {
             return Ok(Became::Gone);
         }
         let is_wanted = self.is_trusted(&repo.identifier, &repo.owner);
-        if !is_wanted || curation.rules().blocks(repo) || self.holding.holds(repo) {
+        // Its author took it out of service.
+        let own = self.holding.of(repo).and_then(|hold| hold.announcement);
+        let was_taken = own.is_some_and(|id| id == announcement.id().to_hex());
+        if !is_wanted || curation.rules().blocks(repo) || was_taken {
             return Ok(Became::Held);
         }
         self.serve(&announcement.event).await?;
@@ -251,7 +254,8 @@ impl Release {
         else {
             return Ok(false);
         };
-        if hold.taking || self.repositories.standing(repo) != Some(Standing::Active) {
+        let standing = self.repositories.standing(repo);
+        if hold.taking || !standing.is_some_and(Standing::is_served) {
             self.holding.keep_round(repo, None);
             return Ok(false);
         }
@@ -299,7 +303,9 @@ impl Release {
                 false => held += 1,
             }
         }
-        if held == 0 {
+        // Announced without this service, it has no use for the git data that is held; but its owner may.
+        let is_done = standing == Some(Standing::Active) || hold.incarnations.is_empty();
+        if held == 0 && is_done {
             self.eject(repo).await?;
             tracing::info!(%repo, "all that was held is back");
         } else {
@@ -336,7 +342,8 @@ pub fn resume(release: &Release) {
     let holding = &release.holding;
     let all = holding.index().holds.keys().cloned().collect::<Vec<_>>();
     for repo in all {
-        if release.repositories.standing(&repo) == Some(Standing::Active) {
+        let standing = release.repositories.standing(&repo);
+        if standing.is_some_and(Standing::is_served) {
             holding.returns(&repo);
         }
     }

@@ -103,13 +103,22 @@ impl Release {
             }
         }
         search.run(repo, &announcements).await?;
-        let events = search.decide();
-        search.gone.remove(repo);
-        Ok(Fallen {
-            events,
-            repositories: search.gone,
-            also_held_for: search.also_held_for,
-        })
+        Ok(search.fallen(repo))
+    }
+
+    /// What was accepted only because of such a repository, or of events that fell with it and are out
+    /// of the store.
+    pub async fn leaning_on(
+        &self,
+        repo: &RepoId,
+        itself: Option<EventId>,
+        out: &[EventId],
+    ) -> Result<Fallen, StoreError> {
+        let mut search = Search::new(self, BTreeSet::from([repo.clone()]));
+        let found = search.referring_to(out, &[repo.coordinate()]).await?;
+        let found = found.into_iter().collect();
+        search.follow(found, &itself.into_iter().collect()).await?;
+        Ok(search.fallen(repo))
     }
 
     /// What was accepted only because of these events, which are kept and not to be served any more;
@@ -160,6 +169,16 @@ impl<'a> Search<'a> {
             self.follow(found, gone).await?;
         }
         Ok(())
+    }
+
+    fn fallen(mut self, repo: &RepoId) -> Fallen {
+        let events = self.decide();
+        self.gone.remove(repo);
+        Fallen {
+            events,
+            repositories: self.gone,
+            also_held_for: self.also_held_for,
+        }
     }
 
     async fn run(&mut self, repo: &RepoId, gone: &[Event]) -> Result<(), StoreError> {

@@ -11,14 +11,14 @@ use grasp_relay::{
 use super::*;
 
 /// An event of some kind that refers to addresses and to events.
-fn about(seed: u8, kind: u16, at: u64, addresses: &[&RepoId], events: &[&Event]) -> Event {
+pub fn about(seed: u8, kind: u16, at: u64, addresses: &[&RepoId], events: &[&Event]) -> Event {
     let addresses = addresses.iter().map(|repo| tag(&["a", &repo.coordinate()]));
     let events = events.iter().map(|event| tag(&["e", &event.id.to_hex()]));
     let tags: Vec<_> = addresses.chain(events).collect();
     sign(seed, Kind::Custom(kind), at, &tags)
 }
 
-fn delete_address(seed: u8, at: u64, repo: &RepoId) -> Event {
+pub fn delete_address(seed: u8, at: u64, repo: &RepoId) -> Event {
     sign(
         seed,
         nip34::DELETION,
@@ -27,7 +27,7 @@ fn delete_address(seed: u8, at: u64, repo: &RepoId) -> Event {
     )
 }
 
-fn delete(seed: u8, at: u64, event: &Event) -> Event {
+pub fn delete(seed: u8, at: u64, event: &Event) -> Event {
     sign(
         seed,
         nip34::DELETION,

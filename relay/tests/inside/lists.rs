@@ -16,7 +16,7 @@ const ISSUE: Kind = Kind::Custom(1621);
 
 impl Inside {
     /// The operator's rules from now on, as after a reload.
-    async fn ruled(&self, pairs: &[(&'static str, &str)]) {
+    pub async fn ruled(&self, pairs: &[(&'static str, &str)]) {
         let pairs = pairs.iter().map(|(name, v)| (*name, (*v).to_owned()));
         let domain = Domain::parse("grasp.example").unwrap();
         let rules = curation::Rules::from_settings(&Settings::from_pairs(pairs), &domain).unwrap();
@@ -38,7 +38,7 @@ impl Inside {
     }
 }
 
-fn npub(seed: u8) -> String {
+pub fn npub(seed: u8) -> String {
     key_of(seed).to_string()
 }
 

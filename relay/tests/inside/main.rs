@@ -3,6 +3,7 @@
 
 mod holding;
 mod hunts;
+mod leaving;
 mod lists;
 mod operator;
 mod orders;

@@ -196,6 +196,11 @@ impl HoldingService {
                 held: Some(held),
             });
         }
+        self.release
+            .holding
+            .may_return(&repo)
+            .await
+            .map_err(internal)?;
         let verdict = self.door.admit(announcement, Origin::User).await;
         if !verdict.ok {
             return Err(Status::failed_precondition(verdict.message.clone()));

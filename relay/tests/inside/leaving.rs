@@ -1,0 +1,138 @@
+//! What leaves by other ways than the deletion of an announcement that is served with its repository:
+//! by a newer version, without a repository, from a blacklist – and what is written meanwhile.
+
+use grasp_relay::holding::{Reason, give_back};
+
+use super::{
+    holding::{about, delete, delete_address},
+    lists::npub,
+    *,
+};
+
+impl Inside {
+    async fn returns(&self) {
+        give_back::go_on(&self.release, &self.serial, &self.curation).await;
+    }
+}
+
+#[tokio::test]
+async fn no_version_from_before_it_left_brings_it_back() {
+    let inside = Inside::new().await;
+    let one = inside.active(1, "x", &[]).await;
+    let issue = about(5, 1621, 20, &[&one], &[]);
+    inside.served(&issue).await;
+    assert!(!inside.admit(&announcement_elsewhere(1, "x", 100)).await.ok);
+    assert!(!inside.serves(&issue).await);
+    for at in [10, 99, 100] {
+        let older = announcement(1, "x", at, &[at.try_into().unwrap()]);
+        // At the same time the lower id counts.
+        let is_older = at < 100 || older.id > announcement_elsewhere(1, "x", 100).id;
+        for verdict in [
+            inside.admit(&older).await,
+            inside.admit_synced(&older).await,
+        ] {
+            assert!(!verdict.ok || !is_older, "{at}: {verdict:?}");
+        }
+        assert!(!is_older || !inside.holds(&older) && !inside.serves(&older).await);
+    }
+    inside.served(&announcement(1, "x", 101, &[])).await;
+    inside.returns().await;
+    assert!(inside.serves(&issue).await && inside.release.holding.is_empty());
+}
+
+#[tokio::test]
+async fn an_announcement_without_a_repository_takes_along_what_leans_on_it() {
+    let inside = Inside::new().await;
+    let one = inside.active(1, "x", &[2]).await;
+    let theirs = repo(2, "x");
+    inside.served(&announcement_elsewhere(2, "x", 11)).await;
+    let issue = about(5, 1621, 20, &[&theirs], &[]);
+    let comment = about(6, 1111, 21, &[], &[&issue]);
+    let both = about(5, 1621, 22, &[&theirs, &one], &[]);
+    for event in [&issue, &comment, &both] {
+        inside.served(event).await;
+    }
+    inside.served(&delete_address(2, 100, &theirs)).await;
+    assert!(!inside.serves(&issue).await && !inside.serves(&comment).await);
+    assert!(inside.serves(&both).await && inside.git.has(&one));
+    inside.served(&announcement_elsewhere(2, "x", 101)).await;
+    inside.returns().await;
+    assert!(inside.serves(&issue).await && inside.serves(&comment).await);
+    assert!(inside.release.holding.is_empty());
+}
+
+#[tokio::test]
+async fn a_maintainer_who_moved_elsewhere_comes_back_with_the_owner() {
+    let inside = Inside::new().await;
+    let one = inside.active(1, "x", &[2]).await;
+    let theirs = inside.active(2, "x", &[]).await;
+    let moved = announcement_elsewhere(2, "x", 30);
+    inside.served(&moved).await;
+    assert!(inside.git.has_retired(&theirs));
+    inside.served(&delete_address(1, 100, &one)).await;
+    assert!(!inside.serves(&moved).await);
+    inside.served(&announcement(1, "x", 101, &[2])).await;
+    inside.returns().await;
+    assert!(inside.serves(&moved).await);
+    // What was moved aside is its owner's, who may announce it here again.
+    assert!(inside.git.has_retired(&theirs));
+    inside.served(&announcement(2, "x", 102, &[])).await;
+    assert!(inside.git.has(&theirs));
+}
+
+#[tokio::test]
+async fn what_its_author_deletes_from_a_blacklist_does_not_come_off_it_in_pieces() {
+    let inside = Inside::new().await;
+    let one = inside.active(1, "x", &[]).await;
+    let issue = about(5, 1621, 20, &[&one], &[]);
+    let comment = about(6, 1111, 21, &[], &[&issue]);
+    for event in [&issue, &comment] {
+        inside.served(event).await;
+    }
+    let listed = format!("{}/x", npub(1));
+    let list = [("NGIT_REPOSITORY_BLACKLIST", &*listed)];
+    inside.ruled(&list).await;
+    inside
+        .served(&delete(1, 100, &announcement(1, "x", 10, &[])))
+        .await;
+    for list in [&list[..], &[]] {
+        inside.ruled(list).await;
+        assert!(!inside.serves(&issue).await && !inside.serves(&comment).await);
+    }
+    assert!(inside.git.has_retired(&one));
+    inside.served(&announcement(1, "x", 101, &[])).await;
+    inside.returns().await;
+    assert!(inside.serves(&issue).await && inside.serves(&comment).await);
+}
+
+#[tokio::test]
+async fn what_is_written_while_it_falls_falls_too() {
+    let inside = Inside::new().await;
+    let one = inside.active(1, "x", &[]).await;
+    let issue = about(5, 1621, 20, &[&one], &[]);
+    inside.served(&issue).await;
+    let late = about(6, 1111, 21, &[], &[&issue]);
+    let later = about(7, 1111, 22, &[], &[&late]);
+    let announced = announcement(1, "x", 10, &[]);
+    let holding = &inside.release.holding;
+    holding
+        .begin(&one, &announced, Reason::Deleted)
+        .await
+        .unwrap();
+    let none = std::collections::BTreeSet::new();
+    let falls = holding.falls(&one, &none, std::slice::from_ref(&issue), |_| true);
+    falls.await.unwrap();
+    // The issue is noted, and the two come, before it is out of the store and just after.
+    let store = &inside.release.store;
+    store.save(&late).await.unwrap();
+    store.remove([nip34::id_of(&issue)]).await.unwrap();
+    store.save(&later).await.unwrap();
+    inside.release.finish_taking(&one).await.unwrap();
+    assert!(!inside.serves(&late).await && !inside.serves(&later).await);
+    inside.served(&announcement(1, "x", 101, &[])).await;
+    inside.returns().await;
+    for event in [&issue, &late, &later] {
+        assert!(inside.serves(event).await);
+    }
+    assert!(inside.release.holding.is_empty());
+}
