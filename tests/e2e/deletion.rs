@@ -322,3 +322,42 @@ async fn deletions_hold_after_a_restart() {
     client.publish(&seen).await.rejected();
     client.publish(&unseen).await.rejected();
 }
+
+#[tokio::test]
+async fn requests_with_a_thousand_targets_and_about_requests() {
+    let service = Service::start().await;
+    let mut client = Client::connect(&service).await;
+    let project = Project::active(&service, &mut client, "many").await;
+    let author = Keys::generate();
+    let mut all = Vec::new();
+    for number in 0..1_000 {
+        let event = issue(&project.coordinate())
+            .content(number.to_string())
+            .sign(&author);
+        client.send(json!(["EVENT", event])).await;
+        all.push(event);
+    }
+    for event in &all {
+        client.verdict(&event.id.to_hex()).await.served();
+    }
+    let request = deletion(&all.iter().collect::<Vec<_>>()).sign(&author);
+    client.publish(&request).await.served();
+    let left = client
+        .query(json!({"authors": [author.public_key().to_hex()], "kinds": [1621]}))
+        .await;
+    assert!(left.is_empty(), "{} left", left.len());
+    let pardon = deletion(&[&request]).sign(&author);
+    client.publish(&pardon).await.served();
+    assert!(client.serves(&request).await);
+    client.publish(&all[7]).await.rejected();
+    let at = next_second();
+    let early = issue(&project.coordinate())
+        .at(at)
+        .content("early")
+        .sign(&author);
+    client
+        .publish(&deletion(&[&early]).at(at - 5).sign(&author))
+        .await
+        .served();
+    client.publish(&early).await.rejected();
+}

@@ -4,11 +4,12 @@
 use std::time::Duration;
 
 use rand::Rng;
+use rustix::process::Signal;
 
 use crate::support::{
     Client, Draft, Event, Keys, Project, Repo, Service,
     events::{deletion_of, issue, pull_request},
-    until,
+    processes, until,
 };
 
 /// What surrounds one owner's repository, of which another has a fork.
@@ -302,4 +303,67 @@ async fn one_who_disrespects_requests_serves_them_and_what_they_name() {
     let request = crate::support::events::deletion(&[&unseen]).sign(&author);
     client.publish(&request).await.served();
     client.publish(&unseen).await.served();
+}
+
+/// gitd, stopped where it stands until this is dropped.
+struct Stopped(u32);
+
+impl Stopped {
+    fn new(service: &Service) -> Self {
+        let pid = service.gitd().unwrap();
+        processes::send(pid, Signal::STOP);
+        Self(pid)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        if processes::alive(self.0) {
+            processes::send(self.0, Signal::CONT);
+        }
+    }
+}
+
+#[tokio::test]
+async fn with_gitd_hanging_a_repository_goes_and_comes_back() {
+    let service = Service::start().await;
+    let mut client = Client::connect(&service).await;
+    let project = Project::active(&service, &mut client, "hanging").await;
+    let question = issue(&project.coordinate()).sign(&Keys::generate());
+    client.publish(&question).await.served();
+    let head = project.repo.oid("main").await;
+    for round in 0..2 {
+        let stopped = Stopped::new(&service);
+        let request = deletion_of(&project.coordinate()).sign(&project.owner);
+        let port = service.port;
+        let sending = tokio::spawn(async move {
+            let mut client = Client::try_connect(port).await.unwrap();
+            client.send(serde_json::json!(["EVENT", request])).await;
+            client.closing_code().await
+        });
+        until("it is not served", || async {
+            !Client::connect(&service).await.serves(&question).await
+        })
+        .await;
+        if round == 0 {
+            drop(stopped);
+            until("it is gone", || async { !project.hosted(&service).await }).await;
+            let again = project.announcement(&service).sign(&project.owner);
+            assert!(client.publish(&again).await.accepted);
+        } else {
+            let again = project.announcement(&service).sign(&project.owner);
+            client.send(serde_json::json!(["EVENT", again])).await;
+            drop(stopped);
+            assert!(client.verdict(&again.id.to_hex()).await.accepted);
+        }
+        until("it is back", || async {
+            Client::connect(&service).await.serves(&question).await
+                && project.hosted(&service).await
+        })
+        .await;
+        let (clone, out) = Repo::clone(&project.url(&service), &[]).await;
+        out.good();
+        assert_eq!(clone.oid("HEAD").await, head);
+        sending.abort();
+    }
 }

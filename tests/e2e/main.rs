@@ -24,6 +24,7 @@ mod limits;
 mod load;
 mod observing;
 mod operator;
+mod owners;
 mod pages;
 mod promotion;
 mod prs;

@@ -1,6 +1,9 @@
 //! Kind 5 carried out: what goes, in the queue of its identifier.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, atomic::Ordering},
+};
 
 use grasp_proto::words::{EventId, Identifier, Npub, RepoId};
 use nostr::{Event, Kind, Timestamp};
@@ -44,6 +47,7 @@ impl Admit {
     async fn carry_out(&self, request: &Event) -> Result<bool, Failed> {
         let author = author_of(request);
         let mut any = false;
+        let mut addresses: BTreeMap<Kind, BTreeSet<String>> = BTreeMap::new();
         for target in deletion::targets(request) {
             match target {
                 Target::Id(id) => any |= self.delete_id(&id, author, Wish::Delete).await?,
@@ -56,26 +60,30 @@ impl Admit {
                     for id in self.versions(kind, author, &identifier, until).await? {
                         any |= self.delete_id(&id, author, Wish::Delete).await?;
                     }
-                    any |= self
-                        .forget_versions(kind, author, &identifier, until)
-                        .await?;
+                    addresses.entry(kind).or_default().insert(identifier);
                 }
             }
+        }
+        for (kind, names) in addresses {
+            let until = request.created_at;
+            any |= self.forget_versions(kind, author, &names, until).await?;
         }
         Ok(any)
     }
 
-    /// The versions of an address that are held, made no later than `until`, are held no more.
+    /// The versions of an author's addresses that are held, made no later than `until`, are held no
+    /// more. What is held of the kind is looked through once, however many addresses are named.
     async fn forget_versions(
         &self,
         kind: Kind,
         author: Npub,
-        identifier: &str,
+        names: &BTreeSet<String>,
         until: Timestamp,
     ) -> Result<bool, Failed> {
         let holding = &self.release.holding;
         let (mut after, mut any) = (None, false);
-        if !is_forgotten(kind) {
+        let has_versions = kind.is_addressable() || kind.is_replaceable();
+        if !is_forgotten(kind) || !has_versions {
             return Ok(any);
         }
         loop {
@@ -89,7 +97,7 @@ impl Admit {
                     continue;
                 };
                 let name = nip34::values(&event, "d").next().unwrap_or_default();
-                if name == identifier && event.created_at <= until {
+                if names.contains(name) && event.created_at <= until {
                     any |= holding.forget(&[id]).await? > 0;
                 }
             }

@@ -136,3 +136,33 @@ async fn what_is_written_while_it_falls_falls_too() {
     }
     assert!(inside.release.holding.is_empty());
 }
+
+#[tokio::test]
+async fn of_what_is_held_an_address_names_versions_only() {
+    let inside = Inside::new().await;
+    let one = inside.active(1, "x", &[]).await;
+    let comment = about(6, 1111, 21, &[&one], &[]);
+    let article = |at, name| {
+        let tags = [tag(&["d", name]), tag(&["a", &one.coordinate()])];
+        sign(6, Kind::Custom(30_023), at, &tags)
+    };
+    let (kept, gone) = (article(22, "kept"), article(23, "gone"));
+    for event in [&comment, &kept, &gone] {
+        inside.served(event).await;
+    }
+    inside.served(&delete_address(1, 100, &one)).await;
+    let author = key_of(6).to_hex();
+    let address = |kind: u16, name: &str| tag(&["a", &format!("{kind}:{author}:{name}")]);
+    let targets = [
+        address(1111, ""),
+        address(30_023, "gone"),
+        address(30_023, "no"),
+    ];
+    inside
+        .served(&sign(6, nip34::DELETION, 101, &targets))
+        .await;
+    inside.served(&announcement(1, "x", 102, &[])).await;
+    inside.returns().await;
+    assert!(inside.serves(&comment).await && inside.serves(&kept).await);
+    assert!(!inside.serves(&gone).await && inside.release.holding.is_empty());
+}
