@@ -303,12 +303,17 @@ pub async fn try_unfinished(release: &Release, serial: &Serial) {
 #[allow(clippy::cast_precision_loss)]
 fn measure(release: &Release) {
     let purgatory = &release.purgatory;
-    let entries = |store: &'static str, count: usize| {
+    let now = purgatory.now();
+    let waits = |store: &'static str, count: usize, oldest: Option<Moment>| {
         metrics::gauge!("ngit_purgatory_entries", "store" => store).set(count as f64);
+        let age = oldest.map_or(0.0, |since| now.since(since).as_secs_f64());
+        metrics::gauge!("ngit_purgatory_oldest_seconds", "store" => store).set(age);
     };
-    entries("announcements", purgatory.announcements.len());
-    entries("states", purgatory.states.len());
-    entries("pull_requests", purgatory.pull_requests.len());
+    let (announcements, states) = (&purgatory.announcements, &purgatory.states);
+    waits("announcements", announcements.len(), announcements.oldest());
+    waits("states", states.len(), states.oldest());
+    let pull_requests = &purgatory.pull_requests;
+    waits("pull_requests", pull_requests.len(), pull_requests.oldest());
     metrics::gauge!("ngit_purgatory_doomed_repositories").set(purgatory.doomed().len() as f64);
     metrics::gauge!("ngit_held_repositories").set(release.holding.len() as f64);
     metrics::gauge!("ngit_repositories_active").set(release.repositories.active() as f64);

@@ -15,7 +15,7 @@ const NOT_PASSED: [&str; 8] = [
     "NGIT_RELAY_OWNER_NSEC_FILE",
     // Ignored by graspd.
     "NGIT_OWNER_NPUB",
-    // Not there yet, and paths too.
+    // Paths too; the networks between containers are their own.
     "NGIT_INTERNAL_TLS_CERT",
     "NGIT_INTERNAL_TLS_KEY",
     "NGIT_INTERNAL_TLS_CA",
@@ -47,6 +47,24 @@ pub fn settings() {
     assert!(missing.is_empty(), "not in docker-compose.yml: {missing:?}");
     let unknown: Vec<_> = passed.difference(&known).collect();
     assert!(unknown.is_empty(), "no settings of graspd: {unknown:?}");
+}
+
+/// Compose v2 takes no file in which a key stands twice; the older one says nothing.
+pub fn keys() {
+    let mut open: Vec<(usize, BTreeSet<&str>)> = Vec::new();
+    for line in COMPOSE.lines() {
+        let text = line.trim_start();
+        let indent = line.len() - text.len();
+        let Some((key, _)) = text.split_once(':').filter(|_| !text.starts_with('#')) else {
+            continue;
+        };
+        open.retain(|(outer, _)| *outer <= indent);
+        if open.last().is_none_or(|(outer, _)| *outer < indent) {
+            open.push((indent, BTreeSet::new()));
+        }
+        let (_, keys) = open.last_mut().unwrap();
+        assert!(keys.insert(key), "twice in docker-compose.yml: {line}");
+    }
 }
 
 pub fn version() {

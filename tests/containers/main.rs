@@ -57,8 +57,9 @@ const ON_ENGINE: [(&str, Journey); 9] = [
     }),
 ];
 
-const ON_FILES: [(&str, fn()); 2] = [
+const ON_FILES: [(&str, fn()); 3] = [
     ("every_setting_reaches_a_container", files::settings),
+    ("no_key_stands_twice", files::keys),
     ("the_image_names_its_version", files::version),
 ];
 

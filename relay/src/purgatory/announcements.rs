@@ -26,6 +26,13 @@ pub struct Waiting {
     pub repository_made: bool,
 }
 
+impl Waiting {
+    /// Since when it waits, unless it is only kept to be revived.
+    fn waits_since(&self) -> Option<Moment> {
+        (!self.soft_expired).then_some(self.created)
+    }
+}
+
 /// Announcements by repository. Grows by what was admitted, shrinks by the clock.
 #[derive(Debug, Default)]
 pub struct Announcements {
@@ -33,6 +40,7 @@ pub struct Announcements {
     ids: DashMap<EventId, RepoId>,
     owners: DashMap<Npub, BTreeSet<Identifier>>,
     deadlines: Deadlines<RepoId>,
+    arrivals: Deadlines<RepoId>,
 }
 
 impl Announcements {
@@ -40,6 +48,7 @@ impl Announcements {
     pub fn insert(&self, entry: Waiting) {
         let repo = entry.announcement.repo.clone();
         let (id, expires) = (entry.announcement.id(), entry.expires);
+        let since = entry.waits_since();
         // The other indexes change while the entry is held, so that all always agree.
         match self.entries.entry(repo.clone()) {
             Slot::Occupied(mut slot) => {
@@ -48,10 +57,12 @@ impl Announcements {
                 self.ids.insert(id, repo.clone());
                 self.deadlines
                     .change(&repo, Some(old.expires), Some(expires));
+                self.arrivals.change(&repo, old.waits_since(), since);
             }
             Slot::Vacant(slot) => {
                 self.ids.insert(id, repo.clone());
                 self.deadlines.change(&repo, None, Some(expires));
+                self.arrivals.change(&repo, None, since);
                 let owned = self.owners.entry(repo.owner);
                 owned.or_default().insert(repo.identifier.clone());
                 slot.insert(entry);
@@ -95,11 +106,13 @@ impl Announcements {
 
     fn change(&self, repo: &RepoId, change: impl FnOnce(&mut Waiting)) -> Option<Waiting> {
         let mut entry = self.entries.get_mut(repo)?;
-        let old = entry.expires;
+        let (old, waited_since) = (entry.expires, entry.waits_since());
         change(&mut entry);
         let changed = entry.value().clone();
         self.deadlines
             .change(repo, Some(old), Some(changed.expires));
+        self.arrivals
+            .change(repo, waited_since, changed.waits_since());
         Some(changed)
     }
 
@@ -137,6 +150,7 @@ impl Announcements {
         };
         self.ids.remove(&slot.get().announcement.id());
         self.deadlines.change(repo, Some(slot.get().expires), None);
+        self.arrivals.change(repo, slot.get().waits_since(), None);
         super::without(&self.owners, repo.owner, &repo.identifier);
         Some(slot.remove())
     }
@@ -144,6 +158,11 @@ impl Announcements {
     /// At most `most` whose deadline has come.
     pub fn due(&self, now: Moment, most: usize) -> Vec<RepoId> {
         self.deadlines.due(now, most)
+    }
+
+    /// When the oldest of those that wait came; those that are soft-expired do not.
+    pub fn oldest(&self) -> Option<Moment> {
+        self.arrivals.first()
     }
 
     /// All of them, for what runs at start or when gitd is back.
@@ -195,13 +214,16 @@ mod tests {
         let just_before = Moment::from_millis(1_000_000 + 30 * 60 * 1000 - 1);
         assert!(store.due(just_before, 9).is_empty());
         assert_eq!(store.due(START + WAITS_FOR, 9), std::slice::from_ref(&repo));
+        assert_eq!(store.oldest(), Some(START));
         let soft = store.soft_expire(&repo, START + WAITS_FOR).unwrap();
+        assert_eq!(store.oldest(), None);
         assert!(soft.soft_expired);
         assert_eq!(soft.expires, START + WAITS_FOR + SOFT_EXPIRED_FOR);
         assert!(store.due(START + WAITS_FOR, 9).is_empty());
         assert_eq!(store.due(soft.expires, 9), std::slice::from_ref(&repo));
         store.remove(&repo).unwrap();
         assert!(store.due(soft.expires, 9).is_empty() && store.is_empty());
+        assert_eq!(store.arrivals.first(), None);
     }
 
     #[test]
@@ -215,6 +237,7 @@ mod tests {
         let revived = store.extend(&repo, later).unwrap();
         assert!(!revived.soft_expired && !revived.repository_made);
         assert_eq!(revived.expires, later);
+        assert_eq!(store.oldest(), Some(START));
         assert_eq!(store.due(later, 9), [repo]);
     }
 
@@ -240,5 +263,7 @@ mod tests {
         assert_eq!(store.repo_of(&newer.id()), Some(newer.repo.clone()));
         assert_eq!(store.repo_of(&announcement(1, 1).id()), None);
         assert_eq!(store.due(START + WAITS_FOR, 9), [announcement(2, 1).repo]);
+        store.remove(&announcement(2, 1).repo).unwrap();
+        assert_eq!(store.oldest(), Some(START + Duration::from_secs(60)));
     }
 }

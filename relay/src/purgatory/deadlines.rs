@@ -1,4 +1,4 @@
-//! Which entries are due, without looking at those that are not.
+//! Which entries come first, without looking at the others: which are due, and which is the oldest.
 
 use std::{
     collections::BTreeSet,
@@ -7,7 +7,8 @@ use std::{
 
 use crate::clock::Moment;
 
-/// Keys ordered by deadline. As many as the store beside it has entries.
+/// Keys ordered by a moment each has, most often its deadline. As many as the store beside it has
+/// entries.
 #[derive(Debug)]
 pub struct Deadlines<K>(Mutex<BTreeSet<(Moment, K)>>);
 
@@ -18,7 +19,7 @@ impl<K: Ord> Default for Deadlines<K> {
 }
 
 impl<K: Ord + Clone> Deadlines<K> {
-    /// The deadline of `key` was `old` and is `new`.
+    /// The moment of `key` was `old` and is `new`.
     pub fn change(&self, key: &K, old: Option<Moment>, new: Option<Moment>) {
         let mut set = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(old) = old {
@@ -27,6 +28,12 @@ impl<K: Ord + Clone> Deadlines<K> {
         if let Some(new) = new {
             set.insert((new, key.clone()));
         }
+    }
+
+    /// The earliest moment of all.
+    pub fn first(&self) -> Option<Moment> {
+        let set = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        set.first().map(|(moment, _)| *moment)
     }
 
     /// At most `most` keys whose deadline has come, the earliest first.

@@ -42,6 +42,7 @@ pub struct PullRequests {
     by_identifier: DashMap<Identifier, BTreeSet<EventId>>,
     authors: DashMap<Npub, BTreeSet<EventId>>,
     deadlines: Deadlines<EventId>,
+    arrivals: Deadlines<EventId>,
 }
 
 impl PullRequests {
@@ -59,6 +60,8 @@ impl PullRequests {
         // All indexes follow while the entry is held.
         self.deadlines
             .change(&id, Some(old.expires), Some(new.expires));
+        self.arrivals
+            .change(&id, Some(old.created), Some(new.created));
         let (before, after) = (old.identifiers(), new.identifiers());
         for identifier in &after {
             self.by_identifier
@@ -168,6 +171,7 @@ impl PullRequests {
             return None;
         };
         self.deadlines.change(id, Some(slot.get().expires), None);
+        self.arrivals.change(id, Some(slot.get().created), None);
         for identifier in slot.get().identifiers() {
             without(&self.by_identifier, identifier, id);
         }
@@ -180,6 +184,11 @@ impl PullRequests {
     /// At most `most` whose deadline has come.
     pub fn due(&self, now: Moment, most: usize) -> Vec<EventId> {
         self.deadlines.due(now, most)
+    }
+
+    /// When the oldest of those that wait came, event or commit.
+    pub fn oldest(&self) -> Option<Moment> {
+        self.arrivals.first()
     }
 
     /// The identifiers under which something waits.
@@ -252,6 +261,7 @@ mod tests {
         let whole = store.admit(request, NOW + Duration::from_secs(9));
         assert_eq!(whole.pushed.get(&repo), Some(&oid));
         assert_eq!(whole.created, NOW);
+        assert_eq!(store.oldest(), Some(NOW));
         assert_eq!(whole.expires, NOW + Duration::from_secs(9) + WAITS_FOR);
         store.unpushed(&id, &[repo]);
         assert!(store.by_identifier(&named("y")).is_empty());
@@ -259,6 +269,7 @@ mod tests {
         store.remove(&id).unwrap();
         assert!(store.is_empty() && store.by_identifier.is_empty());
         assert!(store.due(whole.expires, 9).is_empty());
+        assert_eq!(store.oldest(), None);
     }
 
     #[test]

@@ -35,6 +35,7 @@ pub struct States {
     by_identifier: DashMap<Identifier, BTreeMap<Npub, BTreeSet<EventId>>>,
     authors: DashMap<Npub, BTreeSet<EventId>>,
     deadlines: Deadlines<EventId>,
+    arrivals: Deadlines<EventId>,
 }
 
 impl States {
@@ -42,11 +43,12 @@ impl States {
     pub fn insert(&self, entry: Waiting) -> Option<EventId> {
         let id = entry.state.id();
         let (identifier, author) = (entry.state.identifier.clone(), entry.state.author);
-        let expires = entry.expires;
+        let (created, expires) = (entry.created, entry.expires);
         let old = self.entries.insert(id, entry);
         self.authors.entry(author).or_default().insert(id);
-        self.deadlines
-            .change(&id, old.map(|old| old.expires), Some(expires));
+        let (old_created, old_expires) = old.map(|old| (old.created, old.expires)).unzip();
+        self.deadlines.change(&id, old_expires, Some(expires));
+        self.arrivals.change(&id, old_created, Some(created));
         let versions = {
             let mut authors = self.by_identifier.entry(identifier).or_default();
             let versions = authors.entry(author).or_default();
@@ -138,6 +140,7 @@ impl States {
                 return None;
             };
             self.deadlines.change(id, Some(slot.get().expires), None);
+            self.arrivals.change(id, Some(slot.get().created), None);
             slot.remove()
         };
         let (identifier, author) = (removed.state.identifier.clone(), removed.state.author);
@@ -159,6 +162,11 @@ impl States {
     /// At most `most` whose deadline has come.
     pub fn due(&self, now: Moment, most: usize) -> Vec<EventId> {
         self.deadlines.due(now, most)
+    }
+
+    /// When the oldest of those that wait came.
+    pub fn oldest(&self) -> Option<Moment> {
+        self.arrivals.first()
     }
 
     /// The identifiers under which something waits.
@@ -270,9 +278,11 @@ mod tests {
         let id = entry.state.id();
         store.insert(entry.clone());
         assert_eq!(store.due(entry.expires, 9), [id]);
+        assert_eq!(store.oldest(), Some(entry.created));
         store.extend(&id, entry.expires + Duration::from_secs(5));
         assert!(store.due(entry.expires, 9).is_empty());
         store.remove(&id);
+        assert_eq!(store.oldest(), None);
         assert!(
             store
                 .due(entry.expires + Duration::from_secs(60), 9)
