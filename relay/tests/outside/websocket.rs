@@ -73,8 +73,11 @@ async fn stored_and_live_events_arrive_without_gap_or_double() {
         let mut oks = 0;
         while oks < 1500 {
             let message = acknowledged.next().await.unwrap().unwrap();
-            assert!(message.to_text().unwrap().starts_with("[\"OK\""));
-            oks += 1;
+            // It is pinged where all of this takes longer than half a minute.
+            if let Message::Text(text) = message {
+                assert!(text.starts_with("[\"OK\""), "{text}");
+                oks += 1;
+            }
         }
     });
     // Subscribers come in while events do; the limit is out of the way.
