@@ -1,6 +1,7 @@
 //! Who is asking: the true address of a client, and what one client may take.
 //!
-//! - [`client_address`]: the peer, or, if that is a proxy we trust, whom it forwards for
+//! - [`client_address`]: the peer, or, if that is a proxy we trust, whom it forwards for; [`NOBODY`] if it
+//!   does not tell
 //! - [`ForwardKey`]: the relay tells gitd who is asking, in a way that nobody else can
 //! - [`Allowance`], [`Rates`], [`Seats`]: what may be taken, of what comes again with time and of
 //!   places, by whom it concerns or by each [`Client`]
@@ -13,7 +14,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-pub use address::{X_FORWARDED_FOR, client_address};
+pub use address::{NOBODY, X_FORWARDED_FOR, client_address};
 pub use forward::{FORWARDED_CLIENT, ForwardKey};
 pub use limits::{Allowance, Client, Rates, Refused, Seat, Seats};
 

@@ -1,6 +1,6 @@
 //! Whose request it is: the peer, or, if that is a proxy we trust, whom it forwards for.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use http::{HeaderMap, HeaderName, header::FORWARDED};
 
@@ -9,12 +9,16 @@ use super::Networks;
 /// `X-Forwarded-For`
 pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
+/// Whose address a trusted proxy does not tell. All of these are one client to every limit, and not
+/// the proxy, which may be of a network that has none.
+pub const NOBODY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+
 /// The true client. From the right, as every proxy adds itself there: the first address that is
 /// not a trusted proxy's own.
 ///
 /// Of `X-Forwarded-For` and `Forwarded` a proxy writes one and passes the other on as it came. If
 /// both are there and say different things, one of them is the client's invention, and neither is
-/// believed.
+/// believed: whoever does that is [`NOBODY`], as is a client that its proxy does not name.
 pub fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &Networks) -> IpAddr {
     let trusted = |address| trusted.contain(address);
     let peer = peer.to_canonical();
@@ -22,7 +26,7 @@ pub fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &Networks) -> 
         return peer;
     }
     let walk = |chain: Vec<Option<IpAddr>>| {
-        let mut client = peer;
+        let mut client = NOBODY;
         for address in chain.into_iter().rev() {
             // What cannot be read was written by nobody we trust to tell more.
             let Some(address) = address else { break };
@@ -36,7 +40,7 @@ pub fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &Networks) -> 
     let plain = values(headers, &X_FORWARDED_FOR).map(|chain| walk(read_plain(&chain)));
     let standard = values(headers, &FORWARDED).map(|chain| walk(read_forwarded(&chain)));
     match (plain, standard) {
-        (Some(a), Some(b)) if a != b => peer,
+        (Some(a), Some(b)) if a != b => NOBODY,
         (Some(client), _) | (None, Some(client)) => client,
         (None, None) => peer,
     }
@@ -111,9 +115,9 @@ mod tests {
             ("6.6.6.6, 1.2.3.4", "1.2.3.4"),
             ("6.6.6.6, 1.2.3.4, 10.0.0.2", "1.2.3.4"),
             ("10.0.0.3,10.0.0.2", "10.0.0.3"),
-            ("1.2.3.4, nonsense", "10.0.0.1"),
+            ("1.2.3.4, nonsense", "0.0.0.0"),
             ("[2001:db8::1]:80", "2001:db8::1"),
-            ("", "10.0.0.1"),
+            ("", "0.0.0.0"),
         ] {
             assert_eq!(client("10.0.0.1", &[("x-forwarded-for", value)]), expected);
         }
@@ -132,17 +136,17 @@ mod tests {
                 "for=6.6.6.6, For=\"[2001:db8::1]:47\";proto=https;by=10.0.0.9",
                 "2001:db8::1",
             ),
-            ("for=_hidden", "10.0.0.1"),
-            ("proto=https", "10.0.0.1"),
+            ("for=_hidden", "0.0.0.0"),
+            ("proto=https", "0.0.0.0"),
         ] {
             assert_eq!(client("10.0.0.1", &[("forwarded", value)]), expected);
         }
     }
 
     #[test]
-    fn headers_that_disagree_are_not_believed() {
+    fn headers_that_disagree_are_not_believed_and_buy_nothing() {
         let differ = [("forwarded", "for=6.6.6.6"), ("x-forwarded-for", "1.2.3.4")];
-        assert_eq!(client("10.0.0.1", &differ), "10.0.0.1");
+        assert_eq!(client("10.0.0.1", &differ), "0.0.0.0");
         let agree = [("forwarded", "for=1.2.3.4"), ("x-forwarded-for", "1.2.3.4")];
         assert_eq!(client("10.0.0.1", &agree), "1.2.3.4");
     }
