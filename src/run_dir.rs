@@ -99,13 +99,12 @@ fn bases() -> Vec<PathBuf> {
     bases
 }
 
-/// The directories of runs of the same user under `base`, each with its lock file.
-fn runs(base: &Path) -> Vec<(PathBuf, File)> {
-    let ours = rustix::process::getuid().as_raw();
+/// The directories of runs under `base` of those of whom `of` says so, each with its lock file.
+fn runs(base: &Path, of: impl Fn(u32) -> bool) -> Vec<(PathBuf, File)> {
     let entries = fs::read_dir(base).into_iter().flatten().flatten();
     entries
         .filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX))
-        .filter(|entry| entry.metadata().is_ok_and(|meta| meta.uid() == ours))
+        .filter(|entry| entry.metadata().is_ok_and(|meta| of(meta.uid())))
         .filter_map(|entry| {
             // Without our mark it is not ours, whatever its name.
             let lock = File::open(entry.path().join(LOCK)).ok()?;
@@ -114,9 +113,16 @@ fn runs(base: &Path) -> Vec<(PathBuf, File)> {
         .collect()
 }
 
-/// The notes that running services of the same user have left.
+fn is_ours(user: u32) -> bool {
+    user == rustix::process::getuid().as_raw()
+}
+
+/// The notes that running services of the same user have left; of any, for root.
 pub fn notes() -> Vec<BTreeMap<String, String>> {
-    let living = bases().into_iter().flat_map(|base| runs(&base));
+    let is_readable = |user| is_ours(user) || rustix::process::getuid().is_root();
+    let living = bases()
+        .into_iter()
+        .flat_map(|base| runs(&base, is_readable));
     let living =
         living.filter(|(_, lock)| matches!(lock.try_lock(), Err(TryLockError::WouldBlock)));
     living
@@ -132,7 +138,7 @@ pub fn notes() -> Vec<BTreeMap<String, String>> {
 
 /// Removes what killed runs of the same user left under `base`.
 fn sweep(base: &Path) {
-    for (path, lock) in runs(base) {
+    for (path, lock) in runs(base, is_ours) {
         match lock.try_lock() {
             Ok(()) => match fs::remove_dir_all(&path) {
                 Ok(()) => tracing::debug!(path = %path.display(), "removed what a dead run left"),

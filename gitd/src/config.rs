@@ -78,8 +78,10 @@ impl Config {
             named_repositories: settings.parse_with(
                 "NGIT_METRICS_TOP_N_REPOS",
                 |text| match text.parse() {
-                    Ok(count) if count <= MOST_NAMED => Ok(count),
-                    _ => Err(format!("a number up to {MOST_NAMED}; 0: none")),
+                    Ok(count) => Ok(MOST_NAMED.min(count)),
+                    Err(_) => Err(format!(
+                        "a number, of which {MOST_NAMED} count at most; 0: none"
+                    )),
                 },
             )?,
             prs: settings.switch("NGIT_GRASP06_ENABLE")?,

@@ -2,8 +2,6 @@
 
 mod authority;
 
-use std::fs;
-
 use authority::Authority;
 use grasp_proto::{
     process::settings::{BadSetting, Settings},

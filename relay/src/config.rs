@@ -239,6 +239,7 @@ pub struct Config {
 impl Config {
     /// Reads the settings; makes the service's key if it has none yet.
     pub fn from_settings(settings: &Settings) -> Result<Self, BadSetting> {
+        refuse_what_is_not_here(settings)?;
         let bind: SocketAddr =
             settings.parse("NGIT_BIND_ADDRESS", "an address like 0.0.0.0:7334")?;
         let domain = match settings.get("NGIT_DOMAIN") {
@@ -262,18 +263,18 @@ impl Config {
         let trusted_proxies = settings.parse_with("NGIT_TRUSTED_PROXY_CIDRS", Networks::parse)?;
         let count = "a number greater than 0";
         let positive = |name| settings.parse_with(name, |text| read_positive(text, count));
+        let unlimited_if_0 = "a number; 0: no limit";
         let max_connections = match settings.get("NGIT_MAX_CONNECTIONS") {
-            Some(_) => Some(positive("NGIT_MAX_CONNECTIONS")?),
+            Some(_) => Some(settings.parse("NGIT_MAX_CONNECTIONS", unlimited_if_0)?),
             None => None,
         };
         let limits = Limits {
-            max_connections,
+            max_connections: max_connections.filter(|most| *most > 0),
             max_subscriptions: positive("NGIT_RELAY_MAX_SUBSCRIPTIONS")?,
             filter_limit: positive("NGIT_RELAY_FILTER_LIMIT")?,
             max_event_bytes: positive("NGIT_RELAY_MAX_EVENT_SIZE_BYTES")?,
-            events_per_minute: settings.parse("NGIT_RELAY_EVENTS_PER_MINUTE", count)?,
+            events_per_minute: settings.parse("NGIT_RELAY_EVENTS_PER_MINUTE", unlimited_if_0)?,
         };
-        let unlimited_if_0 = "a number; 0: no limit";
         let client_limits = ClientLimits {
             connections: settings.parse("NGIT_MAX_CONNECTIONS_PER_IP", unlimited_if_0)?,
             events_per_minute: settings
@@ -307,7 +308,10 @@ impl Config {
             limits,
             client_limits,
             metrics: settings.switch("NGIT_METRICS_ENABLED")?,
-            abuse_threshold: positive("NGIT_METRICS_CONNECTION_PER_IP_ABUSE_THRESHOLD")?,
+            abuse_threshold: settings.parse(
+                "NGIT_METRICS_CONNECTION_PER_IP_ABUSE_THRESHOLD",
+                "a number; 0: nobody counts as suspicious",
+            )?,
             test,
             grpc: settings.endpoint("NGIT_RELAY_GRPC_ADDRESS")?,
             gitd_grpc: settings.endpoint("NGIT_GITD_GRPC_ADDRESS")?,
@@ -317,6 +321,20 @@ impl Config {
             grace: Duration::from_secs(settings.parse("NGIT_SHUTDOWN_GRACE_SECS", "seconds")?),
         })
     }
+}
+
+/// What the server before could do and this one cannot, where going on without it would open what was
+/// meant to be closed, or be found by nobody.
+fn refuse_what_is_not_here(settings: &Settings) -> Result<(), BadSetting> {
+    const PRIVATE: &str = "NGIT_PRIVATE_MODE";
+    if settings.switch(PRIVATE)? {
+        let right = "false: there is no private mode here, everybody would be served";
+        return Err(settings.bad(PRIVATE, right));
+    }
+    settings.parse_with("NGIT_BASE_PATH", |path| match path {
+        "/" => Ok(()),
+        _ => Err("/: a service is at the root of its domain here".to_owned()),
+    })
 }
 
 fn read_positive(text: &str, expected: &str) -> Result<usize, String> {
@@ -340,9 +358,19 @@ fn owner_keys(settings: &Settings, data: &Path, backend: Backend) -> Result<Keys
         return read(&text);
     }
     let kept = data.join(OWNER_FILE);
-    for path in [PathBuf::from(OWNER_FILE), kept.clone()] {
-        if let Ok(text) = fs::read_to_string(&path) {
-            return read(&text);
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let credential = credentials.map(|directory| directory.join("relay_owner_nsec"));
+    let files = [PathBuf::from(OWNER_FILE), kept.clone()];
+    for path in credential.into_iter().chain(files) {
+        match fs::read_to_string(&path) {
+            Ok(text) => return read(&text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            // A key that is there and cannot be read is not replaced by another.
+            Err(error) => {
+                let path = path.display();
+                let right = format!("set, as the key in {path} cannot be read ({error})");
+                return Err(settings.bad(NAME, right));
+            }
         }
     }
     let keys = Keys::generate();
@@ -423,6 +451,41 @@ mod tests {
             let error = Config::from_settings(&settings(&[(name, value)])).unwrap_err();
             assert!(error.to_string().starts_with(name), "{error}");
         }
+    }
+
+    #[test]
+    fn what_would_open_what_was_closed_is_refused() {
+        for (name, value) in [("NGIT_PRIVATE_MODE", "true"), ("NGIT_BASE_PATH", "/grasp")] {
+            let error = Config::from_settings(&settings(&[(name, value)])).unwrap_err();
+            assert!(error.to_string().starts_with(name), "{error}");
+        }
+        let same = [("NGIT_PRIVATE_MODE", "false"), ("NGIT_BASE_PATH", "/")];
+        assert!(Config::from_settings(&settings(&same)).is_ok());
+    }
+
+    #[test]
+    fn numbers_that_mean_no_limit_elsewhere_do_here() {
+        let none = [
+            ("NGIT_MAX_CONNECTIONS", "0"),
+            ("NGIT_RELAY_EVENTS_PER_MINUTE", "0"),
+            ("NGIT_METRICS_CONNECTION_PER_IP_ABUSE_THRESHOLD", "0"),
+        ];
+        let config = Config::from_settings(&settings(&none)).unwrap();
+        assert_eq!(config.limits.max_connections, None);
+        assert_eq!(config.limits.events_per_minute, 0);
+    }
+
+    #[test]
+    fn a_key_that_cannot_be_read_is_not_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join(OWNER_FILE)).unwrap();
+        let path = directory.path().to_str().unwrap();
+        let pairs = [
+            ("NGIT_RELAY_DATA_PATH", path),
+            ("NGIT_DATABASE_BACKEND", "lmdb"),
+        ];
+        let error = Config::from_settings(&settings(&pairs)).unwrap_err();
+        assert!(error.to_string().contains(OWNER_FILE), "{error}");
     }
 
     #[test]

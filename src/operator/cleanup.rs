@@ -1,6 +1,6 @@
 //! `graspd cleanup-empty-repos`: bare repositories without a ref that nobody announced go.
 
-use clap::{ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command};
 use grasp_proto::{contract::relay::CleanupEmptyRepositoriesRequest, process::settings::Settings};
 use serde_json::json;
 
@@ -19,6 +19,14 @@ pub fn command() -> Command {
              uploaded or that has objects of its own.",
         )
         .arg(dry_run_flag())
+        .arg(
+            // What `ngit-grasp` wants to be told; here it is done unless `--dry-run` is said.
+            Arg::new("execute")
+                .long("execute")
+                .action(ArgAction::SetTrue)
+                .conflicts_with("dry-run")
+                .hide(true),
+        )
         .arg(json_flag())
 }
 

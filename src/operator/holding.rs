@@ -79,14 +79,16 @@ pub async fn run(given: &ArgMatches, settings: &Settings) -> anyhow::Result<()> 
     match given.subcommand() {
         Some(("restore", given)) => restore(&service, given).await,
         Some(("eject", given)) => eject(&service, given).await,
-        Some((_, given)) => {
+        Some((_, of_list)) => {
+            let as_json = given.get_flag("json") || of_list.get_flag("json");
+            let given = of_list;
             let owner = given.get_one::<Npub>("owner");
             let identifier = given.get_one::<Identifier>("identifier");
             let request = HoldingRequest {
                 owner: owner.map_or_else(Vec::new, |owner| owner.as_bytes().to_vec()),
                 identifier: identifier.map_or_else(String::new, ToString::to_string),
             };
-            list(&service, request, given.get_flag("json")).await
+            list(&service, request, as_json).await
         }
         None => list(&service, HoldingRequest::default(), given.get_flag("json")).await,
     }

@@ -42,9 +42,10 @@ impl Config {
             _ => Err(expected.to_owned()),
         })?;
         let seconds = |name| Ok(Duration::from_secs(settings.parse(name, "seconds")?));
-        let some = |name| match settings.parse(name, "seconds, at least 1")? {
-            0 => Err(settings.bad(name, "seconds, at least 1")),
-            number => Ok(Duration::from_secs(number)),
+        // 0 is as soon as it goes.
+        let some = |name| {
+            let seconds: u64 = settings.parse(name, "seconds")?;
+            Ok(Duration::from_secs(seconds.max(1)))
         };
         Ok(Self {
             relay: settings.endpoint("NGIT_RELAY_GRPC_ADDRESS")?,

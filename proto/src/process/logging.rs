@@ -22,9 +22,7 @@ use crate::transport::{Role, Trace};
 /// apart. Must be called within the runtime; what is returned is to be ended last.
 pub fn init_logging(settings: &Settings, role: Role) -> Result<Telemetry, BadSetting> {
     let filter = settings.parse_with("NGIT_LOG_LEVEL", |level| {
-        // The event store tells of a migration of nothing at every first start.
-        let quiet = format!("nostr_lmdb=warn,{level}");
-        EnvFilter::try_new(quiet).map_err(|error| format!("a log filter ({error})"))
+        EnvFilter::try_new(directives(level)).map_err(|error| format!("a log filter ({error})"))
     })?;
     let json = settings.parse_with("NGIT_LOG_FORMAT", |format| match format {
         "text" | "json" => Ok(format == "json"),
@@ -63,6 +61,34 @@ pub fn init_logging(settings: &Settings, role: Role) -> Result<Telemetry, BadSet
         }
     };
     Ok(telemetry)
+}
+
+/// The filter that is meant: what a directive names as `ngit_grasp`, which this takes the place of, is
+/// every crate of ours, and what no directive names is told when it is a warning.
+fn directives(level: &str) -> String {
+    const OURS: [&str; 5] = [
+        "graspd",
+        "grasp_proto",
+        "grasp_relay",
+        "grasp_gitd",
+        "grasp_syncworker",
+    ];
+    // The event store tells of a migration of nothing at every first start.
+    let mut all = vec!["warn".to_owned(), "nostr_lmdb=warn".to_owned()];
+    for directive in level.split(',').map(str::trim) {
+        match directive.strip_prefix("ngit_grasp") {
+            Some(rest) if rest.is_empty() || rest.starts_with(['=', ':', '[']) => {
+                // A module of theirs is none of ours.
+                let at = rest
+                    .rsplit_once('=')
+                    .map_or(String::new(), |(_, level)| format!("={level}"));
+                all.extend(OURS.map(|name| format!("{name}{at}")));
+            }
+            _ => all.push(directive.to_owned()),
+        }
+    }
+    all.retain(|directive| !directive.is_empty());
+    all.join(",")
 }
 
 /// Puts the role and the trace at the head of every line.
@@ -119,5 +145,30 @@ where
             write!(writer, "\"trace_id\":\"{id}\",\"span_id\":\"{span}\",")?;
         }
         writer.write_str(line.strip_prefix('{').unwrap_or(&line))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_of_the_server_before_mean_this_one() {
+        let always = "warn,nostr_lmdb=warn";
+        assert_eq!(directives("info"), format!("{always},info"));
+        let ours = "graspd=debug,grasp_proto=debug,grasp_relay=debug,grasp_gitd=debug,grasp_syncworker=debug";
+        assert_eq!(
+            directives("ngit_grasp=debug, actix_web=info,"),
+            format!("{always},{ours},actix_web=info")
+        );
+        assert_eq!(
+            directives("ngit_grasp::sync=debug"),
+            format!("{always},{ours}")
+        );
+        assert_eq!(
+            directives("ngit_graspy=debug"),
+            format!("{always},ngit_graspy=debug")
+        );
+        assert!(EnvFilter::try_new(directives("ngit_grasp=debug,hyper=off")).is_ok());
     }
 }

@@ -7,7 +7,7 @@
 mod variables;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     path::{Path, PathBuf},
     str::FromStr,
@@ -72,7 +72,43 @@ impl fmt::Display for BadSetting {
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
     values: BTreeMap<&'static str, (String, Source)>,
+    /// Those of them that were set under another name.
+    by_other_name: BTreeSet<&'static str>,
     unknown: Vec<String>,
+}
+
+/// Names that mean one of ours elsewhere.
+const ALSO_KNOWN_AS: [(&str, &str); 2] = [
+    ("RUST_LOG", "NGIT_LOG_LEVEL"),
+    ("NGIT_HOLDING_RETENTION_SECS", "NGIT_ARCHIVE_RETENTION_SECS"),
+];
+
+/// What a file sets. A value with spaces and without quotes, as other servers' examples have it, is read
+/// as it stands.
+fn dot_env(file: &Path) -> Result<Vec<(String, String)>, dotenvy::Error> {
+    let text = std::fs::read_to_string(file).map_err(dotenvy::Error::Io)?;
+    let read = |text: &str| dotenvy::from_read_iter(text.as_bytes()).collect();
+    match read(&text) {
+        Err(dotenvy::Error::LineParse(..)) => {
+            let quoted: Vec<String> = text.lines().map(quoted).collect();
+            read(&quoted.join("\n"))
+        }
+        read => read,
+    }
+}
+
+/// A line of a `.env` file, with quotes around its value if that has spaces and nothing special.
+fn quoted(line: &str) -> String {
+    let (name, value) = line.split_once('=').unwrap_or_default();
+    let value = value.trim();
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    match value.contains(' ')
+        && !value.contains(['"', '\'', '\\', '$', '#'])
+        && name.trim().chars().all(is_name)
+    {
+        true => format!("{name}='{value}'"),
+        false => line.to_owned(),
+    }
 }
 
 impl Settings {
@@ -87,8 +123,7 @@ impl Settings {
         let mut settings = Self::default();
         let file = directory.join(".env");
         if file.is_file() {
-            for pair in dotenvy::from_path_iter(&file)? {
-                let (name, value) = pair?;
+            for (name, value) in dot_env(&file)? {
                 settings.take(&name, value, Source::DotEnv(file.clone()));
             }
         }
@@ -131,9 +166,17 @@ impl Settings {
     }
 
     fn take(&mut self, name: &str, value: String, source: Source) {
-        let name = match name {
-            "RUST_LOG" if !self.values.contains_key("NGIT_LOG_LEVEL") => "NGIT_LOG_LEVEL",
-            name => name,
+        let name = match ALSO_KNOWN_AS.iter().find(|(other, _)| *other == name) {
+            // By its own name it counts, whichever of one place is read first.
+            Some((_, own)) if self.is_set_by_name(own, &source) => return,
+            Some((_, own)) => {
+                self.by_other_name.insert(own);
+                own
+            }
+            None => {
+                self.by_other_name.remove(name);
+                name
+            }
         };
         match Variable::named(name) {
             // An empty variable, as compose files leave them, is an unset one.
@@ -141,6 +184,12 @@ impl Settings {
             None if name.starts_with("NGIT_") => self.unknown.push(name.to_owned()),
             _ => {}
         }
+    }
+
+    /// Whether a setting has a value under its own name, from this place.
+    fn is_set_by_name(&self, name: &str, source: &Source) -> bool {
+        let set = self.values.get(name);
+        set.is_some_and(|(_, from)| from == source) && !self.by_other_name.contains(name)
     }
 
     /// Sets one value, whatever it was.
@@ -326,11 +375,15 @@ impl Settings {
 /// A command-line flag for every variable.
 pub fn flags() -> impl Iterator<Item = clap::Arg> {
     VARIABLES.iter().map(|variable| {
-        clap::Arg::new(variable.name)
+        let flag = clap::Arg::new(variable.name)
             .long(variable.flag())
             .value_name("VALUE")
             .help(variable.meaning)
-            .global(true)
+            .global(true);
+        match variable.switch {
+            true => flag.num_args(0..=1).default_missing_value("true"),
+            false => flag,
+        }
     })
 }
 
@@ -382,6 +435,56 @@ mod tests {
         assert_eq!(settings.get("NGIT_RELAY_NAME"), Some("flag"));
         assert_eq!(settings.source("NGIT_LOG_FORMAT"), Source::DotEnv(file));
         assert_eq!(settings.get("NGIT_BIND_ADDRESS"), Some("127.0.0.1:7334"));
+    }
+
+    #[test]
+    fn a_line_without_quotes_is_read_as_it_stands() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join(".env");
+        let lines = "NGIT_RELAY_NAME=My GRASP relay\nNGIT_LOG_FORMAT=json\n";
+        std::fs::write(&file, lines).unwrap();
+        let settings = Settings::load([], directory.path()).unwrap();
+        assert_eq!(settings.get("NGIT_RELAY_NAME"), Some("My GRASP relay"));
+        assert_eq!(settings.get("NGIT_LOG_FORMAT"), Some("json"));
+        std::fs::write(&file, "NGIT_RELAY_NAME=\"never closed\n").unwrap();
+        assert!(Settings::load([], directory.path()).is_err());
+    }
+
+    #[test]
+    fn another_name_counts_less_than_its_own_in_one_place() {
+        let of = |pairs: &[(&str, &str)]| {
+            let pairs = pairs
+                .iter()
+                .map(|(name, value)| (*name, (*value).to_owned()));
+            let settings = Settings::from_pairs(pairs);
+            settings.get("NGIT_LOG_LEVEL").unwrap().to_owned()
+        };
+        let (own, other) = (("NGIT_LOG_LEVEL", "warn"), ("RUST_LOG", "debug"));
+        assert_eq!(of(&[other]), "debug");
+        assert_eq!(of(&[own, other]), "warn");
+        assert_eq!(of(&[other, own]), "warn");
+        let mut settings = Settings::default();
+        let file = Source::DotEnv(PathBuf::from(".env"));
+        settings.take("RUST_LOG", "debug".to_owned(), file);
+        settings.take("RUST_LOG", "trace".to_owned(), Source::Environment);
+        assert_eq!(settings.get("NGIT_LOG_LEVEL"), Some("trace"));
+    }
+
+    #[test]
+    fn a_switch_needs_no_value_on_the_command_line() {
+        let read = |words: &[&str]| {
+            let command = clap::Command::new("x").args(flags());
+            let matches = command.try_get_matches_from(words).unwrap();
+            Settings::from_pairs(given(&matches))
+        };
+        for words in [&["x", "--archive-all"][..], &["x", "--archive-all", "true"]] {
+            assert!(read(words).switch("NGIT_ARCHIVE_ALL").unwrap(), "{words:?}");
+        }
+        assert!(
+            !read(&["x", "--archive-all=false"])
+                .switch("NGIT_ARCHIVE_ALL")
+                .unwrap()
+        );
     }
 
     #[test]

@@ -11,6 +11,8 @@ pub struct Variable {
     pub meaning: &'static str,
     /// Must never be printed.
     pub secret: bool,
+    /// It is on or off, and its flag alone says on.
+    pub switch: bool,
 }
 
 const fn variable(
@@ -23,6 +25,18 @@ const fn variable(
         default,
         meaning,
         secret: false,
+        switch: false,
+    }
+}
+
+const fn switch(
+    name: &'static str,
+    default: Option<&'static str>,
+    meaning: &'static str,
+) -> Variable {
+    Variable {
+        switch: true,
+        ..variable(name, default, meaning)
     }
 }
 
@@ -43,22 +57,24 @@ pub static VARIABLES: &[Variable] = &[
     variable("NGIT_DATABASE_BACKEND", Some("lmdb"), "`lmdb`, or `memory`: events and purgatory in memory only; repositories still in `NGIT_GIT_DATA_PATH`, in a temporary directory only where that is unset."),
     variable("NGIT_RELAY_NAME", None, "NIP-11 name; made from the domain when unset."),
     variable("NGIT_RELAY_DESCRIPTION", None, "NIP-11 description; made from the domain when unset."),
-    secret("NGIT_RELAY_OWNER_NSEC", "Identity of the service (nsec or hex). When unset: the file `.relay-owner.nsec` in the working directory, else in the relay data path, made there at first start."),
+    secret("NGIT_RELAY_OWNER_NSEC", "Identity of the service (nsec or hex). When unset: the credential `relay_owner_nsec` of systemd, the file `.relay-owner.nsec` in the working directory, else that in the relay data path, made there at first start."),
     variable("NGIT_RELAY_OWNER_NSEC_FILE", None, "File to read `NGIT_RELAY_OWNER_NSEC` from."),
     variable("NGIT_OWNER_NPUB", None, "Of older deployments; ignored."),
+    switch("NGIT_PRIVATE_MODE", Some("false"), "Must not be on: graspd has no private mode (GRASP-08) and would serve everybody, so that the start is refused."),
+    variable("NGIT_BASE_PATH", Some("/"), "Must be `/`: graspd is served at the root of its domain only."),
     variable("NGIT_TRUSTED_PROXY_CIDRS", Some(""), "Comma-separated networks of peers whose `Forwarded` and `X-Forwarded-For` are believed."),
-    variable("NGIT_MAX_CONNECTIONS", None, "Most websocket connections at once; unlimited when unset."),
+    variable("NGIT_MAX_CONNECTIONS", None, "Most websocket connections at once; unlimited when unset or 0."),
     variable("NGIT_RELAY_MAX_SUBSCRIPTIONS", Some("500"), "Most subscriptions of one connection."),
     variable("NGIT_RELAY_FILTER_LIMIT", Some("500"), "Most stored events one filter is answered with."),
     variable("NGIT_RELAY_MAX_EVENT_SIZE_BYTES", Some("196608"), "Largest event accepted, in bytes."),
-    variable("NGIT_RELAY_EVENTS_PER_MINUTE", Some("60"), "Most events one connection may send in a minute."),
+    variable("NGIT_RELAY_EVENTS_PER_MINUTE", Some("60"), "Most events one connection may send in a minute; 0: no limit."),
     variable("NGIT_MAX_CONNECTIONS_PER_IP", Some("100"), "Most connections from one address at once, and most websockets of one client; 0: no limit. For this and the other limits of an address, a /64 of IPv6 is one, and it is the client's that counts, also behind `NGIT_TRUSTED_PROXY_CIDRS`."),
     variable("NGIT_RELAY_EVENTS_PER_MINUTE_PER_IP", Some("600"), "Most events all connections of one address may send in a minute; 0: no limit."),
     variable("NGIT_GIT_REQUESTS_PER_MINUTE_PER_IP", Some("600"), "Most git requests and pages one address may ask for in a minute, of which a clone takes three; 0: no limit."),
     variable("NGIT_GIT_TRANSFERS_PER_IP", Some("32"), "Most clones, fetches and pushes of one address at once; 0: no limit."),
     variable("NGIT_GIT_BYTES_PER_HOUR_PER_IP", Some("107374182400"), "Most bytes one address may clone, fetch and push in an hour; 0: no limit. What runs is not cut off for it: it is what comes next that is refused."),
     variable("NGIT_UNLIMITED_CIDRS", Some("127.0.0.0/8,::1,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,169.254.0.0/16,fc00::/7,fe80::/10"), "Networks whose addresses have none of these limits, or `none`; those of one's own, unless set."),
-    variable("NGIT_METRICS_ENABLED", Some("true"), "Whether `/metrics` answers."),
+    switch("NGIT_METRICS_ENABLED", Some("true"), "Whether `/metrics` answers."),
     variable("NGIT_RELAY_METRICS_ADDRESS", None, "Where the relay answers `/metrics`, of its own process, `/healthz` and `/readyz` to monitoring: `http://host:port` or `unix:/path`. In a private network; nowhere when unset."),
     variable("NGIT_GITD_METRICS_ADDRESS", None, "The same for gitd."),
     variable("NGIT_WORKER_METRICS_ADDRESS", None, "The same for a syncworker that is started apart, or is the only one."),
@@ -70,7 +86,7 @@ pub static VARIABLES: &[Variable] = &[
     variable("OTEL_SERVICE_NAME", None, "What the process is called in traces; `graspd-relay`, `graspd-gitd` or `graspd-syncworker` when unset."),
     variable("OTEL_TRACES_SAMPLER", Some("parentbased_always_on"), "Which traces are sent: `always_on`, `always_off` or `traceidratio`, or one of them behind `parentbased_`, which keeps a trace whole."),
     variable("OTEL_TRACES_SAMPLER_ARG", Some("1"), "The share of traces that `traceidratio` sends, from 0 to 1."),
-    variable("NGIT_TEST", None, "`1`: a quick clock for tests, and workers may connect to loopback. Said loudly in the log."),
+    switch("NGIT_TEST", None, "`1`: a quick clock for tests, and workers may connect to loopback. Said loudly in the log."),
     variable("NGIT_RELAY_GRPC_ADDRESS", None, "Where the relay's internal services listen and are found: `http://host:port` or `unix:/path`. A socket in the run directory when unset."),
     variable("NGIT_GITD_GRPC_ADDRESS", None, "Where gitd's internal services listen and are found. As above."),
     variable("NGIT_GITD_HTTP_ADDRESS", None, "Where gitd's smart HTTP listens and is found. As above."),
@@ -93,7 +109,7 @@ pub static VARIABLES: &[Variable] = &[
     variable("NGIT_SYNC_MAX_CONCURRENT_PER_DOMAIN", Some("5"), "Most requests to one remote domain at once, of all workers together."),
     variable("NGIT_SYNC_MAX_PER_MINUTE_PER_DOMAIN", Some("30"), "Most requests to one remote domain in any minute, of all workers together."),
     variable("NGIT_SYNC_MAX_PACK_BYTES", Some("17179869184"), "Largest pack taken from another server, in bytes."),
-    variable("NGIT_SYNC_ALLOW_NON_GLOBAL_TARGETS", Some("false"), "Whether workers may connect to addresses that are not on the public internet."),
+    switch("NGIT_SYNC_ALLOW_NON_GLOBAL_TARGETS", Some("false"), "Whether workers may connect to addresses that are not on the public internet."),
     variable("NGIT_NAUGHTY_LIST_EXPIRATION_HOURS", Some("12"), "How long a server that keeps failing is set aside, in hours."),
     variable("NGIT_SYNC_BOOTSTRAP_RELAY_URL", None, "First relay to sync events from, before any repository names one. Without a scheme it is `wss://`."),
     variable("NGIT_SYNC_BASE_BACKOFF_SECS", Some("5"), "How long after a failure another relay is connected to again, in seconds; twice as long after each further one."),
@@ -102,19 +118,19 @@ pub static VARIABLES: &[Variable] = &[
     variable("NGIT_SYNC_STARTUP_DELAY_SECS", Some("30"), "How long after its start a worker first connects to other relays, in seconds. 0: at once, and the service opens once the first relay has been tried."),
     variable("NGIT_SYNC_STARTUP_JITTER_MS", Some("1000"), "Up to how much later than the first each other relay is connected to, in milliseconds."),
     variable("NGIT_SYNC_BATCH_WINDOW_MS", Some("5000"), "For how long new repositories and events are gathered before they are synced with other relays, in milliseconds."),
-    variable("NGIT_SYNC_DISABLE_NEGENTROPY", Some("false"), "Whether the past of other relays is only read page by page, without NIP-77."),
+    switch("NGIT_SYNC_DISABLE_NEGENTROPY", Some("false"), "Whether the past of other relays is only read page by page, without NIP-77."),
     variable("NGIT_REJECTED_HOT_CACHE_DURATION_SECS", Some("120"), "How long an event that was found elsewhere and rejected for want of something is kept whole, in seconds: it is judged again when that comes."),
     variable("NGIT_REJECTED_COLD_INDEX_EXPIRY_SECS", Some("604800"), "How long an event that was found elsewhere and rejected is not fetched again, in seconds, unless what it wanted comes."),
     variable("NGIT_REPOSITORY_WHITELIST", None, "The only repositories that are hosted: `<npub>`, `<npub>/<identifier>` or `<identifier>`, separated by commas. What is hosted already stays. This and the other lists may also name a file, as `/path`, `./path` or `@path`: one entry a line, `#` begins a comment; it is read again on SIGHUP."),
     variable("NGIT_REPOSITORY_BLACKLIST", None, "Repositories that are not taken, in the same forms. Those that are here are neither served nor deleted as long as they are on it."),
     variable("NGIT_EVENT_BLACKLIST", None, "Authors of whom no event is taken, as npub or hex. Theirs that are here, their repositories and the refs of their pull requests among them, are neither served nor deleted as long as they are on it, nor is what others wrote to them and to nothing else that is served."),
-    variable("NGIT_ARCHIVE_ALL", Some("false"), "Whether repositories are archived that do not list this service (GRASP-05): all of them."),
+    switch("NGIT_ARCHIVE_ALL", Some("false"), "Whether repositories are archived that do not list this service (GRASP-05): all of them."),
     variable("NGIT_ARCHIVE_WHITELIST", None, "Or these alone, in the forms of `NGIT_REPOSITORY_WHITELIST`,"),
     variable("NGIT_ARCHIVE_GRASP_SERVICES", None, "and those that name one of these services in `clone`: domains, separated by commas."),
-    variable("NGIT_ARCHIVE_READ_ONLY", None, "Whether pushes to what is archived are refused, so that its data comes from the servers it lists alone. They are unless this is `false`. What lists this service can be pushed to all the same."),
+    switch("NGIT_ARCHIVE_READ_ONLY", None, "Whether pushes to what is archived are refused, so that its data comes from the servers it lists alone. They are unless this is `false`. What lists this service can be pushed to all the same."),
     variable("NGIT_ARCHIVE_RETENTION_SECS", Some("7776000"), "How long what went with a deleted announcement, events and git data, is held for its owner to announce again, in seconds."),
-    variable("NGIT_DELETION_REQUEST_DISRESPECTOR", Some("false"), "Whether requests to delete (NIP-09) and to vanish (NIP-62) are only kept and served: they delete nothing and keep nothing out."),
-    variable("NGIT_GRASP06_ENABLE", Some("false"), "Whether contributors may push the commits of their pull requests to an address of their own, `/prs/<npub>/<identifier>.git` (GRASP-06), also for repositories that are not here. The relay and gitd must be told alike."),
+    switch("NGIT_DELETION_REQUEST_DISRESPECTOR", Some("false"), "Whether requests to delete (NIP-09) and to vanish (NIP-62) are only kept and served: they delete nothing and keep nothing out."),
+    switch("NGIT_GRASP06_ENABLE", Some("false"), "Whether contributors may push the commits of their pull requests to an address of their own, `/prs/<npub>/<identifier>.git` (GRASP-06), also for repositories that are not here. The relay and gitd must be told alike."),
     variable("NGIT_INTERNAL_TLS_CERT", None, "Certificate of this process, as a PEM file with its chain, for mutual TLS between processes on different machines: internal addresses are then `https://host:port`, and its name or address must be the one they are found by. Tokens are needed all the same: they say which role calls. `NGIT_GITD_HTTP_ADDRESS` may stay `http://` for an edge that leads git's paths there."),
     variable("NGIT_INTERNAL_TLS_KEY", None, "Its private key, as a PEM file."),
     variable("NGIT_INTERNAL_TLS_CA", None, "Certificates, as a PEM file, of those who sign the certificates of the other processes. Nobody else is let in or called."),
