@@ -1,7 +1,10 @@
 //! What the relay counts and times, besides the hunt's and the sync's own. Labels are words of ours: no
 //! key, no name and no address is one.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
 
 use nostr::Kind;
 
@@ -77,8 +80,67 @@ pub fn passed_on(request: &'static str, answered: bool, begun: Instant) {
     metrics::histogram!("ngit_git_proxy_seconds", "request" => request).record(begun.elapsed());
 }
 
+/// The type of a message between client and relay (NIP-01, NIP-42, NIP-45, NIP-77).
+fn message_type(text: &str) -> &'static str {
+    let name = text.trim_start().strip_prefix('[').map(str::trim_start);
+    let name = name.and_then(|rest| rest.strip_prefix('"')?.split_once('"'));
+    let known = |(name, _): (&str, _)| MESSAGES.into_iter().find(|known| *known == name);
+    name.and_then(known).unwrap_or("other")
+}
+
+const MESSAGES: [&str; 14] = [
+    "EVENT",
+    "REQ",
+    "CLOSE",
+    "COUNT",
+    "AUTH",
+    "NEG-OPEN",
+    "NEG-MSG",
+    "NEG-CLOSE",
+    "NEG-ERR",
+    "OK",
+    "EOSE",
+    "CLOSED",
+    "NOTICE",
+    "other",
+];
+
+/// A client has sent this.
+pub fn received(text: &str) {
+    let kind = message_type(text);
+    metrics::counter!("ngit_websocket_messages_received_total", "type" => kind).increment(1);
+}
+
+/// This is sent to a client.
+pub fn sent(text: &str) {
+    let kind = message_type(text);
+    metrics::counter!("ngit_websocket_messages_sent_total", "type" => kind).increment(1);
+}
+
+/// Something was refused to a client that has taken all it may.
+pub fn limited(limit: &'static str) {
+    metrics::counter!("ngit_limits_refused_total", "limit" => limit).increment(1);
+}
+
+/// How long the process has run.
+pub fn uptime() -> Duration {
+    BEGUN.get().map(Instant::elapsed).unwrap_or_default()
+}
+
+static BEGUN: OnceLock<Instant> = OnceLock::new();
+
 /// What is looked at before it first happens is there, at 0.
 pub fn begin() {
+    BEGUN.get_or_init(Instant::now);
+    for limit in ["connections", "events"] {
+        metrics::counter!("ngit_limits_refused_total", "limit" => limit).absolute(0);
+    }
+    for kind in ["EVENT", "REQ", "CLOSE"] {
+        metrics::counter!("ngit_websocket_messages_received_total", "type" => kind).absolute(0);
+    }
+    for kind in ["EVENT", "OK", "EOSE"] {
+        metrics::counter!("ngit_websocket_messages_sent_total", "type" => kind).absolute(0);
+    }
     for origin in [Origin::User, Origin::Sync] {
         for (kind, result) in [
             ("announcement", "accepted"),
@@ -110,6 +172,7 @@ pub fn begin() {
         "ngit_git_proxy_errors_total",
         "ngit_internal_calls_refused_total",
         "ngit_purgatory_promoted_total",
+        "ngit_websocket_connections_total",
         "ngit_websocket_refused_total",
     ] {
         metrics::counter!(counter).absolute(0);
@@ -121,11 +184,27 @@ pub fn begin() {
         drop(metrics::histogram!("ngit_purgatory_waited_seconds", "store" => store));
     }
     drop(metrics::histogram!("ngit_release_seconds"));
+    drop(metrics::histogram!(
+        "ngit_websocket_connection_duration_seconds"
+    ));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_message_is_of_a_known_type_or_of_none() {
+        for (text, expected) in [
+            ("[\"REQ\",\"a\",{}]", "REQ"),
+            (" [ \"EVENT\", {}]", "EVENT"),
+            ("[\"REQUEST\"]", "other"),
+            ("[\"", "other"),
+            ("", "other"),
+        ] {
+            assert_eq!(message_type(text), expected, "{text}");
+        }
+    }
 
     #[test]
     fn a_verdict_is_counted_as_what_it_says() {

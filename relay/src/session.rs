@@ -24,7 +24,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::{StreamExt, stream::SplitStream};
-use grasp_proto::client::{Allowance, Client, Rates};
+use grasp_proto::client::{Allowance, Client, Rates, Refused};
 use nostr::{Event, Timestamp};
 use nostr_database::NostrDatabase;
 use tokio::{
@@ -58,6 +58,7 @@ use crate::{
         Connection, Live,
         outbox::{Farewell, Outbox, Outgoing},
     },
+    meters,
     verdict::{Door, Origin},
 };
 
@@ -177,11 +178,10 @@ impl Sessions {
             asks,
             event_room: Arc::new(Semaphore::new(2 * max)),
             ask_room: Arc::new(Semaphore::new(2 * max)),
-            allowance: Allowance::new(
-                self.config.limits.events_per_minute.into(),
-                MINUTE,
-                Instant::now(),
-            ),
+            allowance: match self.config.limits.events_per_minute {
+                0 => None,
+                most => Some(Allowance::new(most.into(), MINUTE, Instant::now())),
+            },
             of_client: self.of_client(address),
             identity: Identity::default(),
         };
@@ -235,7 +235,7 @@ struct Reader<'a> {
     /// Bytes of events, and of questions, that may wait.
     event_room: Arc<Semaphore>,
     ask_room: Arc<Semaphore>,
-    allowance: Allowance,
+    allowance: Option<Allowance>,
     /// What all connections of its client may send.
     of_client: Option<(Arc<Rates>, Client)>,
     identity: Identity,
@@ -279,6 +279,7 @@ impl Reader<'_> {
     }
 
     async fn take(&mut self, text: &str) {
+        meters::received(text);
         let size = text.len();
         let limits = &self.config.limits;
         match message::read(text, limits.max_event_bytes) {
@@ -321,21 +322,26 @@ impl Reader<'_> {
         }
     }
 
+    /// Whether one more event may be sent, by this connection and by its client.
+    fn takes_one(&mut self) -> Result<(), (&'static str, Refused)> {
+        let now = Instant::now();
+        if let Some(allowance) = &mut self.allowance {
+            let taken = allowance.take(now);
+            taken.map_err(|refused| ("on this connection", refused))?;
+        }
+        if let Some((events, client)) = &self.of_client {
+            let taken = events.take(*client, now);
+            taken.map_err(|refused| ("from your address", refused))?;
+        }
+        Ok(())
+    }
+
     async fn event(&mut self, event: Box<Event>, size: usize) {
         let id = event.id.to_hex();
-        if self.allowance.take(Instant::now()).is_err() {
-            let most = self.config.limits.events_per_minute;
-            let reason = format!("rate-limited: {most} events a minute are allowed");
-            self.say(message::ok(&id, false, &reason)).await;
-            return;
-        }
-        if let Some((events, client)) = &self.of_client
-            && let Err(refused) = events.take(*client, Instant::now())
-        {
-            metrics::counter!("ngit_limits_refused_total", "limit" => "events").increment(1);
+        if let Err((whose, refused)) = self.takes_one() {
+            meters::limited("events");
             let wait = refused.wait.as_secs() + 1;
-            let reason =
-                format!("rate-limited: too many events from your address, try again in {wait} s");
+            let reason = format!("rate-limited: too many events {whose}, try again in {wait} s");
             self.say(message::ok(&id, false, &reason)).await;
             return;
         }

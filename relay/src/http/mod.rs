@@ -4,6 +4,7 @@
 //! are known to one tracker, so that a stop can close the listener and the websockets at once and
 //! give running transfers their time.
 
+mod former;
 mod git_proxy;
 mod metrics;
 mod nip11;
@@ -43,6 +44,7 @@ use self::{
 use crate::{
     config::Config,
     live::Live,
+    meters,
     session::{Patience, Sessions, socket},
     verdict::Door,
 };
@@ -143,7 +145,7 @@ pub async fn serve(face: Face, listener: TcpListener, stop: CancellationToken, g
                 });
                 let seat = counted.map(|peers| peers.take(Client::of(address)));
                 if let Some(None) = seat {
-                    limited("connections");
+                    meters::limited("connections");
                     tasks.spawn(kill.clone().run_until_cancelled_owned(turn_away(tcp)));
                     continue;
                 }
@@ -167,11 +169,6 @@ pub async fn serve(face: Face, listener: TcpListener, stop: CancellationToken, g
         tracing::warn!(left = tasks.len(), "connections are cut off");
         kill.cancel();
     }
-}
-
-/// Counts what was refused to a client for having taken all it may.
-fn limited(limit: &'static str) {
-    ::metrics::counter!("ngit_limits_refused_total", "limit" => limit).increment(1);
 }
 
 /// Tells a client that has all the connections it may have, without reading what it asks.
@@ -342,8 +339,10 @@ async fn metrics_of_all(State(context): State<Context>) -> Response {
     let theirs = context.git.metrics().await.unwrap_or_default();
     let own = process::render_metrics("relay");
     let kind = "text/plain; version=0.0.4; charset=utf-8";
-    let joined = metrics::join(&[&own, &theirs]);
-    ([(header::CONTENT_TYPE, kind)], joined).into_response()
+    let mut page = metrics::join(&[&own, &theirs]);
+    let former = former::names(&page, meters::uptime(), env!("CARGO_PKG_VERSION"));
+    page.push_str(&former);
+    ([(header::CONTENT_TYPE, kind)], page).into_response()
 }
 
 /// Whether a path is that of a repository on a blacklist: it is as if it were not there.

@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use axum::{
@@ -18,7 +19,7 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::handshake::server::create_response;
 use tokio_util::task::TaskTracker;
 
-use crate::{config::ClientLimits, session::Sessions};
+use crate::{config::ClientLimits, meters, session::Sessions};
 
 /// The websockets that are open, by client address. Bounded by how many there may be, and by the
 /// file descriptors of the process; each entry ends with its connections.
@@ -67,6 +68,7 @@ impl Connections {
         if is_limited && own >= limits.connections {
             return Err(Full::ForClient);
         }
+        metrics::counter!("ngit_websocket_connections_total").increment(1);
         open.all += 1;
         let same = open.by_client.entry(client).or_default();
         *same += 1;
@@ -77,6 +79,7 @@ impl Connections {
         Ok(Seat {
             connections: self.clone(),
             client,
+            since: Instant::now(),
         })
     }
 }
@@ -104,10 +107,13 @@ pub enum Full {
 pub struct Seat {
     connections: Arc<Connections>,
     client: Client,
+    since: Instant,
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
+        let lasted = self.since.elapsed();
+        metrics::histogram!("ngit_websocket_connection_duration_seconds").record(lasted);
         let suspicious = self.connections.suspicious;
         let mut open = self.connections.open();
         open.all -= 1;
@@ -154,7 +160,7 @@ pub fn accept(
                     "too many connections, try again later\n",
                 ),
                 Full::ForClient => {
-                    super::limited("connections");
+                    meters::limited("connections");
                     let reason = "too many connections from your address\n";
                     (StatusCode::TOO_MANY_REQUESTS, reason)
                 }

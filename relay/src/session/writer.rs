@@ -34,7 +34,10 @@ use super::{
     message,
     socket::{Socket, Traffic},
 };
-use crate::live::outbox::{Farewell, Next, Outbox};
+use crate::{
+    live::outbox::{Farewell, Next, Outbox},
+    meters,
+};
 
 /// Longer messages go out in fragments of this size: a websocket's write buffer keeps the size it
 /// once had, and most connections are idle.
@@ -258,6 +261,7 @@ impl<'a> Writer<'a> {
     }
 
     async fn send(&mut self, text: String) -> Result<(), Gone> {
+        meters::sent(&text);
         if text.len() <= FRAGMENT {
             return self.feed(Message::text(text)).await;
         }
