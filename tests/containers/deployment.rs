@@ -3,7 +3,10 @@
 use std::{
     path::{Path, PathBuf},
     process::{Output, Stdio},
-    sync::Mutex,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -79,6 +82,8 @@ pub struct Deployment {
     directory: TempDir,
     /// The image that is deployed now.
     image: Mutex<String>,
+    /// Credentials and key are files of the operator's.
+    own_secrets: AtomicBool,
     pub port: u16,
     accepted: Mutex<Vec<Accepted>>,
 }
@@ -169,6 +174,7 @@ impl Deployment {
             engine,
             directory: TempDir::new().unwrap(),
             image: Mutex::new(String::new()),
+            own_secrets: AtomicBool::new(false),
             port: free_port(),
             accepted: Mutex::default(),
         };
@@ -264,7 +270,12 @@ impl Deployment {
             .arg(project())
             .arg("--env-file")
             .arg(self.path("env"));
-        for file in ["docker-compose.yml", "tests/containers/quick.yml"] {
+        let mut files = vec!["docker-compose.yml", "tests/containers/quick.yml"];
+        if self.own_secrets.load(Ordering::Relaxed) {
+            files.push("docs/deploy/compose/secrets.yml");
+        }
+        command.env("GRASPD_SECRETS", self.path("secrets"));
+        for file in files {
             command.arg("-f").arg(root().join(file));
         }
         let output = run({
@@ -281,6 +292,18 @@ impl Deployment {
     pub async fn compose_up(&self, arguments: &[&str]) {
         let up = ["up", "-d", "--no-build"];
         self.compose(&[&up[..], arguments].concat()).await;
+    }
+
+    /// From now on credentials and key are these, or those that the deployment made by itself.
+    pub async fn with_secrets(&self, secrets: Option<&[(&str, String)]>) {
+        self.own_secrets.store(secrets.is_some(), Ordering::Relaxed);
+        let directory = self.path("secrets");
+        for (name, secret) in secrets.unwrap_or_default() {
+            std::fs::create_dir_all(&directory).unwrap();
+            // Whoever asks for them in the container must be able to read them there.
+            std::fs::write(directory.join(name), secret).unwrap();
+        }
+        self.compose_up(&[]).await;
     }
 
     /// The containers of a service that run.
@@ -385,7 +408,7 @@ impl Deployment {
     /// A new project that is announced here; it has yet to be pushed.
     pub async fn announced(&self, client: &mut Client, identifier: &str) -> (Project, Event) {
         let project = Project::new(identifier).await;
-        let announcement = announcement(&project, self.port, &[]).sign(&project.owner);
+        let announcement = announcement(&project, self.port, &[], &[]).sign(&project.owner);
         client.publish(&announcement).await.waits();
         (project, announcement)
     }
@@ -449,15 +472,22 @@ pub fn url(port: u16, project: &Project) -> String {
     format!("http://localhost:{port}{path}")
 }
 
-/// An announcement that lists the server at a port of this machine, and for cloning others too.
-pub fn announcement(project: &Project, port: u16, others: &[&str]) -> events::Draft {
-    let url = url(port, project);
+/// An announcement that lists the server at a port of this machine, and others too: for cloning, and
+/// as relays.
+pub fn announcement(
+    project: &Project,
+    port: u16,
+    others: &[&str],
+    relays: &[&str],
+) -> events::Draft {
+    let (url, relay) = (url(port, project), format!("ws://localhost:{port}"));
     let clone = ["clone", &url].into_iter().chain(others.iter().copied());
+    let relays = ["relays", &relay].into_iter().chain(relays.iter().copied());
     events::elsewhere(&project.identifier)
         .without("clone")
         .without("relays")
         .tag(clone)
-        .tag(["relays", &format!("ws://localhost:{port}")])
+        .tag(relays)
 }
 
 async fn started(container: &str) -> String {

@@ -11,7 +11,7 @@ const NOT_PASSED: [&str; 8] = [
     "NGIT_INTERNAL_TOKEN_RELAY",
     "NGIT_INTERNAL_TOKEN_GITD",
     "NGIT_INTERNAL_TOKEN_WORKER",
-    // A path outside the container.
+    // A path outside the container; docs/deploy/compose/secrets.yml passes it.
     "NGIT_RELAY_OWNER_NSEC_FILE",
     // Ignored by graspd.
     "NGIT_OWNER_NPUB",

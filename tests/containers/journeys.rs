@@ -6,7 +6,12 @@ use serde_json::{Value, json};
 
 use crate::{
     deployment::{Deployment, PATIENCE, announcement, docker, health, own_label, try_docker, url},
-    support::{Client, Event, Project, Repo, Service, git, service::free_port, until, web::Upload},
+    support::{
+        Client, Event, Keys, Project, Repo, Service, events, git,
+        service::free_port,
+        until,
+        web::{self, Upload},
+    },
 };
 
 const SERVICES: [&str; 3] = ["gitd", "relay", "syncworker"];
@@ -143,7 +148,12 @@ impl Elsewhere {
         let (label, network) = (own_label(), Deployment::name("outside"));
         let publish = format!("127.0.0.1:{port}:7334");
         let domain = format!("NGIT_DOMAIN=localhost:{port}");
-        docker(&[
+        // To those who look for it, it is many: each relay has a connection of its own, and each git
+        // server a budget.
+        let git_servers = (0..GIT_SERVERS).map(|number| format!("--network-alias=git-{number}"));
+        let relays = (0..RELAYS).map(|number| format!("--network-alias=relay-{number}"));
+        let names: Vec<String> = git_servers.chain(relays).collect();
+        let run = [
             "run",
             "-d",
             "--name",
@@ -152,8 +162,6 @@ impl Elsewhere {
             &label,
             "--network",
             &network,
-            "--network-alias",
-            "elsewhere",
             "-p",
             &publish,
             "-e",
@@ -173,9 +181,10 @@ impl Elsewhere {
             "ALL",
             "--health-interval",
             "1s",
-            &it.image(),
-        ])
-        .await;
+        ];
+        let (names, image) = (names.iter().map(String::as_str), it.image());
+        let words: Vec<&str> = run.into_iter().chain(names).chain([&*image]).collect();
+        docker(&words).await;
         until("the other server is healthy", async || {
             health(&name).await == "healthy"
         })
@@ -186,7 +195,7 @@ impl Elsewhere {
     /// A project that is served there.
     async fn project(&self, client: &mut Client, identifier: &str) -> Project {
         let project = Project::new(identifier).await;
-        let announcement = announcement(&project, self.port, &[]).sign(&project.owner);
+        let announcement = announcement(&project, self.port, &[], &[]).sign(&project.owner);
         client.publish(&announcement).await.waits();
         let state = project.state().await.sign(&project.owner);
         client.publish(&state).await.waits();
@@ -196,45 +205,62 @@ impl Elsewhere {
     }
 }
 
+/// How many other git servers and relays there seem to be.
+const GIT_SERVERS: usize = 20;
+const RELAYS: usize = 40;
+
+/// How many projects lie elsewhere: some, or as many as are asked for.
+fn projects_elsewhere() -> usize {
+    std::env::var("GRASPD_PROJECTS").map_or(48, |number| number.parse().expect("a number"))
+}
+
 pub async fn workers(it: &Deployment) {
-    const PROJECTS: usize = 24;
-    it.compose_up(&["--no-deps", "--scale", "syncworker=4", "syncworker"])
-        .await;
-    it.healthy("syncworker", 4).await;
     let elsewhere = Elsewhere::start(it).await;
     let mut there = Client::try_connect(elsewhere.port).await.unwrap();
-    let mut projects = Vec::new();
-    for number in 0..PROJECTS {
+    let (mut projects, mut issues) = (Vec::new(), Vec::new());
+    for number in 0..projects_elsewhere() {
         let name = format!("elsewhere-{number}");
-        projects.push(elsewhere.project(&mut there, &name).await);
+        let project = elsewhere.project(&mut there, &name).await;
+        // Only the relay that the announcement names has it.
+        let issue =
+            events::issue(&events::coordinate(&project.owner, &name)).sign(&Keys::generate());
+        there.publish(&issue).await.served();
+        projects.push(project);
+        issues.push(issue);
     }
 
+    it.healthy("syncworker", 1).await;
     let mut here = it.connect().await;
     let mut events = Vec::new();
-    for project in &projects {
-        let path = url(0, project).replace("localhost:0", "elsewhere:7334");
-        let announcement = announcement(project, it.port, &[&path]).sign(&project.owner);
+    for (number, project) in projects.iter().enumerate() {
+        let path = url(0, project);
+        let git = path.replace("localhost:0", &format!("git-{}:7334", number % GIT_SERVERS));
+        let relay = format!("ws://relay-{}:7334", number % RELAYS);
+        let announcement = announcement(project, it.port, &[&git], &[&relay]).sign(&project.owner);
         here.publish(&announcement).await.waits();
         let state = project.state().await.sign(&project.owner);
         let verdict = here.publish(&state).await;
         assert!(verdict.accepted, "{verdict:?}");
-        events.push([announcement, state]);
-        if events.len() == PROJECTS / 2 {
+        events.push(vec![announcement, state]);
+        // More of them while there is work, and then fewer: nobody starts these two again.
+        if events.len() == projects.len() / 4 {
+            it.compose_up(&["--no-deps", "--scale", "syncworker=4", "syncworker"])
+                .await;
+            it.healthy("syncworker", 4).await;
+        }
+        if events.len() == projects.len() / 2 {
             let running = it.containers("syncworker").await;
-            for container in &running[..2] {
-                Deployment::crash(container).await;
-            }
+            docker(&["kill", &running[0], &running[1]]).await;
         }
     }
-    // Fewer than those that have begun.
-    it.compose_up(&["--no-deps", "--scale", "syncworker=2", "syncworker"])
-        .await;
-    for (project, events) in projects.into_iter().zip(events) {
+    for ((project, mut events), issue) in projects.into_iter().zip(events).zip(issues) {
         comes_to_be_served(&mut here, &events[1]).await;
-        it.keep(project, events.into());
+        comes_to_be_served(&mut here, &issue).await;
+        events.push(issue);
+        it.keep(project, events);
     }
-    docker(&["rm", "-fv", &elsewhere.name]).await;
     it.healthy("syncworker", 2).await;
+    docker(&["rm", "-fv", &elsewhere.name]).await;
     it.compose_up(&["--no-deps", "--scale", "syncworker=1", "syncworker"])
         .await;
     it.healthy("syncworker", 1).await;
@@ -387,4 +413,33 @@ pub async fn down_and_up(it: &Deployment) {
     it.healthy("syncworker", 1).await;
     it.lost_nothing().await;
     it.push_project("after-the-end").await;
+}
+
+pub async fn secrets(it: &Deployment) {
+    let key = async || {
+        let accept = [("Accept", "application/nostr+json")];
+        let request = web::request("GET", it.port, "/", &accept);
+        let document = web::fetch(it.port, request).await.unwrap().text();
+        parsed(&document)["pubkey"].as_str().unwrap().to_owned()
+    };
+    let made = key().await;
+    let own = Keys::generate();
+    let token = |role: &str| format!("{role}-0123456789abcdef\n");
+    let secrets = [
+        ("token-relay", token("relay")),
+        ("token-gitd", token("gitd")),
+        ("token-worker", token("worker")),
+        ("relay-key", own.secret_key().to_secret_hex()),
+    ];
+    it.with_secrets(Some(&secrets)).await;
+    for service in SERVICES {
+        it.healthy(service, 1).await;
+    }
+    assert_eq!(key().await, own.public_key().to_hex());
+    it.push_project("with-secrets").await;
+    it.with_secrets(None).await;
+    for service in SERVICES {
+        it.healthy(service, 1).await;
+    }
+    assert_eq!(key().await, made);
 }

@@ -27,7 +27,7 @@ use deployment::{Deployment, Engine};
 type Journey = for<'a> fn(&'a Deployment) -> BoxFuture<'a, ()>;
 
 /// In the order they run in.
-const ON_ENGINE: [(&str, Journey); 9] = [
+const ON_ENGINE: [(&str, Journey); 10] = [
     ("the_image_is_small_and_runs_as_nobody", |it| {
         journeys::image(it).boxed()
     }),
@@ -54,6 +54,9 @@ const ON_ENGINE: [(&str, Journey); 9] = [
     }),
     ("it_is_taken_down_and_brought_up_again", |it| {
         journeys::down_and_up(it).boxed()
+    }),
+    ("credentials_and_key_may_be_secrets_of_ones_own", |it| {
+        journeys::secrets(it).boxed()
     }),
 ];
 
