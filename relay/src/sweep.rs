@@ -217,6 +217,8 @@ pub async fn try_again(release: &Release, serial: &Serial, identifier: &Identifi
                 let what = "an announcement was not promoted";
                 release.note(&repo.identifier, &error, what);
             }
+            // Its held states may not have come with it.
+            release.holding.returns(&repo);
         };
         serial.run(identifier, Turn::Normal, work).await;
     }

@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use super::{Admit, Failed, WAITS, malformed, replaced, waits_already};
+use super::{Admit, Failed, WAITS, known, malformed, replaced, waits_already};
 use crate::{
     holding::Reason,
     nip34::{announcement::Announcement, later},
@@ -43,7 +43,14 @@ impl Admit {
                 Ordering::Greater => return Ok(replaced()),
                 // Published again by its author after its repository has gone: as if new.
                 Ordering::Equal if waiting.soft_expired && origin == Origin::User => {}
-                Ordering::Equal => return Ok(waits_already()),
+                Ordering::Equal => {
+                    // What comes with it may not have come the first time.
+                    self.come_back(repo).await;
+                    return Ok(match repositories.standing(repo) {
+                        Some(Standing::Active) => known(),
+                        _ => waits_already(),
+                    });
+                }
                 Ordering::Less => {}
             }
         }
@@ -131,15 +138,23 @@ impl Admit {
         if let Err(error) = self.release.promote_if_here(repo).await {
             self.release.note(&repo.identifier, &error, what);
         }
-        match self.release.give_back_states(repo, &self.curation).await {
-            Ok(true) => self.settle_after(repo).await,
-            Ok(false) => {}
-            Err(error) => self.release.note(&repo.identifier, &error, what),
-        }
+        self.come_back(repo).await;
         Ok(match repositories.standing(repo) {
             Some(Standing::Active) => Verdict::served(),
             _ => Verdict::accepted(WAITS),
         })
+    }
+
+    /// The held states of a repository that waits wait with it, and are released if they can be.
+    async fn come_back(&self, repo: &RepoId) {
+        match self.release.give_back_states(repo, &self.curation).await {
+            Ok(true) => self.settle_after(repo).await,
+            Ok(false) => {}
+            Err(error) => {
+                let what = "what is held does not come back yet";
+                self.release.note(&repo.identifier, &error, what);
+            }
+        }
     }
 
     /// Who is trusted may have changed, and where what is missing may be asked for: what waits is hunted

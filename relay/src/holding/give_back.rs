@@ -53,12 +53,21 @@ enum Became {
 }
 
 impl Holding {
-    /// A repository is served again: what is held of it is to come back.
+    /// A repository is served again, or waits: what is held of it is to come back, or of what waits its
+    /// states, by which it may be served.
     pub fn returns(&self, repo: &RepoId) {
         let mut index = self.index();
         if index.holds.get(repo).is_some_and(|hold| !hold.taking) {
             index.returning.insert(repo.clone(), Round::default());
             self.work.notify_one();
+        }
+    }
+
+    /// The same, when whatever comes next, or some time has passed: it has just failed.
+    fn returns_later(&self, repo: &RepoId) {
+        let mut index = self.index();
+        if index.holds.contains_key(repo) {
+            index.returning.insert(repo.clone(), Round::default());
         }
     }
 
@@ -255,6 +264,14 @@ impl Release {
             return Ok(false);
         };
         let standing = self.repositories.standing(repo);
+        if standing == Some(Standing::Waiting) && !hold.taking {
+            // Its promotion begins a round anew.
+            self.holding.keep_round(repo, None);
+            if self.give_back_states(repo, curation).await? {
+                release_identifier(self, serial, &repo.identifier).await?;
+            }
+            return Ok(self.holding.round(repo).is_some());
+        }
         if hold.taking || !standing.is_some_and(Standing::is_served) {
             self.holding.keep_round(repo, None);
             return Ok(false);
@@ -329,7 +346,7 @@ pub async fn go_on(release: &Release, serial: &Serial, curation: &Curation) {
                 Ok(false) => break,
                 Err(error) => {
                     tracing::warn!(%repo, %error, "what is held does not come back yet");
-                    release.holding.keep_round(&repo, Some(Round::default()));
+                    release.holding.returns_later(&repo);
                     break;
                 }
             }
@@ -337,13 +354,12 @@ pub async fn go_on(release: &Release, serial: &Serial, curation: &Curation) {
     }
 }
 
-/// What is served and held was coming back when the process ended.
+/// What is announced and held was coming back when the process ended.
 pub fn resume(release: &Release) {
     let holding = &release.holding;
     let all = holding.index().holds.keys().cloned().collect::<Vec<_>>();
     for repo in all {
-        let standing = release.repositories.standing(&repo);
-        if standing.is_some_and(Standing::is_served) {
+        if release.repositories.standing(&repo).is_some() {
             holding.returns(&repo);
         }
     }

@@ -1,7 +1,10 @@
 //! What leaves by other ways than the deletion of an announcement that is served with its repository:
 //! by a newer version, without a repository, from a blacklist – and what is written meanwhile.
 
-use grasp_relay::holding::{Reason, give_back};
+use grasp_relay::{
+    holding::{Reason, give_back},
+    nip34::announcement::Announcement,
+};
 
 use super::{
     holding::{about, delete, delete_address},
@@ -165,4 +168,32 @@ async fn of_what_is_held_an_address_names_versions_only() {
     inside.returns().await;
     assert!(inside.serves(&comment).await && inside.serves(&kept).await);
     assert!(!inside.serves(&gone).await && inside.release.holding.is_empty());
+}
+
+#[tokio::test]
+async fn announced_again_and_killed_before_its_states_were_back_it_comes_back() {
+    for sent_again in [false, true] {
+        let inside = Inside::new().await;
+        let one = inside.active(1, "x", &[]).await;
+        let issue = about(5, 1621, 20, &[&one], &[]);
+        inside.served(&issue).await;
+        inside.served(&delete_address(1, 100, &one)).await;
+        // As a start finds it: the entry is durable, and no more was done.
+        let again = announcement(1, "x", 101, &[]);
+        let read = Announcement::read(Arc::new(again.clone())).unwrap();
+        let waiting = &inside.release.purgatory.announcements;
+        waiting.admit(read.clone(), inside.release.purgatory.now());
+        inside.release.repositories.set(&read, Standing::Waiting);
+        match sent_again {
+            true => assert!(inside.admit(&again).await.ok),
+            false => {
+                sweep::try_everything(&inside.release, &inside.serial).await;
+                give_back::resume(&inside.release);
+            }
+        }
+        inside.returns().await;
+        inside.returns().await;
+        assert!(inside.serves(&again).await && inside.serves(&issue).await);
+        assert!(inside.git.has(&one) && inside.release.holding.is_empty());
+    }
 }
