@@ -29,7 +29,7 @@ use crate::{
     },
     purgatory::Purgatory,
     repository::{Repositories, Standing},
-    requests::Requests,
+    requests::{AgeingError, Requests},
     store::{Saved, Store, StoreError},
 };
 
@@ -47,6 +47,15 @@ pub enum ReleaseError {
     /// The purgatory journal.
     #[error(transparent)]
     Journal(#[from] JournalError),
+}
+
+impl From<AgeingError> for ReleaseError {
+    fn from(error: AgeingError) -> Self {
+        match error {
+            AgeingError::Store(error) => error.into(),
+            AgeingError::Journal(error) => error.into(),
+        }
+    }
 }
 
 impl ReleaseError {
@@ -79,6 +88,13 @@ pub struct Released {
     pub served: bool,
     /// More repositories want it than one turn has room for.
     pub more: Option<SoFar>,
+}
+
+impl Released {
+    const NOTHING: Self = Self {
+        served: false,
+        more: None,
+    };
 }
 
 /// How far the turns of a release came before.
@@ -276,10 +292,11 @@ impl Release {
         let trusting = self.repositories.trusting(&state.identifier, &state.author);
         if trusting.is_empty() {
             // Its author may be named again: authorisation is judged at release.
-            return Ok(Released {
-                served: false,
-                more: None,
-            });
+            return Ok(Released::NOTHING);
+        }
+        // A request that came meanwhile has its turn after this one, and no refs to move back then.
+        if self.kept_out_by(&state.event).await?.is_some() {
+            return Ok(Released::NOTHING);
         }
         let here = trusting.iter().filter(|(_, standing)| standing.is_here());
         let mut here: Vec<(RepoId, Standing)> = here.cloned().collect();
@@ -334,6 +351,11 @@ impl Release {
             all_settled,
         });
         Ok(Released { served, more })
+    }
+
+    /// Whether a state waits or is served.
+    async fn is_kept(&self, id: &EventId) -> Result<bool, StoreError> {
+        Ok(self.purgatory.states.get(id).is_some() || self.store.has(id).await?)
     }
 
     /// Makes a repository equal to its latest authorised state, among the stored ones and the one

@@ -209,6 +209,9 @@ impl Admit {
         {
             purgatory.remove_state(id);
             purgatory.flush().await?;
+            // Refs that a release moved before it was interrupted are to move back.
+            let identifier = entry.state.identifier;
+            self.release.unfinished.insert(identifier, ());
             return Ok(true);
         }
         let entry = purgatory.pull_requests.get(id);

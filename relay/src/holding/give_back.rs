@@ -23,7 +23,6 @@ use crate::{
     policy::{curation::Curation, related},
     release::{Release, ReleaseError, release_identifier},
     repository::Standing,
-    requests::AgeingError,
     serial::{Serial, Turn},
 };
 
@@ -108,13 +107,6 @@ impl Holding {
     }
 }
 
-fn failed(error: AgeingError) -> ReleaseError {
-    match error {
-        AgeingError::Store(error) => error.into(),
-        AgeingError::Journal(error) => error.into(),
-    }
-}
-
 impl Release {
     /// A repository was announced again and waits: the held states that it authorises wait with it.
     /// The caller releases what can be. Says whether there are any.
@@ -179,7 +171,7 @@ impl Release {
         let now = Timestamp::from(self.purgatory.now().as_secs());
         Ok(self.store.apart().has(&id_of(event)).await?
             || event.is_expired_at(now)
-            || self.keeps_out(event).await.map_err(failed)?)
+            || self.keeps_out(event).await?)
     }
 
     /// One held event comes back, if it would be accepted now.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use grasp_proto::words::{EventId, Identifier, RepoId};
 
-use super::{GoOn, Release, ReleaseError};
+use super::{GoOn, Release, ReleaseError, Released};
 use crate::serial::{Serial, Turn};
 
 /// Makes the repository of a waiting announcement that has none, after whatever of an earlier one
@@ -55,7 +55,13 @@ pub fn go_on(release: &Release, serial: &Serial, from: GoOn) {
         let mut more = Some(so_far);
         while let Some(so_far) = more {
             let (worker, state) = (release.clone(), state.clone());
-            let work = async move { worker.state(&state, None, Some(&so_far)).await };
+            let work = async move {
+                // It may have been deleted, or taken over by another way, since the last turn.
+                match worker.is_kept(&state.id()).await? {
+                    true => worker.state(&state, None, Some(&so_far)).await,
+                    false => Ok(Released::NOTHING),
+                }
+            };
             match serial.run(&identifier, Turn::Normal, work).await {
                 Ok(released) => more = released.more,
                 Err(error) => {

@@ -2,7 +2,7 @@
 
 use grasp_relay::holding::Reason;
 
-use super::*;
+use super::{holding::delete, *};
 
 #[tokio::test]
 async fn what_was_to_go_and_is_announced_again_stays() {
@@ -205,4 +205,20 @@ async fn clocks_that_were_reset_survive_the_process() {
         .get(&repo(1, "x"))
         .unwrap();
     assert_eq!(entry.expires, before.clock.now() + 30 * MINUTE);
+}
+
+#[tokio::test]
+async fn a_state_deleted_between_two_turns_of_its_release_is_not_served_again() {
+    let inside = Inside::new().await;
+    for seed in 1..=200 {
+        inside.waits(&announcement(seed, "x", 10, &[250])).await;
+    }
+    inside.git.bring(&identifier("x"), &[oid(1)]);
+    let event = state(250, "x", 10, &[("main", 1)]);
+    inside.served(&event).await;
+    inside.served(&delete(250, 11, &event)).await;
+    while !inside.release.going_on.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert!(!inside.serves(&event).await && !inside.holds(&event));
 }
