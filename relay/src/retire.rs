@@ -8,7 +8,7 @@ use std::sync::Arc;
 use grasp_proto::words::{EventId, RefName, RepoId};
 use nostr::Event;
 
-use self::fallen::Fallen;
+use self::fallen::{Fallen, Unannounced};
 use crate::{
     git::GitError,
     holding::Reason,
@@ -167,7 +167,16 @@ impl Release {
             store: self.store.apart(),
             ..self.clone()
         };
-        let fallen = whole.fallen(repo, announcement).await?;
+        let all = whole.fallen(repo, announcement, Unannounced::Ignored);
+        let mut fallen = all.await?;
+        if self.store.withholds() {
+            let rest = whole.fallen(repo, announcement, Unannounced::Stands).await?;
+            // What is left to something on a blacklist alone is withheld with it.
+            let kept = fallen.events.into_keys();
+            let kept = kept.filter(|id| !rest.events.contains_key(id));
+            self.store.withhold_too(kept);
+            fallen = rest;
+        }
         self.note_fallen(repo, reason, &fallen).await?;
         self.announced_no_more(&fallen.repositories);
         Ok(())
@@ -213,6 +222,10 @@ impl Release {
             store: self.store.apart(),
             ..self.clone()
         };
+        let unannounced = match self.store.withholds() {
+            true => Unannounced::Stands,
+            false => Unannounced::Ignored,
+        };
         let reason = self.holding.of(repo).map(|hold| hold.reason);
         let itself = whole.store.announcement(repo).await?;
         let itself = itself.as_ref().map(id_of);
@@ -220,7 +233,9 @@ impl Release {
         loop {
             let out = self.holding.linked(repo, after).await?;
             after = out.last().copied();
-            let late = whole.leaning_on(repo, itself, &out).await?;
+            let late = whole
+                .leaning_on(repo, itself, &out, unannounced)
+                .await?;
             if !late.events.is_empty() {
                 any = true;
                 let reason = reason.unwrap_or(Reason::Unknown);

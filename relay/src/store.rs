@@ -78,6 +78,11 @@ impl Withheld {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(ids);
     }
 
+    fn add(&self, more: impl Iterator<Item = EventId>) {
+        let mut ids = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::make_mut(&mut ids).extend(more);
+    }
+
     /// Not withheld any more; says whether it was.
     fn release(&self, id: &EventId) -> bool {
         let mut ids = self.0.write().unwrap_or_else(PoisonError::into_inner);
@@ -141,10 +146,22 @@ impl Store {
         self.withheld.replace(ids.collect());
     }
 
+    /// These are withheld as well.
+    pub fn withhold_too(&self, ids: impl IntoIterator<Item = Id>) {
+        let ids = ids.into_iter();
+        let ids = ids.map(|id| EventId::from_byte_array(*id.as_bytes()));
+        self.withheld.add(ids);
+    }
+
     /// What is withheld.
     pub fn withheld(&self) -> HashSet<Id> {
         let ids = self.withheld.now();
         ids.iter().map(|id| Id::from_bytes(id.to_bytes())).collect()
+    }
+
+    /// Whether anything is withheld.
+    pub fn withholds(&self) -> bool {
+        !self.withheld.now().is_empty()
     }
 
     /// The database for those who only read it.

@@ -31,7 +31,7 @@ use crate::{
     policy::curation::{Curation, Place, Rules},
     release::Release,
     repository::{Repositories, Standing},
-    retire::RetireError,
+    retire::{RetireError, fallen::Unannounced},
     serial::{Serial, Turn},
     store::{Store, StoreError, public_key},
 };
@@ -95,7 +95,9 @@ async fn plan(release: &Release, rules: &Rules) -> Result<Plan, StoreError> {
     }
     apart.store.withhold(withheld.iter().copied());
     for (repo, announcement) in &blocked {
-        let fallen = apart.fallen(repo, announcement).await?;
+        let fallen = apart
+            .fallen(repo, announcement, Unannounced::Ignored)
+            .await?;
         apart.announced_no_more(&fallen.repositories);
         withheld.extend(fallen.events.into_keys());
         apart.store.withhold(withheld.iter().copied());

@@ -7,16 +7,21 @@
 //! stands lends its standing to its neighbours, and these to theirs, by the rules by which they were
 //! accepted ([`related`]); the others fall.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::Arc,
+};
 
 use grasp_proto::words::{EventId, Identifier, Npub, RepoId};
 use nostr::{Event, Filter, Timestamp, filter::SingleLetterTag};
 
 use crate::{
-    nip34::{self, Meaning, author_of, id_of, repository_coordinate},
+    nip34::{
+        self, Meaning, announcement::Announcement, author_of, id_of, repository_coordinate,
+    },
     policy::{deletion::split_address, related},
     release::Release,
-    repository::Standing,
+    repository::{Repositories, Standing},
     store::StoreError,
 };
 
@@ -82,22 +87,42 @@ struct Search<'a> {
     at_address: Vec<Option<usize>>,
     also_held_for: BTreeSet<RepoId>,
     references: usize,
+    unannounced: Unannounced,
+    /// Whether repositories have an announcement that is kept, as far as that was looked up.
+    kept: HashMap<RepoId, bool>,
+    /// The announcements that are kept of an identifier, as far as they were looked up.
+    projects: HashMap<Identifier, Repositories>,
+}
+
+/// What of an announcement that is in the store and not among what is announced. Such are those that
+/// the operator's lists withhold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unannounced {
+    /// It stands: off the list it is to be as it was.
+    Stands,
+    /// It is as if it were not there.
+    Ignored,
 }
 
 impl Release {
     /// What was accepted only because of a repository, which is announced no more.
-    pub async fn fallen(&self, repo: &RepoId, announcement: &Event) -> Result<Fallen, StoreError> {
-        let mut search = Search::new(self, BTreeSet::from([repo.clone()]));
+    pub async fn fallen(
+        &self,
+        repo: &RepoId,
+        announcement: &Event,
+        unannounced: Unannounced,
+    ) -> Result<Fallen, StoreError> {
+        let mut search = Search::new(self, BTreeSet::from([repo.clone()]), unannounced);
         let mut announcements = vec![announcement.clone()];
-        let elsewhere = self
+        for owner in self
             .repositories
-            .owners(&repo.identifier, Standing::Elsewhere);
-        for owner in elsewhere {
+            .owners(&repo.identifier, Standing::Elsewhere)
+        {
             let other = RepoId {
                 owner,
                 identifier: repo.identifier.clone(),
             };
-            if other != *repo && !self.is_trusted(&other.identifier, &owner) {
+            if other != *repo && !search.is_trusted(&other.identifier, &owner).await? {
                 announcements.extend(self.store.announcement(&other).await?);
                 search.gone.insert(other);
             }
@@ -113,8 +138,9 @@ impl Release {
         repo: &RepoId,
         itself: Option<EventId>,
         out: &[EventId],
+        unannounced: Unannounced,
     ) -> Result<Fallen, StoreError> {
-        let mut search = Search::new(self, BTreeSet::from([repo.clone()]));
+        let mut search = Search::new(self, BTreeSet::from([repo.clone()]), unannounced);
         let found = search.referring_to(out, &[repo.coordinate()]).await?;
         let found = found.into_iter().collect();
         search.follow(found, &itself.into_iter().collect()).await?;
@@ -124,7 +150,7 @@ impl Release {
     /// What was accepted only because of these events, which are kept and not to be served any more;
     /// not these themselves. What an announcement authorises stands by that.
     pub async fn fallen_with(&self, gone: &HashSet<EventId>) -> Result<Vec<EventId>, StoreError> {
-        let mut search = Search::new(self, BTreeSet::new());
+        let mut search = Search::new(self, BTreeSet::new(), Unannounced::Ignored);
         search.run_from(gone).await?;
         let fallen = search.decide().into_iter();
         let leaning = fallen.filter(|(_, event)| leans(event.meaning));
@@ -139,7 +165,7 @@ impl Release {
 }
 
 impl<'a> Search<'a> {
-    fn new(release: &'a Release, gone: BTreeSet<RepoId>) -> Self {
+    fn new(release: &'a Release, gone: BTreeSet<RepoId>, unannounced: Unannounced) -> Self {
         Self {
             release,
             gone,
@@ -149,6 +175,9 @@ impl<'a> Search<'a> {
             at_address: Vec::new(),
             also_held_for: BTreeSet::new(),
             references: 0,
+            unannounced,
+            kept: HashMap::new(),
+            projects: HashMap::new(),
         }
     }
 
@@ -234,7 +263,7 @@ impl<'a> Search<'a> {
             }
             let id = id_of(&event);
             let mut node = Node {
-                stands: self.stands_by_itself(&event),
+                stands: self.stands_by_itself(&event).await?,
                 event: Falling {
                     meaning,
                     author: author_of(&event),
@@ -294,26 +323,109 @@ impl<'a> Search<'a> {
         Some(place)
     }
 
-    fn stands_by_itself(&self, event: &Event) -> bool {
-        let identifier = || nip34::identifier_of(event).ok();
-        let contributions = &self.release.purgatory.contributions;
-        match Meaning::of(event.kind) {
-            Meaning::Deletion | Meaning::Vanish | Meaning::GraspList => true,
-            Meaning::State => identifier()
-                .is_some_and(|identifier| self.release.is_trusted(&identifier, &author_of(event))),
-            Meaning::Announcement => !identifier().is_some_and(|identifier| {
+    async fn stands_by_itself(&mut self, event: &Event) -> Result<bool, StoreError> {
+        let identifier = nip34::identifier_of(event).ok();
+        match (Meaning::of(event.kind), identifier) {
+            (Meaning::Deletion | Meaning::Vanish | Meaning::GraspList, _) => Ok(true),
+            (Meaning::State, Some(identifier)) => {
+                self.is_trusted(&identifier, &author_of(event)).await
+            }
+            (Meaning::State, None) => Ok(false),
+            (Meaning::Announcement, Some(identifier)) => {
                 let owner = author_of(event);
-                self.gone.contains(&RepoId { owner, identifier })
-            }),
-            // Its author's own space has it.
-            Meaning::PullRequest if !contributions.of(&id_of(event)).is_empty() => true,
-            Meaning::PullRequest | Meaning::Other => {
-                related::repositories(event).iter().any(|repo| {
-                    let standing = self.release.repositories.standing(repo);
-                    standing.is_some_and(Standing::is_served) && !self.gone.contains(repo)
-                })
+                Ok(!self.gone.contains(&RepoId { owner, identifier }))
+            }
+            (Meaning::Announcement, None) => Ok(true),
+            (Meaning::PullRequest, _) if self.is_contributed(event) => Ok(true),
+            (Meaning::PullRequest | Meaning::Other, _) => {
+                for repo in related::repositories(event) {
+                    if self.is_kept(&repo).await? {
+                        return Ok(true);
+                    }
+                }
+                Ok(false)
             }
         }
+    }
+
+    /// Its author's own space has it.
+    fn is_contributed(&self, event: &Event) -> bool {
+        let contributions = &self.release.purgatory.contributions;
+        !contributions.of(&id_of(event)).is_empty()
+    }
+
+    /// Whether the announcement of a repository is served, or withheld.
+    async fn is_kept(&mut self, repo: &RepoId) -> Result<bool, StoreError> {
+        if self.gone.contains(repo) {
+            return Ok(false);
+        }
+        match self.release.repositories.standing(repo) {
+            Some(standing) => return Ok(standing.is_served()),
+            None if self.unannounced == Unannounced::Ignored => return Ok(false),
+            None => {}
+        }
+        if let Some(kept) = self.kept.get(repo) {
+            return Ok(*kept);
+        }
+        let kept = !self.is_being_taken(repo)
+            && self.release.store.announcement(repo).await?.is_some();
+        self.kept.insert(repo.clone(), kept);
+        Ok(kept)
+    }
+
+    fn is_being_taken(&self, repo: &RepoId) -> bool {
+        let hold = self.release.holding.of(repo);
+        hold.is_some_and(|hold| hold.taking)
+    }
+
+    /// Whether an announcement of a repository that is here, may be, or is withheld, authorises an
+    /// author.
+    async fn is_trusted(
+        &mut self,
+        identifier: &Identifier,
+        author: &Npub,
+    ) -> Result<bool, StoreError> {
+        if self.release.is_trusted(identifier, author) {
+            return Ok(true);
+        }
+        if self.unannounced == Unannounced::Ignored {
+            return Ok(false);
+        }
+        if !self.projects.contains_key(identifier) {
+            let project = self.project(identifier).await?;
+            self.projects.insert(identifier.clone(), project);
+        }
+        let trusting = self.projects[identifier].trusting(identifier, author);
+        Ok(trusting.iter().any(|(_, standing)| standing.is_here()))
+    }
+
+    /// All announcements of an identifier that wait or are kept, with those that are withheld.
+    async fn project(&self, identifier: &Identifier) -> Result<Repositories, StoreError> {
+        let project = Repositories::default();
+        let known = &self.release.repositories;
+        for owner in known.owners(identifier, Standing::Waiting) {
+            let identifier = identifier.clone();
+            let repo = RepoId { owner, identifier };
+            if let Some(entry) = self.release.purgatory.announcements.get(&repo) {
+                project.set(&entry.announcement, Standing::Waiting);
+            }
+        }
+        let all = Filter::new()
+            .kind(nip34::ANNOUNCEMENT)
+            .identifier(identifier.as_str());
+        for event in self.release.store.query(all).await? {
+            let Ok(announcement) = Announcement::read(Arc::new(event)) else {
+                continue;
+            };
+            let repo = &announcement.repo;
+            let is_known = project.standing(repo).is_some();
+            if is_known || self.gone.contains(repo) || self.is_being_taken(repo) {
+                continue;
+            }
+            let standing = known.standing(repo).unwrap_or(Standing::Active);
+            project.set(&announcement, standing);
+        }
+        Ok(project)
     }
 
     async fn ids(&self, filter: Filter) -> Result<Vec<EventId>, StoreError> {

@@ -197,3 +197,31 @@ async fn announced_again_and_killed_before_its_states_were_back_it_comes_back() 
         assert!(inside.git.has(&one) && inside.release.holding.is_empty());
     }
 }
+
+#[tokio::test]
+async fn what_belongs_to_a_blacklisted_repository_too_does_not_fall_with_the_other() {
+    let inside = Inside::new().await;
+    let one = inside.active(1, "x", &[]).await;
+    let listed = inside.active(2, "x", &[3]).await;
+    let beside = inside.active(2, "y", &[]).await;
+    inside.git.bring(&identifier("x"), &[oid(2)]);
+    let theirs = [
+        announcement(2, "x", 10, &[3]),
+        state(2, "x", 10, &[("main", 1)]),
+        state(3, "x", 12, &[("main", 2)]),
+        about(5, 1621, 20, &[&one, &listed], &[]),
+        about(5, 1621, 21, &[&one, &beside], &[]),
+    ];
+    for event in &theirs[2..] {
+        inside.served(event).await;
+    }
+    inside.ruled(&[("NGIT_REPOSITORY_BLACKLIST", &npub(2))]).await;
+    assert!(!inside.serves(&theirs[0]).await);
+    inside.served(&delete_address(1, 100, &one)).await;
+    assert!(!inside.git.has(&one));
+    assert!(!inside.serves(&theirs[3]).await);
+    inside.ruled(&[]).await;
+    for event in &theirs {
+        assert!(inside.serves(event).await, "{event:?}");
+    }
+}
