@@ -41,11 +41,31 @@ impl Release {
     pub async fn drop_waiting(&self, repo: &RepoId) -> Result<(), RetireError> {
         let was_retired = !self.holding.incarnations(repo).is_empty();
         self.purgatory.doom(repo, was_retired).await?;
-        self.purgatory.remove_announcement(repo);
-        self.stand_as_stored(repo).await;
+        self.waits_no_more(repo).await?;
         self.drop_unauthorised_states(repo);
         self.purgatory.flush().await?;
         self.carry_out_doom(repo).await;
+        Ok(())
+    }
+
+    /// A waiting announcement is out of purgatory, and so out of service what was served without a
+    /// repository here because this one named its owner.
+    pub async fn waits_no_more(&self, repo: &RepoId) -> Result<(), RetireError> {
+        let named = self.repositories.maintainers(repo);
+        self.purgatory.remove_announcement(repo);
+        self.stand_as_stored(repo).await;
+        for owner in named {
+            let identifier = repo.identifier.clone();
+            let other = RepoId { owner, identifier };
+            let is_elsewhere = self.repositories.standing(&other) == Some(Standing::Elsewhere);
+            if other != *repo
+                && is_elsewhere
+                && !self.is_named(&other)
+                && let Some(stored) = self.store.announcement(&other).await?
+            {
+                self.delist(&other, &stored, Reason::MovedAway).await?;
+            }
+        }
         Ok(())
     }
 
@@ -113,13 +133,16 @@ impl Release {
         reason: Reason,
     ) -> Result<(), RetireError> {
         self.holding.begin(repo, announcement, reason).await?;
-        self.purgatory.doom(repo, true).await?;
         let trusting = self.repositories.trusting(&repo.identifier, &repo.owner);
         let stood = self.repositories.standing(repo);
-        self.repositories.remove(repo);
+        // Where a newer one waits, the repository is that one's.
+        if stood != Some(Standing::Waiting) {
+            self.purgatory.doom(repo, true).await?;
+        }
+        self.announced_no_more([repo]);
         if let Err(error) = self.note_what_falls(repo, announcement, reason).await {
             // It is as it was; whoever asks again finds it so.
-            if let Some(stood) = stood
+            if let Some(stood) = stood.filter(|stood| stood.is_served())
                 && let Ok(announcement) = Announcement::read(Arc::new(announcement.clone()))
             {
                 self.repositories.set(&announcement, stood);
@@ -379,10 +402,12 @@ impl Release {
         self.git.create(repo).await.map(drop)
     }
 
-    /// The announcements of these repositories are out of service.
+    /// The announcements of these repositories are out of service; newer ones that wait go on waiting.
     pub fn announced_no_more<'a>(&self, repos: impl IntoIterator<Item = &'a RepoId>) {
         for repo in repos {
-            self.repositories.remove(repo);
+            if self.repositories.standing(repo) != Some(Standing::Waiting) {
+                self.repositories.remove(repo);
+            }
         }
     }
 }

@@ -119,8 +119,9 @@ async fn expire_announcement(release: Release, repo: RepoId, now: Moment) {
     }
     if entry.soft_expired {
         purgatory.remember_expired(entry.announcement.id());
-        purgatory.remove_announcement(&repo);
-        release.stand_as_stored(&repo).await;
+        if let Err(error) = release.waits_no_more(&repo).await {
+            tracing::error!(%repo, %error, "what was served for its sake may be left");
+        }
         expired("announcement");
         tracing::info!(%repo, "an announcement expired for good");
         return;

@@ -14,7 +14,6 @@ use crate::{
     nip34::{self, ANNOUNCEMENT, Meaning, STATE, author_of, id_of, pull_request::PullRequest},
     policy::deletion::{self, Target},
     release::Release,
-    repository::Standing,
     requests,
     serial::Turn,
     store::{Saved, StoreError},
@@ -248,19 +247,13 @@ impl Admit {
             (Meaning::Announcement, Ok(identifier)) => {
                 let owner = author_of(stored);
                 let repo = RepoId { owner, identifier };
-                let standing = repositories.standing(&repo);
-                let is_half_taken = self.release.holding.of(&repo).is_some_and(|h| h.taking);
-                // Served here or elsewhere, or withheld: all goes that leans on it.
-                if standing != Some(Standing::Waiting) || is_half_taken {
-                    let reason = match wish {
-                        Wish::Delete => Reason::Deleted,
-                        Wish::Vanish => Reason::Vanished,
-                    };
-                    return Ok(self.release.delist(&repo, stored, reason).await?);
-                }
-                let trusting = repositories.trusting(&repo.identifier, &owner);
-                store.remove([*id]).await?;
-                self.release.maintainers_changed(trusting).await;
+                // Served here or elsewhere, withheld, or replaced by one that waits: all goes that leans
+                // on it.
+                let reason = match wish {
+                    Wish::Delete => Reason::Deleted,
+                    Wish::Vanish => Reason::Vanished,
+                };
+                return Ok(self.release.delist(&repo, stored, reason).await?);
             }
             (Meaning::State, Ok(identifier)) => {
                 self.release.purgatory.remove_state(id);

@@ -225,11 +225,12 @@ impl Release {
             return Ok(Became::Gone);
         };
         let repo = &announcement.repo;
+        let standing = self.repositories.standing(repo);
         // It was announced anew, or is the one that was taken out of service.
-        if self.repositories.standing(repo).is_some() {
+        if standing.is_some_and(Standing::is_served) {
             return Ok(Became::Gone);
         }
-        let is_wanted = self.is_trusted(&repo.identifier, &repo.owner);
+        let is_wanted = self.is_named(repo);
         // Its author took it out of service.
         let own = self.holding.of(repo).and_then(|hold| hold.announcement);
         let was_taken = own.is_some_and(|id| id == announcement.id().to_hex());
@@ -237,7 +238,9 @@ impl Release {
             return Ok(Became::Held);
         }
         self.serve(&announcement.event).await?;
-        self.repositories.set(&announcement, Standing::Elsewhere);
+        if standing.is_none() {
+            self.repositories.set(&announcement, Standing::Elsewhere);
+        }
         let trusting = self.repositories.trusting(&repo.identifier, &repo.owner);
         self.maintainers_changed(trusting).await;
         Ok(Became::Served)

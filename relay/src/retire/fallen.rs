@@ -114,17 +114,18 @@ impl Release {
     ) -> Result<Fallen, StoreError> {
         let mut search = Search::new(self, BTreeSet::from([repo.clone()]), unannounced);
         let mut announcements = vec![announcement.clone()];
-        for owner in self
-            .repositories
-            .owners(&repo.identifier, Standing::Elsewhere)
-        {
-            let other = RepoId {
-                owner,
-                identifier: repo.identifier.clone(),
-            };
-            if other != *repo && !search.is_trusted(&other.identifier, &owner).await? {
-                announcements.extend(self.store.announcement(&other).await?);
-                search.gone.insert(other);
+        // One that waits may be served without a repository here meanwhile.
+        for standing in [Standing::Elsewhere, Standing::Waiting] {
+            for owner in self.repositories.owners(&repo.identifier, standing) {
+                let identifier = repo.identifier.clone();
+                let other = RepoId { owner, identifier };
+                if other != *repo
+                    && !search.is_named(&other).await?
+                    && let Some(stored) = self.store.announcement(&other).await?
+                {
+                    announcements.push(stored);
+                    search.gone.insert(other);
+                }
             }
         }
         search.run(repo, &announcements).await?;
@@ -162,6 +163,18 @@ impl Release {
         let trusting = self.repositories.trusting(identifier, author);
         trusting.iter().any(|(_, standing)| standing.is_here())
     }
+
+    /// Whether such an announcement, but its own, names the owner of one: for that it may be served
+    /// without a repository here.
+    pub fn is_named(&self, repo: &RepoId) -> bool {
+        let trusting = self.repositories.trusting(&repo.identifier, &repo.owner);
+        is_by_another(&trusting, repo)
+    }
+}
+
+fn is_by_another(trusting: &[(RepoId, Standing)], repo: &RepoId) -> bool {
+    let mut others = trusting.iter().filter(|(other, _)| other != repo);
+    others.any(|(_, standing)| standing.is_here())
 }
 
 impl<'a> Search<'a> {
@@ -354,15 +367,16 @@ impl<'a> Search<'a> {
         !contributions.of(&id_of(event)).is_empty()
     }
 
-    /// Whether the announcement of a repository is served, or withheld.
+    /// Whether an announcement of a repository is served, or withheld.
     async fn is_kept(&mut self, repo: &RepoId) -> Result<bool, StoreError> {
         if self.gone.contains(repo) {
             return Ok(false);
         }
         match self.release.repositories.standing(repo) {
-            Some(standing) => return Ok(standing.is_served()),
+            Some(standing) if standing.is_served() => return Ok(true),
             None if self.unannounced == Unannounced::Ignored => return Ok(false),
-            None => {}
+            // One that waits may be served without a repository here.
+            Some(_) | None => {}
         }
         if let Some(kept) = self.kept.get(repo) {
             return Ok(*kept);
@@ -388,15 +402,32 @@ impl<'a> Search<'a> {
         if self.release.is_trusted(identifier, author) {
             return Ok(true);
         }
+        let trusting = self.trusting_with_withheld(identifier, author).await?;
+        Ok(trusting.iter().any(|(_, standing)| standing.is_here()))
+    }
+
+    /// Whether such an announcement, but its own, names the owner of one.
+    async fn is_named(&mut self, repo: &RepoId) -> Result<bool, StoreError> {
+        if self.release.is_named(repo) {
+            return Ok(true);
+        }
+        let trusting = self.trusting_with_withheld(&repo.identifier, &repo.owner);
+        Ok(is_by_another(&trusting.await?, repo))
+    }
+
+    async fn trusting_with_withheld(
+        &mut self,
+        identifier: &Identifier,
+        author: &Npub,
+    ) -> Result<Vec<(RepoId, Standing)>, StoreError> {
         if self.unannounced == Unannounced::Ignored {
-            return Ok(false);
+            return Ok(Vec::new());
         }
         if !self.projects.contains_key(identifier) {
             let project = self.project(identifier).await?;
             self.projects.insert(identifier.clone(), project);
         }
-        let trusting = self.projects[identifier].trusting(identifier, author);
-        Ok(trusting.iter().any(|(_, standing)| standing.is_here()))
+        Ok(self.projects[identifier].trusting(identifier, author))
     }
 
     /// All announcements of an identifier that wait or are kept, with those that are withheld.

@@ -225,3 +225,62 @@ async fn what_belongs_to_a_blacklisted_repository_too_does_not_fall_with_the_oth
         assert!(inside.serves(event).await, "{event:?}");
     }
 }
+
+#[tokio::test]
+async fn served_elsewhere_and_waiting_here_goes_as_what_is_stored_says() {
+    for by_its_owner in [false, true] {
+        let inside = Inside::new().await;
+        let one = inside.active(1, "x", &[2]).await;
+        let theirs = repo(2, "x");
+        let elsewhere = announcement_elsewhere(2, "x", 11);
+        inside.served(&elsewhere).await;
+        let issue = about(5, 1621, 20, &[&theirs], &[]);
+        let comment = about(6, 1111, 21, &[], &[&issue]);
+        inside.served(&issue).await;
+        inside.served(&comment).await;
+        // So that the one here waits.
+        inside.served(&delete(1, 30, &state(1, "x", 10, &[("main", 1)]))).await;
+        let here = announcement(2, "x", 31, &[]);
+        inside.waits(&here).await;
+        assert!(inside.serves(&elsewhere).await);
+        let request = match by_its_owner {
+            true => delete(2, 40, &elsewhere),
+            false => delete_address(1, 40, &one),
+        };
+        inside.served(&request).await;
+        assert!(!inside.serves(&elsewhere).await && !inside.serves(&issue).await);
+        assert!(!inside.serves(&comment).await);
+        // What waits here goes on waiting, with its repository, and what fell is back when it is served.
+        assert!(inside.holds(&here) && inside.git.has(&theirs));
+        inside.served(&state(2, "x", 41, &[("main", 1)])).await;
+        assert!(inside.serves(&here).await);
+        inside.returns().await;
+        assert_eq!(inside.serves(&comment).await, by_its_owner);
+    }
+}
+
+#[tokio::test]
+async fn what_is_served_for_a_waiting_ones_sake_goes_with_it() {
+    for expires in [false, true] {
+        let inside = Inside::new().await;
+        inside.waits(&announcement(1, "x", 10, &[2])).await;
+        let elsewhere = announcement_elsewhere(2, "x", 11);
+        inside.served(&elsewhere).await;
+        let issue = about(5, 1621, 20, &[&repo(2, "x")], &[]);
+        inside.served(&issue).await;
+        match expires {
+            true => {
+                inside.passes(31 * MINUTE).await;
+                assert!(inside.serves(&issue).await);
+                inside.passes(DAY).await;
+            }
+            false => inside.served(&delete_address(1, 100, &repo(1, "x"))).await,
+        }
+        assert!(!inside.serves(&elsewhere).await && !inside.serves(&issue).await);
+        // Wanted again, it is taken again, and what fell comes with it.
+        inside.waits(&announcement(1, "x", 101, &[2])).await;
+        inside.served(&elsewhere).await;
+        inside.returns().await;
+        assert!(inside.serves(&issue).await && inside.release.holding.is_empty());
+    }
+}
