@@ -17,7 +17,7 @@ pub mod left;
 mod shelved;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     ops::Bound,
     sync::{
         Mutex, MutexGuard, PoisonError,
@@ -36,6 +36,7 @@ use crate::{
     clock::{Clock, Moment},
     journal::{Journal, JournalError, Key, shelf::Act},
     nip34::id_of,
+    retire::fallen::AlsoHeldFor,
 };
 
 /// Events looked at in one step; between two of them others may have their turn.
@@ -246,7 +247,8 @@ impl Holding {
         });
         let hold = begun.await?;
         if let Some(event) = announcement {
-            self.link(&[(hold.number, Fate::Held)], [event]).await?;
+            let acts = shelved::link_all(&[(hold.number, Fate::Held)], event);
+            self.journal.shelve(acts).await?;
         }
         Ok(())
     }
@@ -326,56 +328,53 @@ impl Holding {
         all.into_iter().rev().collect()
     }
 
-    /// Links events to holds, with a copy of each.
-    async fn link<'a>(
+    /// These events fall with `repo`; what `is_held` says no to is not kept. Other holds may want them
+    /// back as well, as far as they have room for it.
+    pub async fn falls(
         &self,
-        holds: &[(u64, Fate)],
-        events: impl IntoIterator<Item = &'a Event>,
+        repo: &RepoId,
+        also_held_for: &AlsoHeldFor,
+        events: &[Event],
+        is_held: impl Fn(&Event) -> bool,
     ) -> Result<(), JournalError> {
+        let Some(own) = self.of(repo).map(|hold| hold.number) else {
+            return Err(JournalError::NotWritten);
+        };
+        let rooms = self.rooms(also_held_for, events).await?;
         let mut acts = Vec::new();
         for event in events {
-            let mut is_held = false;
-            for (number, fate) in holds {
-                is_held |= *fate != Fate::Dropped;
-                acts.extend(shelved::link(*number, *fate, event));
+            if !is_held(event) {
+                acts.extend(shelved::link_all(&[(own, Fate::Dropped)], event));
+                continue;
             }
-            if is_held {
-                acts.extend(shelved::put_event(event));
+            let (id, mut holds) = (id_of(event), vec![(own, Fate::Taken)]);
+            if let Some(others) = also_held_for.get(&id) {
+                let others = others.iter().filter(|other| *other != repo);
+                let numbers = others.filter_map(|other| Some(self.of(other)?.number));
+                let numbers = numbers.take(rooms.get(&id).copied().unwrap_or_default());
+                holds.extend(numbers.map(|number| (number, Fate::Held)));
             }
+            acts.extend(shelved::link_all(&holds, event));
         }
         self.journal.shelve(acts).await
     }
 
-    /// These events fall with `repo`; what `is_held` says no to is not kept. `others` may want them
-    /// back as well.
-    pub async fn falls(
+    /// For how many more holds each of these events has room.
+    async fn rooms(
         &self,
-        repo: &RepoId,
-        others: &BTreeSet<RepoId>,
+        wanted: &AlsoHeldFor,
         events: &[Event],
-        is_held: impl Fn(&Event) -> bool,
-    ) -> Result<(), JournalError> {
-        let (own, others): (Option<u64>, Vec<u64>) = {
-            let index = self.index();
-            let number = |repo: &RepoId| index.holds.get(repo).map(|hold| hold.number);
-            (
-                number(repo),
-                others
-                    .iter()
-                    .filter(|other| *other != repo)
-                    .filter_map(number)
-                    .collect(),
-            )
-        };
-        let Some(own) = own else {
-            return Err(JournalError::NotWritten);
-        };
-        let mut taken = vec![(own, Fate::Taken)];
-        taken.extend(others.into_iter().map(|other| (other, Fate::Held)));
-        let kept = events.iter().filter(|event| is_held(event));
-        self.link(&taken, kept).await?;
-        let dropped = events.iter().filter(|event| !is_held(event));
-        self.link(&[(own, Fate::Dropped)], dropped).await
+    ) -> Result<HashMap<EventId, usize>, JournalError> {
+        let ids = events.iter().map(id_of);
+        let ids: Vec<EventId> = ids.filter(|id| wanted.contains_key(id)).collect();
+        if ids.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let look = self.journal.look(move |look| {
+            let room = |id| Ok((id, shelved::room_of(look, &id)?));
+            ids.into_iter().map(room).collect()
+        });
+        look.await
     }
 
     /// At most `most` of a hold's links behind the event `after`.

@@ -26,8 +26,11 @@ const LINK: u8 = b'l';
 const BACK: u8 = b'b';
 const AUTHOR: u8 = b'a';
 
-/// Holds of one event at most: what more of them would refer to it is not linked.
-const HOLDS_OF_AN_EVENT: usize = 1_000;
+/// Holds of one event at most, but for those of a repository with which it falls again: what more of
+/// them would want it back is not linked.
+const HOLDS_OF_AN_EVENT: usize = 64;
+/// So many are looked at.
+const LOOKED_AT: usize = 1_000;
 
 /// A hold has an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,7 +75,7 @@ pub(super) fn read_event(json: &[u8]) -> Option<Event> {
     }
 }
 
-pub(super) fn put_event(event: &Event) -> [Act; 2] {
+fn put_event(event: &Event) -> [Act; 2] {
     let id = id_of(event);
     let by_author = author_key(&author_of(event), event.kind, &id);
     [
@@ -106,8 +109,20 @@ pub(super) fn link_value(fate: Fate, at: Timestamp) -> Vec<u8> {
     key(fate, &at.as_secs().to_be_bytes())
 }
 
+/// Links an event to holds, with a copy of it if one of them keeps it.
+pub(super) fn link_all(holds: &[(u64, Fate)], event: &Event) -> Vec<Act> {
+    let links = holds.iter();
+    let mut acts: Vec<Act> = links
+        .flat_map(|(number, fate)| link(*number, *fate, event))
+        .collect();
+    if holds.iter().any(|(_, fate)| *fate != Fate::Dropped) {
+        acts.extend(put_event(event));
+    }
+    acts
+}
+
 /// What is not kept has no way back.
-pub(super) fn link(number: u64, fate: Fate, event: &Event) -> Vec<Act> {
+fn link(number: u64, fate: Fate, event: &Event) -> Vec<Act> {
     let id = id_of(event);
     let value = link_value(fate, event.created_at);
     let mut acts = vec![Act::Put(link_key(number, &id), value)];
@@ -152,12 +167,17 @@ pub(super) fn read_author(key: &[u8]) -> Option<(Kind, EventId)> {
 
 /// The numbers of the holds that have an event.
 fn holds_of(look: &Look<'_>, id: &EventId) -> Result<Vec<u64>, JournalError> {
-    let found = look.range(&key(BACK, id.as_bytes()), None, HOLDS_OF_AN_EVENT)?;
+    let found = look.range(&key(BACK, id.as_bytes()), None, LOOKED_AT)?;
     let number = |key: Key| Some(u64::from_be_bytes(key.get(1 + 32..)?.try_into().ok()?));
     Ok(found
         .into_iter()
         .filter_map(|(key, _)| number(key))
         .collect())
+}
+
+/// How many holds more may have an event.
+pub(super) fn room_of(look: &Look<'_>, id: &EventId) -> Result<usize, JournalError> {
+    Ok(HOLDS_OF_AN_EVENT.saturating_sub(holds_of(look, id)?.len()))
 }
 
 fn remove_event(look: &Look<'_>, id: &EventId) -> Result<Vec<Act>, JournalError> {

@@ -34,6 +34,12 @@ const ADDRESSES: usize = 20_000;
 /// Ids or addresses asked for at once.
 const AT_ONCE: usize = 100;
 
+/// Other repositories that what falls together may come back with: the first ones count.
+const ALSO_HELD_FOR: usize = 16;
+
+/// Events, and the held repositories, other than the one they fall with, that each may come back with.
+pub type AlsoHeldFor = HashMap<EventId, Arc<BTreeSet<RepoId>>>;
+
 /// One event that falls.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Falling {
@@ -52,9 +58,9 @@ pub struct Fallen {
     pub events: BTreeMap<EventId, Falling>,
     /// Repositories that are announced no more: those that were served for the fallen one's sake.
     pub repositories: BTreeSet<RepoId>,
-    /// Other repositories that what falls refers to and that are held: when they come back it may
-    /// come with them.
-    pub also_held_for: BTreeSet<RepoId>,
+    /// Events that may come back with other repositories, which are held: those that refer to them,
+    /// and what falls with these by their references.
+    pub also_held_for: AlsoHeldFor,
 }
 
 #[derive(Debug)]
@@ -63,6 +69,8 @@ struct Node {
     refers_to: Vec<EventId>,
     /// Places in [`Search::addresses`].
     names: Vec<usize>,
+    /// The held repositories that it refers to; not of what stands.
+    held: Vec<RepoId>,
     stands: bool,
 }
 
@@ -85,7 +93,6 @@ struct Search<'a> {
     /// Addresses that were seen, and which of the nodes has each.
     addresses: HashMap<String, usize>,
     at_address: Vec<Option<usize>>,
-    also_held_for: BTreeSet<RepoId>,
     references: usize,
     unannounced: Unannounced,
     /// Whether repositories have an announcement that is kept, as far as that was looked up.
@@ -186,7 +193,6 @@ impl<'a> Search<'a> {
             places: HashMap::new(),
             addresses: HashMap::new(),
             at_address: Vec::new(),
-            also_held_for: BTreeSet::new(),
             references: 0,
             unannounced,
             kept: HashMap::new(),
@@ -215,11 +221,12 @@ impl<'a> Search<'a> {
 
     fn fallen(mut self, repo: &RepoId) -> Fallen {
         let events = self.decide();
+        let also_held_for = self.also_held_for();
         self.gone.remove(repo);
         Fallen {
             events,
             repositories: self.gone,
-            also_held_for: self.also_held_for,
+            also_held_for,
         }
     }
 
@@ -284,6 +291,7 @@ impl<'a> Search<'a> {
                 },
                 refers_to: related::events(&event).into_iter().collect(),
                 names: Vec::new(),
+                held: Vec::new(),
             };
             let others = other_addresses(&event);
             self.references += node.refers_to.len() + others.len();
@@ -312,8 +320,9 @@ impl<'a> Search<'a> {
                 expanded.push(id);
                 addresses.extend(Some(address).filter(|address| !address.is_empty()));
                 let held = related::repositories(&event).into_iter();
+                let held = held.filter(|repo| !self.gone.contains(repo));
                 let held = held.filter(|repo| self.release.holding.holds(repo));
-                self.also_held_for.extend(held);
+                node.held.extend(held.take(ALSO_HELD_FOR));
             }
             self.places.insert(id, place);
             self.nodes.push(node);
@@ -499,6 +508,44 @@ impl<'a> Search<'a> {
         Ok(found.map(|event| id_of(&event)))
     }
 
+    /// Who else may bring back what falls: what is connected comes back together.
+    fn also_held_for(&self) -> AlsoHeldFor {
+        let mut together = Together((0..self.nodes.len()).collect());
+        for (place, node) in self.nodes.iter().enumerate() {
+            let referred = node.refers_to.iter().filter_map(|id| self.places.get(id));
+            let named = node.names.iter();
+            let named = named.filter_map(|name| self.at_address[*name].as_ref());
+            for other in referred.chain(named) {
+                if !node.stands && !self.nodes[*other].stands {
+                    together.join(place, *other);
+                }
+            }
+        }
+        let mut held: HashMap<usize, BTreeSet<RepoId>> = HashMap::new();
+        for (place, node) in self.nodes.iter().enumerate() {
+            if !node.stands && !node.held.is_empty() {
+                let of_all = held.entry(together.root(place)).or_default();
+                let room = ALSO_HELD_FOR.saturating_sub(of_all.len());
+                of_all.extend(node.held.iter().take(room).cloned());
+            }
+        }
+        let held: HashMap<usize, Arc<BTreeSet<RepoId>>> = held
+            .into_iter()
+            .map(|(root, repos)| (root, Arc::new(repos)))
+            .collect();
+        let mut all = AlsoHeldFor::new();
+        if !held.is_empty() {
+            for (id, place) in &self.places {
+                if !self.nodes[*place].stands
+                    && let Some(repos) = held.get(&together.root(*place))
+                {
+                    all.insert(*id, repos.clone());
+                }
+            }
+        }
+        all
+    }
+
     /// What falls: what does not stand by itself, nor by what stands.
     fn decide(&mut self) -> BTreeMap<EventId, Falling> {
         let mut lends: Vec<Vec<usize>> = vec![Vec::new(); self.nodes.len()];
@@ -530,6 +577,25 @@ impl<'a> Search<'a> {
             (!node.stands).then(|| (*id, node.event.clone()))
         };
         self.places.iter().filter_map(falls).collect()
+    }
+}
+
+/// Which of so many things are connected: a union by their places.
+struct Together(Vec<usize>);
+
+impl Together {
+    /// The same for all that are connected.
+    fn root(&mut self, mut place: usize) -> usize {
+        while self.0[place] != place {
+            self.0[place] = self.0[self.0[place]];
+            place = self.0[place];
+        }
+        place
+    }
+
+    fn join(&mut self, one: usize, other: usize) {
+        let (one, other) = (self.root(one), self.root(other));
+        self.0[one.max(other)] = one.min(other);
     }
 }
 

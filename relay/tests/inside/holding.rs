@@ -164,6 +164,45 @@ async fn what_two_repositories_held_together_comes_back_with_either() {
 }
 
 #[tokio::test]
+async fn a_hold_gets_what_may_come_back_with_it_and_nothing_else_and_not_for_everybody() {
+    let inside = Inside::new().await;
+    let mut others = Vec::new();
+    for n in 0..40 {
+        others.push(inside.active(1, &format!("a{n}"), &[]).await);
+    }
+    let one = inside.active(2, "b", &[]).await;
+    let all: Vec<&RepoId> = others.iter().chain([&one]).collect();
+    let bridge = about(5, 1621, 20, &all, &[]);
+    let on_bridge = about(6, 1111, 21, &[], &[&bridge]);
+    let beside = about(5, 1621, 22, &[&one], &[]);
+    for event in [&bridge, &on_bridge, &beside] {
+        inside.served(event).await;
+    }
+    for other in &others {
+        inside.served(&delete_address(1, 100, other)).await;
+    }
+    inside.served(&delete_address(2, 100, &one)).await;
+    let holding = &inside.release.holding;
+    let [bridge_id, on_bridge_id, beside_id] = [&bridge, &on_bridge, &beside].map(nip34::id_of);
+    let mut holds = 0;
+    for other in &others {
+        let held = holding.held_of(other).await.unwrap();
+        assert!(!held.contains(&beside_id));
+        assert_eq!(held.contains(&bridge_id), held.contains(&on_bridge_id));
+        holds += u32::from(held.contains(&bridge_id));
+    }
+    assert_eq!(holds, 16);
+    // The first of them has it, and brings it back.
+    let first = others.iter().min().unwrap();
+    inside
+        .served(&announcement(1, first.identifier.as_str(), 101, &[]))
+        .await;
+    inside.give_back().await;
+    assert!(inside.serves(&bridge).await && inside.serves(&on_bridge).await);
+    assert!(!inside.serves(&beside).await);
+}
+
+#[tokio::test]
 async fn an_announcement_served_for_its_sake_goes_with_it_and_what_names_both() {
     let inside = Inside::new().await;
     let one = inside.active(1, "x", &[2]).await;
@@ -283,7 +322,7 @@ async fn what_a_kill_left_half_taken_is_finished_at_the_start() {
             .begin(&one, &announced, Reason::Deleted);
         begun.await.unwrap();
         if killed_later {
-            let others = std::collections::BTreeSet::new();
+            let others = std::collections::HashMap::new();
             let events = [issue.clone(), comment.clone()];
             let falls = before
                 .release

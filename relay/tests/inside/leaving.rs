@@ -122,7 +122,7 @@ async fn what_is_written_while_it_falls_falls_too() {
         .begin(&one, &announced, Reason::Deleted)
         .await
         .unwrap();
-    let none = std::collections::BTreeSet::new();
+    let none = std::collections::HashMap::new();
     let falls = holding.falls(&one, &none, std::slice::from_ref(&issue), |_| true);
     falls.await.unwrap();
     // The issue is noted, and the two come, before it is out of the store and just after.
