@@ -9,7 +9,7 @@ use nostr::{
 };
 
 use crate::{
-    nip34::{self, event_id, repository_coordinate},
+    nip34::{self, event_id, id_of, repository_coordinate},
     repository::{Repositories, Standing},
     store::{Store, StoreError},
 };
@@ -76,6 +76,13 @@ pub fn referring_to(event: &Event) -> Vec<Filter> {
     filters
 }
 
+/// Whether one of the references of an event that count is to another.
+fn refers_to(event: &Event, other: &Event) -> bool {
+    let address = other.coordinate().map(|address| address.to_string());
+    events(event).contains(&id_of(other))
+        || address.is_some_and(|address| addresses(event).contains(&*address))
+}
+
 /// Whether an event refers to a served repository or a stored event, or is referred to by one.
 pub async fn is_related(
     event: &Event,
@@ -109,7 +116,9 @@ pub async fn is_related(
 const PAGES: usize = 20;
 
 async fn is_referred_to(event: &Event, filter: Filter, store: &Store) -> Result<bool, StoreError> {
-    let counts = |other: &Event| relates(other.kind) && other.id != event.id;
+    let counts = |other: &Event| {
+        relates(other.kind) && other.id != event.id && refers_to(other, event)
+    };
     let mut page = filter.limit(FOLLOWED);
     for _ in 0..PAGES {
         let referring = store.query(page.clone()).await?;
@@ -122,4 +131,35 @@ async fn is_referred_to(event: &Event, filter: Filter, store: &Store) -> Result<
         }
     }
     Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::{
+        config::Backend,
+        nip34::testing::{event, keys},
+    };
+
+    #[tokio::test]
+    async fn references_count_both_ways_up_to_the_same_one() {
+        let store = Store::open(Backend::Memory, Path::new("")).await.unwrap();
+        let note = |at| event(&keys(1), Kind::Custom(1111), at, &[&["t", "x"]]);
+        let ids: Vec<String> = (0..=FOLLOWED as u64)
+            .map(|at| note(at).id.to_hex())
+            .collect();
+        let tags: Vec<[&str; 2]> = ids.iter().map(|id| ["e", id.as_str()]).collect();
+        let tags: Vec<&[&str]> = tags.iter().map(|tag| &tag[..]).collect();
+        let referring = event(&keys(2), Kind::Custom(1111), 1, &tags);
+        store.save(&referring).await.unwrap();
+        let none = Repositories::default();
+        let last = FOLLOWED as u64 - 1;
+        for (at, counts) in [(0, true), (last, true), (last + 1, false)] {
+            let related = is_related(&note(at), &none, &store).await.unwrap();
+            assert_eq!(related, counts, "{at}");
+            assert_eq!(events(&referring).contains(&id_of(&note(at))), counts);
+        }
+    }
 }
