@@ -115,6 +115,12 @@ impl Admit {
             store, purgatory, ..
         } = &self.release;
         let stored = store.apart().version(kind, author, identifier).await?;
+        // One that is replaceable without a name may have one, and is looked for by it from then on.
+        let has_name = |event: &Event| {
+            let address = event.coordinate();
+            address.is_some_and(|address| address.identifier == identifier)
+        };
+        let stored = stored.filter(has_name);
         // What waits first: what is stored goes with all that leans on it when it alone is left.
         let mut found: Vec<Arc<Event>> = Vec::new();
         if let Ok(identifier) = Identifier::parse(identifier) {

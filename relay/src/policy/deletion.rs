@@ -52,12 +52,14 @@ pub fn targets(request: &Event) -> Vec<Target> {
     ids.chain(addresses).take(TARGETS).collect()
 }
 
-/// Kind, author and name of an address.
+/// Kind, author and name of an address that is written as events' own are: another spelling would
+/// not be found by what looks for it.
 pub fn split_address(address: &str) -> Option<(u16, Npub, &str)> {
     let mut parts = address.splitn(3, ':');
-    let kind = parts.next()?.parse().ok()?;
-    let owner = nip34::public_key(parts.next()?)?;
-    Some((kind, owner, parts.next().unwrap_or_default()))
+    let (kind, owner, name) = (parts.next()?, parts.next()?, parts.next()?);
+    let number: u16 = kind.parse().ok()?;
+    let is_canonical = number.to_string() == kind;
+    is_canonical.then_some((number, nip34::public_key(owner)?, name))
 }
 
 /// Whether a request may delete events of a kind: requests themselves stay (NIP-09, NIP-62).
@@ -122,6 +124,22 @@ mod tests {
             until: Timestamp::from(7),
         };
         assert_eq!(targets(&request), [expected]);
+    }
+
+    #[test]
+    fn an_address_is_spelt_in_one_way() {
+        let key = keys(1).public_key().to_hex();
+        let is_read = |address: &str| split_address(address).is_some();
+        assert!(is_read(&format!("30617:{key}:x")));
+        assert!(is_read(&format!("10317:{key}:")));
+        for other in [
+            format!("030617:{key}:x"),
+            format!("+30617:{key}:x"),
+            format!("30617:{}:x", key.to_uppercase()),
+            format!("10317:{key}"),
+        ] {
+            assert!(!is_read(&other), "{other}");
+        }
     }
 
     #[tokio::test]

@@ -228,3 +228,31 @@ async fn a_large_author_vanishes_page_by_page() {
     let author = Filter::new().author(keys(5).public_key());
     assert_eq!(inside.release.store.query(author).await.unwrap().len(), 1);
 }
+
+#[tokio::test]
+async fn what_an_address_deletes_it_keeps_out_and_any_other_spelling_does_neither() {
+    let inside = Inside::new().await;
+    let key = key_of(3).to_hex();
+    let lists = [
+        sign(3, nip34::GRASP_LIST, 10, &[]),
+        sign(3, nip34::GRASP_LIST, 11, &[tag(&["d", "x"])]),
+    ];
+    let spellings = [
+        (0, format!("10317:{key}"), false),
+        (0, format!("010317:{key}:"), false),
+        (0, format!("10317:{key}:x"), false),
+        (0, format!("10317:{key}:"), true),
+        (1, format!("10317:{key}:"), false),
+        (1, format!("10317:{key}:x"), true),
+    ];
+    for (at, (list, address, deletes)) in (20..).zip(spellings) {
+        if !inside.serves(&lists[list]).await {
+            inside.served(&lists[list]).await;
+        }
+        inside
+            .served(&sign(3, nip34::DELETION, at, &[tag(&["a", &address])]))
+            .await;
+        assert_eq!(!inside.serves(&lists[list]).await, deletes, "{address}");
+        assert_eq!(!inside.admit(&lists[list]).await.ok, deletes, "{address}");
+    }
+}
