@@ -21,7 +21,7 @@ use std::{
 };
 
 use futures::future::BoxFuture;
-use grasp_proto::transport::Trace;
+use grasp_proto::{transport::Trace, words::EventId};
 use nostr::{Event, Timestamp};
 
 use crate::{
@@ -113,8 +113,8 @@ impl Door for Admit {
 /// Why something is to go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wish {
-    /// Its author asked for just that.
-    Delete,
+    /// Its author asked for just that, by this request.
+    Delete(EventId),
     /// Its author asked to vanish: what the author wrote is not held, requests go too.
     Vanish,
 }
@@ -202,12 +202,10 @@ impl Admit {
             && let Some(by) = self.release.kept_out_by(&event).await?
         {
             let wish = match by {
-                KeptOut::Deleted(request) => {
-                    self.release.had_an_effect(request).await?;
-                    Wish::Delete
-                }
+                KeptOut::Deleted(request) => Wish::Delete(request),
                 KeptOut::Vanished => Wish::Vanish,
             };
+            self.takes_effect(wish).await?;
             self.delete_id(&id_of(&event), author_of(&event), wish)
                 .await?;
             return Ok(deleted());

@@ -31,9 +31,7 @@ impl Admit {
         let saved = self.release.serve(&request).await?;
         if requests.acts() {
             self.deletions.fetch_add(1, Ordering::SeqCst);
-            if self.carry_out(&request).await? {
-                self.release.had_an_effect(id).await?;
-            }
+            self.carry_out(&request).await?;
         }
         requests.carried_out(id).await?;
         Ok(match saved {
@@ -42,14 +40,13 @@ impl Admit {
         })
     }
 
-    /// Deletes what a request names; says whether there was any of it.
-    async fn carry_out(&self, request: &Event) -> Result<bool, Failed> {
-        let author = author_of(request);
-        let mut any = false;
+    /// Deletes what a request names.
+    async fn carry_out(&self, request: &Event) -> Result<(), Failed> {
+        let (author, wish) = (author_of(request), Wish::Delete(id_of(request)));
         let mut addresses: BTreeMap<Kind, BTreeSet<String>> = BTreeMap::new();
         for target in deletion::targets(request) {
             match target {
-                Target::Id(id) => any |= self.delete_id(&id, author, Wish::Delete).await?,
+                Target::Id(id) => self.delete_id(&id, author, wish).await?,
                 Target::Address {
                     kind,
                     identifier,
@@ -57,38 +54,46 @@ impl Admit {
                 } => {
                     let kind = Kind::from(kind);
                     for id in self.versions(kind, author, &identifier, until).await? {
-                        any |= self.delete_id(&id, author, Wish::Delete).await?;
+                        self.delete_id(&id, author, wish).await?;
                     }
                     addresses.entry(kind).or_default().insert(identifier);
                 }
             }
         }
         for (kind, names) in addresses {
-            let until = request.created_at;
-            any |= self.forget_versions(kind, author, &names, until).await?;
+            self.forget_versions(kind, &names, request).await?;
         }
-        Ok(any)
+        Ok(())
     }
 
-    /// The versions of an author's addresses that are held, made no later than `until`, are held no
+    /// Something is about to go by a wish. Noted first: what is left after a kill would not show it any
+    /// more.
+    pub(super) async fn takes_effect(&self, wish: Wish) -> Result<(), Failed> {
+        match wish {
+            Wish::Delete(request) => Ok(self.release.had_an_effect(request).await?),
+            Wish::Vanish => Ok(()),
+        }
+    }
+
+    /// The versions of its author's addresses that are held, made no later than a request, are held no
     /// more. What is held of the kind is looked through once, however many addresses are named.
     async fn forget_versions(
         &self,
         kind: Kind,
-        author: Npub,
         names: &BTreeSet<String>,
-        until: Timestamp,
-    ) -> Result<bool, Failed> {
+        request: &Event,
+    ) -> Result<(), Failed> {
         let holding = &self.release.holding;
-        let (mut after, mut any) = (None, false);
+        let (author, until) = (author_of(request), request.created_at);
+        let mut after = None;
         let has_versions = kind.is_addressable() || kind.is_replaceable();
         if !is_forgotten(kind) || !has_versions {
-            return Ok(any);
+            return Ok(());
         }
         loop {
             let page = holding.of_author(author, Some(kind), after, STEP).await?;
             let Some(last) = page.last() else {
-                return Ok(any);
+                return Ok(());
             };
             after = Some(*last);
             for (_, id) in page {
@@ -97,7 +102,8 @@ impl Admit {
                 };
                 let name = nip34::values(&event, "d").next().unwrap_or_default();
                 if names.contains(name) && event.created_at <= until {
-                    any |= holding.forget(&[id]).await? > 0;
+                    self.takes_effect(Wish::Delete(id_of(request))).await?;
+                    holding.forget(&[id]).await?;
                 }
             }
         }
@@ -141,27 +147,28 @@ impl Admit {
         Ok(found.iter().map(|event| id_of(event)).collect())
     }
 
-    /// Deletes one event, stored, waiting or held, if it is by this author; says whether it was.
+    /// Deletes one event, stored, waiting or held, if it is by this author.
     pub(super) async fn delete_id(
         &self,
         id: &EventId,
         author: Npub,
         wish: Wish,
-    ) -> Result<bool, Failed> {
+    ) -> Result<(), Failed> {
         let door = self.clone();
         let id = *id;
         let work = async move { door.delete_in_turn(&id, author, wish).await };
-        let gone = match self.queue_of(&id).await? {
+        match self.queue_of(&id).await? {
             Some(identifier) => self.serial.run(&identifier, Turn::Normal, work).await?,
             None => work.await?,
-        };
-        let held = match self.release.holding.event(&id).await? {
+        }
+        match self.release.holding.event(&id).await? {
             Some(event) if author_of(&event) == author && is_forgotten(event.kind) => {
-                self.release.holding.forget(&[id]).await? > 0
+                self.takes_effect(wish).await?;
+                self.release.holding.forget(&[id]).await?;
             }
-            _ => false,
-        };
-        Ok(gone || held)
+            _ => {}
+        }
+        Ok(())
     }
 
     /// The identifier in whose queue the event of this id is decided on.
@@ -190,43 +197,44 @@ impl Admit {
         id: &EventId,
         author: Npub,
         wish: Wish,
-    ) -> Result<bool, Failed> {
+    ) -> Result<(), Failed> {
         let Release {
             store, purgatory, ..
         } = &self.release;
         if let Some(repo) = purgatory.announcements.repo_of(id)
             && repo.owner == author
         {
-            self.release.drop_waiting(&repo).await?;
-            return Ok(true);
+            self.takes_effect(wish).await?;
+            return Ok(self.release.drop_waiting(&repo).await?);
         }
         // What the operator's lists withhold is its author's all the same.
         if let Some(stored) = store.apart().by_id(id).await? {
             let may_go = wish == Wish::Vanish || deletion::can_be_deleted(stored.kind);
             if author_of(&stored) == author && may_go {
+                self.takes_effect(wish).await?;
                 self.delete_stored(id, &stored, wish).await?;
-                return Ok(true);
             }
-            return Ok(false);
+            return Ok(());
         }
         if let Some(entry) = purgatory.states.get(id)
             && entry.state.author == author
         {
+            self.takes_effect(wish).await?;
             purgatory.remove_state(id);
             purgatory.flush().await?;
             // Refs that a release moved before it was interrupted are to move back.
             let identifier = entry.state.identifier;
             self.release.unfinished.insert(identifier, ());
-            return Ok(true);
+            return Ok(());
         }
         let entry = purgatory.pull_requests.get(id);
         let request = entry.and_then(|entry| entry.request);
         if let Some(request) = request.filter(|request| request.author == author) {
+            self.takes_effect(wish).await?;
             self.forget_pull_request(&request).await?;
             self.release.settle_refs(id).await;
-            return Ok(true);
         }
-        Ok(false)
+        Ok(())
     }
 
     /// A pull request that is deleted takes along its refs.
@@ -256,7 +264,7 @@ impl Admit {
                 // Served here or elsewhere, withheld, or replaced by one that waits: all goes that leans
                 // on it.
                 let reason = match wish {
-                    Wish::Delete => Reason::Deleted,
+                    Wish::Delete(_) => Reason::Deleted,
                     Wish::Vanish => Reason::Vanished,
                 };
                 return Ok(self.release.delist(&repo, stored, reason).await?);

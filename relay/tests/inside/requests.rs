@@ -256,3 +256,20 @@ async fn what_an_address_deletes_it_keeps_out_and_any_other_spelling_does_neithe
         assert_eq!(!inside.admit(&lists[list]).await.ok, deletes, "{address}");
     }
 }
+
+#[tokio::test]
+async fn a_kill_while_something_is_deleted_loses_no_effect() {
+    let inside = Inside::new().await;
+    let one = inside.active(1, "x", &[]).await;
+    let target = issue(5, 5, &one);
+    inside.served(&target).await;
+    let request = delete(5, 10, &target);
+    let mut judging = Box::pin(inside.admit(&request));
+    while inside.serves(&target).await {
+        assert!(futures::poll!(&mut judging).is_pending());
+    }
+    drop(judging);
+    inside.door.resume_requests().await;
+    inside.passes(31 * DAY).await;
+    assert!(inside.serves(&request).await);
+}
