@@ -72,7 +72,7 @@ pub struct Hold {
     pub announcement: Option<String>,
     /// It is being taken out of service: what falls with it is not all out yet.
     pub taking: bool,
-    /// The version of its announcement that named this service no more, if one did.
+    /// The version of its announcement that named this service no more, or was deleted, if one was.
     #[serde(default)]
     pub left: Option<left::Version>,
 }
@@ -233,16 +233,18 @@ impl Holding {
     pub async fn begin(
         &self,
         repo: &RepoId,
-        announcement: &Event,
+        event: &Event,
         reason: Reason,
     ) -> Result<(), JournalError> {
-        let announcement = (reason != Reason::Vanished).then_some(announcement);
+        let announcement = (reason != Reason::Vanished).then_some(event);
+        let deleted = (reason == Reason::Deleted).then(|| left::Version::of(event));
         let now = self.clock.now();
         self.index().returning.remove(repo);
         let begun = self.change(repo, |hold| {
             hold.since = now;
             hold.taking = true;
             hold.reason = reason;
+            hold.left = hold.left.max(deleted);
             hold.announcement = announcement.map(|event| id_of(event).to_hex());
         });
         let hold = begun.await?;

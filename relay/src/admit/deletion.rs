@@ -205,6 +205,11 @@ impl Admit {
             && repo.owner == author
         {
             self.takes_effect(wish).await?;
+            let holding = &self.release.holding;
+            let waiting = purgatory.announcements.get(&repo);
+            if let Some(entry) = waiting.filter(|_| holding.holds(&repo)) {
+                holding.leaves(&repo, &entry.announcement.event).await?;
+            }
             return Ok(self.release.drop_waiting(&repo).await?);
         }
         // What the operator's lists withhold is its author's all the same.

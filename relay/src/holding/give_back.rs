@@ -233,7 +233,8 @@ impl Release {
         let is_wanted = self.is_named(repo);
         // Its author took it out of service.
         let own = self.holding.of(repo).and_then(|hold| hold.announcement);
-        let was_taken = own.is_some_and(|id| id == announcement.id().to_hex());
+        let was_taken = own.is_some_and(|id| id == announcement.id().to_hex())
+            || self.holding.has_left(repo, &announcement.event);
         if !is_wanted || curation.rules().blocks(repo) || was_taken {
             return Ok(Became::Held);
         }

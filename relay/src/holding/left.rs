@@ -1,7 +1,9 @@
-//! Which version of an announcement took its repository away from this service.
+//! Up to which version of its announcement a repository stays away: the one that did not name this
+//! service any more, or that its author deleted.
 //!
-//! That version is not kept: it is not ours. But it replaces those before it, which other relays go
-//! on bringing. So its time and id are noted with the hold, as long as there is one.
+//! That version is not kept, or not served. But it replaced those before it, which other relays go on
+//! bringing, and which anybody can send. So its time and id are noted with the hold, as long as there
+//! is one.
 
 use std::cmp::Reverse;
 
@@ -17,13 +19,13 @@ use crate::journal::JournalError;
 pub struct Version(Timestamp, Reverse<EventId>);
 
 impl Version {
-    fn of(event: &Event) -> Self {
+    pub(super) fn of(event: &Event) -> Self {
         Self(event.created_at, Reverse(event.id))
     }
 }
 
 impl Holding {
-    /// This version of a repository's announcement does not name this service any more.
+    /// This version of a repository's announcement does not name this service any more, or is deleted.
     pub async fn leaves(&self, repo: &RepoId, version: &Event) -> Result<(), JournalError> {
         let version = Version::of(version);
         self.change(repo, |hold| hold.left = hold.left.max(Some(version)))
@@ -31,7 +33,7 @@ impl Holding {
         Ok(())
     }
 
-    /// Whether a version of its announcement was replaced by one that did not name this service.
+    /// Whether a version of its announcement is, or was replaced by, one that took the repository away.
     pub fn has_left(&self, repo: &RepoId, version: &Event) -> bool {
         let left = self.of(repo).and_then(|hold| hold.left);
         left.is_some_and(|left| left >= Version::of(version))

@@ -284,3 +284,34 @@ async fn what_is_served_for_a_waiting_ones_sake_goes_with_it() {
         assert!(inside.serves(&issue).await && inside.release.holding.is_empty());
     }
 }
+
+#[tokio::test]
+async fn no_version_from_before_a_deleted_one_brings_anything_back() {
+    let inside = Inside::new().await;
+    let one = inside.active(1, "x", &[]).await;
+    let issue = about(5, 1621, 20, &[&one], &[]);
+    inside.served(&issue).await;
+    let deleted = announcement(1, "x", 30, &[]);
+    inside.served(&deleted).await;
+    inside.served(&delete(1, 31, &deleted)).await;
+    let older = |at| announcement(1, "x", at, &[]);
+    for at in [10, 29] {
+        for verdict in [
+            inside.admit(&older(at)).await,
+            inside.admit_synced(&older(at)).await,
+        ] {
+            assert_eq!(verdict.message, "invalid: replaced by a later version");
+        }
+    }
+    assert!(!inside.serves(&issue).await && inside.git.has_retired(&one));
+    // Nor one from before the next that waited and was deleted.
+    inside.git.goes_away(true);
+    inside.waits(&older(40)).await;
+    inside.served(&delete(1, 41, &older(40))).await;
+    inside.git.goes_away(false);
+    inside.try_unfinished().await;
+    assert!(!inside.admit(&older(35)).await.ok && !inside.serves(&issue).await);
+    inside.served(&older(42)).await;
+    inside.returns().await;
+    assert!(inside.serves(&issue).await && inside.release.holding.is_empty());
+}
