@@ -440,9 +440,12 @@ impl Release {
     }
 
     /// After the maintainers an owner names have changed: whoever trusts that owner may have
-    /// another latest state now.
+    /// another latest state now. Those there is no room for in this turn have theirs soon.
     pub async fn maintainers_changed(&self, trusting: Vec<(RepoId, Standing)>) {
-        for (repo, _) in trusting {
+        if let Some((repo, _)) = trusting.get(ALIGNED_A_TURN) {
+            self.unfinished.insert(repo.identifier.clone(), ());
+        }
+        for (repo, _) in trusting.into_iter().take(ALIGNED_A_TURN) {
             let result = match self.repositories.standing(&repo) {
                 Some(Standing::Active) => self.realign(&repo).await,
                 Some(Standing::Waiting) => self.promote_if_here(&repo).await,

@@ -158,6 +158,8 @@ pub struct Requests {
     journal: Journal,
     clock: Clock,
     acts: bool,
+    /// A record is looked at before it is changed: one at a time.
+    changing: tokio::sync::Mutex<()>,
 }
 
 impl Requests {
@@ -168,6 +170,7 @@ impl Requests {
             journal,
             clock,
             acts,
+            changing: tokio::sync::Mutex::default(),
         }
     }
 
@@ -428,6 +431,7 @@ impl Release {
 
     /// A request deleted something, or kept something out.
     pub async fn had_an_effect(&self, request: EventId) -> Result<(), AgeingError> {
+        let _one_at_a_time = self.requests.changing.lock().await;
         if let Some(event) = self.requests.effect(request).await? {
             self.serve(&event).await?;
             self.requests.served_again(&event).await?;
@@ -455,7 +459,10 @@ impl Release {
     }
 
     async fn age(&self, due: Key, id: EventId, now: Moment) -> Result<(), AgeingError> {
-        let Requests { journal, .. } = &*self.requests;
+        let Requests {
+            journal, changing, ..
+        } = &*self.requests;
+        let _one_at_a_time = changing.lock().await;
         let Some(known) = journal.look(move |look| known(look, &id)).await? else {
             return Ok(journal.shelve(vec![Act::Remove(due)]).await?);
         };

@@ -183,11 +183,21 @@ impl Admit {
         if let Some(request) = purgatory.pull_requests.get(id).and_then(|e| e.request) {
             return Ok(request.identifiers().into_iter().next());
         }
-        let stored = self.release.store.apart().by_id(id).await?;
-        Ok(stored.and_then(|event| match Meaning::of(event.kind) {
+        let Some(event) = self.release.store.apart().by_id(id).await? else {
+            return Ok(None);
+        };
+        Ok(match Meaning::of(event.kind) {
             Meaning::Announcement | Meaning::State => nip34::identifier_of(&event).ok(),
+            // A promotion puts its ref, and is not to do so while it goes.
+            Meaning::PullRequest => match PullRequest::read(Arc::new(event)) {
+                Ok(mut request) => {
+                    request.repositories = self.release.offered_to(&request).await?;
+                    request.identifiers().into_iter().next()
+                }
+                Err(_) => None,
+            },
             _ => None,
-        }))
+        })
     }
 
     /// What the event of this id is now, waiting or stored, is decided here: it may have been

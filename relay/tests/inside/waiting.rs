@@ -397,3 +397,29 @@ async fn what_waits_survives_the_process() {
     assert!(after.serves(&first).await && after.serves(&second).await);
     assert!(!after.holds(&first) && !after.holds(&second));
 }
+
+#[tokio::test]
+async fn whose_latest_state_another_change_takes_away_follows_turn_by_turn() {
+    let inside = Inside::new().await;
+    inside.git.bring(&identifier("x"), &[oid(1), oid(2)]);
+    inside.waits(&announcement(250, "x", 10, &[])).await;
+    inside.served(&state(250, "x", 10, &[("main", 1)])).await;
+    for seed in 1..=100 {
+        inside.served(&announcement(seed, "x", 10, &[250, 251])).await;
+    }
+    let later = state(251, "x", 20, &[("main", 2)]);
+    inside.served(&later).await;
+    while !inside.release.going_on.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let aligned = || inside.git.world().aligned;
+    let before = aligned();
+    let request = sign(251, nip34::DELETION, 21, &[tag(&["e", &later.id.to_hex()])]);
+    inside.served(&request).await;
+    assert_eq!(aligned() - before, 64);
+    inside.try_unfinished().await;
+    for seed in 1..=100 {
+        let refs = inside.git.refs_of(repo(seed, "x"));
+        assert_eq!(refs.get(&branch("main")), Some(&oid(1)));
+    }
+}
