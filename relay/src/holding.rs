@@ -15,6 +15,7 @@ pub mod expiry;
 pub mod give_back;
 pub mod left;
 mod shelved;
+pub mod tombstones;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -111,6 +112,8 @@ pub struct Holding {
     unlinking: tokio::sync::Mutex<()>,
     /// How often something was taken out of the store.
     falls: AtomicU64,
+    /// How many tombstones and deleted versions are kept.
+    buried: AtomicU64,
     /// Something is to come back.
     work: Notify,
 }
@@ -138,7 +141,9 @@ impl Holding {
                 }
             }
         }
+        let buried = journal.look(|look| look.count(&[tombstones::AGE]));
         Ok(Self {
+            buried: AtomicU64::new(buried.await?),
             journal,
             clock,
             keeps_for,

@@ -169,6 +169,10 @@ impl Release {
 
     /// Stores an event and tells the subscribers, unless it was stored before.
     pub async fn serve(&self, event: &Event) -> Result<Saved, StoreError> {
+        if let Err(error) = self.bury_replaced(event).await {
+            let id = event.id;
+            tracing::error!(%id, %error, "what leans on the version before it may outlive its repository");
+        }
         let saved = self.store.save(event).await?;
         if saved == Saved::New {
             self.live.publish(event);

@@ -1,6 +1,7 @@
 //! What goes when an announcement goes: its repository, and everything that was accepted only
 //! because of it ([`fallen`]). To be called in the queue of the identifier only.
 
+mod buried;
 pub mod fallen;
 
 use std::sync::Arc;
@@ -193,11 +194,12 @@ impl Release {
         let all = whole.fallen(repo, announcement, Unannounced::Ignored);
         let mut fallen = all.await?;
         if self.store.withholds() {
-            let rest = whole.fallen(repo, announcement, Unannounced::Stands).await?;
+            let rest = whole
+                .fallen(repo, announcement, Unannounced::Stands)
+                .await?;
             // What is left to something on a blacklist alone is withheld with it.
-            let kept = fallen.events.into_keys();
-            let kept = kept.filter(|id| !rest.events.contains_key(id));
-            self.store.withhold_too(kept);
+            let kept = fallen.events.difference(&rest.events);
+            self.store.withhold_too(kept.copied());
             fallen = rest;
         }
         self.note_fallen(repo, reason, &fallen).await?;
@@ -211,7 +213,7 @@ impl Release {
         reason: Reason,
         fallen: &Fallen,
     ) -> Result<(), RetireError> {
-        let ids: Vec<EventId> = fallen.events.keys().copied().collect();
+        let ids: Vec<EventId> = fallen.events.iter().copied().collect();
         let (owner, whole) = (repo.owner, self.store.apart());
         for chunk in ids.chunks(A_STEP) {
             let events = whole.by_ids(chunk).await?;
@@ -256,9 +258,7 @@ impl Release {
         loop {
             let out = self.holding.linked(repo, after).await?;
             after = out.last().copied();
-            let late = whole
-                .leaning_on(repo, itself, &out, unannounced)
-                .await?;
+            let late = whole.leaning_on(repo, itself, &out, unannounced).await?;
             if !late.events.is_empty() {
                 any = true;
                 let reason = reason.unwrap_or(Reason::Unknown);

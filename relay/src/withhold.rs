@@ -75,7 +75,7 @@ struct Plan {
 }
 
 /// Works out what is to be withheld, on a copy of what is known.
-async fn plan(release: &Release, rules: &Rules) -> Result<Plan, StoreError> {
+async fn plan(release: &Release, rules: &Rules) -> Result<Plan, RetireError> {
     let apart = Release {
         store: release.store.apart(),
         repositories: Arc::new(Repositories::default()),
@@ -99,7 +99,7 @@ async fn plan(release: &Release, rules: &Rules) -> Result<Plan, StoreError> {
             .fallen(repo, announcement, Unannounced::Ignored)
             .await?;
         apart.announced_no_more(&fallen.repositories);
-        withheld.extend(fallen.events.into_keys());
+        withheld.extend(fallen.events);
         apart.store.withhold(withheld.iter().copied());
     }
     // Last, as what falls is found by following references, through these too.
@@ -139,7 +139,7 @@ pub async fn apply(
     Ok(changed)
 }
 
-async fn once(release: &Release, serial: &Serial, rules: &Rules) -> Result<bool, StoreError> {
+async fn once(release: &Release, serial: &Serial, rules: &Rules) -> Result<bool, RetireError> {
     let Plan { withheld, served } = plan(release, rules).await?;
     let before = release.store.withheld();
     let mut changed = withheld != before;

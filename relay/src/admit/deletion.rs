@@ -235,11 +235,15 @@ impl Admit {
             && entry.state.author == author
         {
             self.takes_effect(wish).await?;
+            self.deletes_version(&entry.state.event, wish).await?;
             purgatory.remove_state(id);
             purgatory.flush().await?;
-            // Refs that a release moved before it was interrupted are to move back.
-            let identifier = entry.state.identifier;
-            self.release.unfinished.insert(identifier, ());
+            if self.release.going_on.contains_key(id) {
+                // Refs that its release has moved so far are to move back.
+                let (name, author) = (&entry.state.identifier, &entry.state.author);
+                let trusting = self.release.repositories.trusting(name, author);
+                self.release.maintainers_changed(trusting).await;
+            }
             return Ok(());
         }
         let entry = purgatory.pull_requests.get(id);
@@ -250,6 +254,14 @@ impl Admit {
             self.release.settle_refs(id).await;
         }
         Ok(())
+    }
+
+    /// Those before it stay out as well: who asks to vanish has that by the request itself.
+    async fn deletes_version(&self, event: &Event, wish: Wish) -> Result<(), Failed> {
+        match wish {
+            Wish::Delete(_) => Ok(self.release.holding.delete_version(event).await?),
+            Wish::Vanish => Ok(()),
+        }
     }
 
     /// A pull request that is deleted takes along its refs.
@@ -285,6 +297,8 @@ impl Admit {
                 return Ok(self.release.delist(&repo, stored, reason).await?);
             }
             (Meaning::State, Ok(identifier)) => {
+                self.release.bury(stored).await?;
+                self.deletes_version(stored, wish).await?;
                 self.release.purgatory.remove_state(id);
                 store.remove([*id]).await?;
                 let trusting = repositories.trusting(&identifier, &author_of(stored));
@@ -294,6 +308,7 @@ impl Admit {
                 if let Ok(request) = PullRequest::read(Arc::new(stored.clone())) {
                     self.forget_pull_request(&request).await?;
                 }
+                self.release.bury(stored).await?;
                 store.remove([*id]).await?;
                 // Carried out by the sweep if it cannot be now.
                 self.release.settle_refs(id).await;
@@ -302,7 +317,10 @@ impl Admit {
                 store.remove([*id]).await?;
                 self.release.requests.forget(*id).await?;
             }
-            _ => store.remove([*id]).await?,
+            _ => {
+                self.release.bury(stored).await?;
+                store.remove([*id]).await?;
+            }
         }
         self.release.live.removed(stored);
         Ok(())

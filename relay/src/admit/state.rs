@@ -50,6 +50,10 @@ impl Admit {
         if let Some(objection) = objection.await? {
             return Ok(objection);
         }
+        let holding = &self.release.holding;
+        if holding.is_before_a_deleted(&state.event).await? {
+            return Ok(replaced());
+        }
         for (repo, standing) in &trusting {
             if *standing == Standing::Waiting {
                 purgatory.extend_announcement(repo, self.now() + WAITS_FOR);

@@ -7,7 +7,7 @@ use nostr::{Event, Filter, Timestamp};
 
 use super::{Admit, Failed, Wish, known};
 use crate::{
-    nip34::{DELETION, Meaning, VANISH, author_of, id_of},
+    nip34::{ANNOUNCEMENT, DELETION, Meaning, VANISH, author_of, id_of},
     store::{Saved, public_key},
     verdict::Verdict,
 };
@@ -42,6 +42,12 @@ impl Admit {
     async fn carry_out_vanishing(&self, request: &Event) -> Result<(), Failed> {
         let (author, id, until) = (author_of(request), id_of(request), request.created_at);
         let whole = self.release.store.apart();
+        // What leans on the author's repositories is found through what else the author wrote.
+        let own = Filter::new().author(public_key(author)).until(until);
+        for announcement in whole.items(own.kind(ANNOUNCEMENT)).await? {
+            self.delete_id(&announcement.0, author, Wish::Vanish)
+                .await?;
+        }
         loop {
             let page = Filter::new()
                 .author(public_key(author))
@@ -53,6 +59,9 @@ impl Admit {
                 break;
             }
             let plain: Vec<EventId> = page.iter().filter(|e| is_plain(e)).map(id_of).collect();
+            for event in page.iter().filter(|event| is_plain(event)) {
+                self.release.bury(event).await?;
+            }
             whole.remove(plain).await?;
             for event in &page {
                 match is_plain(event) {

@@ -157,7 +157,8 @@ impl Release {
         let id = state.id();
         let name = state.identifier.as_str();
         let stored = self.store.addressable(STATE, &state.author, name).await?;
-        if stored.is_some_and(|stored| later(&stored, &state.event).is_ge()) {
+        let is_replaced = stored.is_some_and(|stored| later(&stored, &state.event).is_ge());
+        if is_replaced || self.holding.is_before_a_deleted(&state.event).await? {
             return Ok(Became::Gone);
         }
         if self.purgatory.states.get(&id).is_none() && self.purgatory.add_state(state) {
@@ -212,7 +213,10 @@ impl Release {
     }
 
     async fn belongs(&self, event: &Event) -> Result<bool, ReleaseError> {
-        Ok(related::is_related(event, &self.repositories, &self.store).await?)
+        Ok(
+            related::is_related(event, &self.repositories, &self.store).await?
+                || self.belongs_by_what_is_buried(event).await?,
+        )
     }
 
     /// An announcement of another, that was served for this one's sake.

@@ -115,10 +115,14 @@ pub async fn is_related(
 /// may come before the one that counts.
 const PAGES: usize = 20;
 
-async fn is_referred_to(event: &Event, filter: Filter, store: &Store) -> Result<bool, StoreError> {
-    let counts = |other: &Event| {
-        relates(other.kind) && other.id != event.id && refers_to(other, event)
-    };
+/// Whether something that counts is among what a filter finds and refers to an event.
+pub(crate) async fn is_referred_to(
+    event: &Event,
+    filter: Filter,
+    store: &Store,
+) -> Result<bool, StoreError> {
+    let counts =
+        |other: &Event| relates(other.kind) && other.id != event.id && refers_to(other, event);
     let mut page = filter.limit(FOLLOWED);
     for _ in 0..PAGES {
         let referring = store.query(page.clone()).await?;

@@ -5,20 +5,23 @@
 //! announcement here authorises. So as much is looked at as was accepted because of the announcement,
 //! and its nearest neighbours. Of each event its references are kept, not the event. Then what
 //! stands lends its standing to its neighbours, and these to theirs, by the rules by which they were
-//! accepted ([`related`]); the others fall.
+//! accepted ([`related`]); the others fall. What has gone by itself connects as if it were still there
+//! ([`crate::holding::tombstones`]).
+
+mod standing;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
-use grasp_proto::words::{EventId, Identifier, Npub, RepoId};
-use nostr::{Event, Filter, Timestamp, filter::SingleLetterTag};
+use grasp_proto::words::{EventId, Identifier, RepoId};
+use nostr::{Event, Filter, filter::SingleLetterTag};
 
+use super::RetireError;
 use crate::{
-    nip34::{
-        self, Meaning, announcement::Announcement, author_of, id_of, repository_coordinate,
-    },
+    holding::tombstones::{Tombstone, states_of},
+    nip34::{self, Meaning, id_of, repository_coordinate},
     policy::{deletion::split_address, related},
     release::Release,
     repository::{Repositories, Standing},
@@ -40,22 +43,11 @@ const ALSO_HELD_FOR: usize = 16;
 /// Events, and the held repositories, other than the one they fall with, that each may come back with.
 pub type AlsoHeldFor = HashMap<EventId, Arc<BTreeSet<RepoId>>>;
 
-/// One event that falls.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Falling {
-    /// What it means.
-    pub meaning: Meaning,
-    /// Whose it is.
-    pub author: Npub,
-    /// When it was made.
-    pub at: Timestamp,
-}
-
 /// All that falls with an announcement, but the announcement itself.
 #[derive(Debug, Default)]
 pub struct Fallen {
-    /// Events, by id.
-    pub events: BTreeMap<EventId, Falling>,
+    /// Events.
+    pub events: BTreeSet<EventId>,
     /// Repositories that are announced no more: those that were served for the fallen one's sake.
     pub repositories: BTreeSet<RepoId>,
     /// Events that may come back with other repositories, which are held: those that refer to them,
@@ -63,9 +55,12 @@ pub struct Fallen {
     pub also_held_for: AlsoHeldFor,
 }
 
+/// An event, or what is left of one that has gone by itself.
 #[derive(Debug)]
 struct Node {
-    event: Falling,
+    meaning: Meaning,
+    /// It has gone already, and connects others.
+    is_buried: bool,
     refers_to: Vec<EventId>,
     /// Places in [`Search::addresses`].
     names: Vec<usize>,
@@ -75,14 +70,59 @@ struct Node {
 }
 
 impl Node {
+    fn new(meaning: Meaning, is_buried: bool, refers_to: Vec<EventId>, stands: bool) -> Self {
+        Self {
+            meaning,
+            is_buried,
+            refers_to,
+            names: Vec::new(),
+            held: Vec::new(),
+            stands,
+        }
+    }
+
     fn leans(&self) -> bool {
-        leans(self.event.meaning)
+        leans(self.meaning)
     }
 }
 
 /// Whether it is accepted for its neighbours' sake: states and announcements are not.
-fn leans(meaning: Meaning) -> bool {
+pub(super) fn leans(meaning: Meaning) -> bool {
     matches!(meaning, Meaning::PullRequest | Meaning::Other)
+}
+
+/// What is read of an event or of a tombstone.
+struct Seen {
+    id: EventId,
+    node: Node,
+    address: Option<String>,
+    addresses: Vec<String>,
+    repositories: BTreeSet<RepoId>,
+}
+
+impl Seen {
+    fn event(event: &Event, meaning: Meaning, stands: bool) -> Self {
+        let refers_to = related::events(event).into_iter().collect();
+        Self {
+            id: id_of(event),
+            node: Node::new(meaning, false, refers_to, stands),
+            address: address_of(event),
+            addresses: other_addresses(event),
+            repositories: related::repositories(event),
+        }
+    }
+
+    fn tombstone(id: EventId, tombstone: &Tombstone, stands: bool) -> Self {
+        let refers_to = tombstone.events().collect();
+        let addresses = tombstone.other_addresses();
+        Self {
+            id,
+            node: Node::new(tombstone.meaning(), true, refers_to, stands),
+            address: tombstone.address().map(str::to_owned),
+            addresses: addresses.map(str::to_owned).collect(),
+            repositories: tombstone.repositories(),
+        }
+    }
 }
 
 struct Search<'a> {
@@ -118,7 +158,7 @@ impl Release {
         repo: &RepoId,
         announcement: &Event,
         unannounced: Unannounced,
-    ) -> Result<Fallen, StoreError> {
+    ) -> Result<Fallen, RetireError> {
         let mut search = Search::new(self, BTreeSet::from([repo.clone()]), unannounced);
         let mut announcements = vec![announcement.clone()];
         // One that waits may be served without a repository here meanwhile.
@@ -147,7 +187,7 @@ impl Release {
         itself: Option<EventId>,
         out: &[EventId],
         unannounced: Unannounced,
-    ) -> Result<Fallen, StoreError> {
+    ) -> Result<Fallen, RetireError> {
         let mut search = Search::new(self, BTreeSet::from([repo.clone()]), unannounced);
         let found = search.referring_to(out, &[repo.coordinate()]).await?;
         let found = found.into_iter().collect();
@@ -157,31 +197,13 @@ impl Release {
 
     /// What was accepted only because of these events, which are kept and not to be served any more;
     /// not these themselves. What an announcement authorises stands by that.
-    pub async fn fallen_with(&self, gone: &HashSet<EventId>) -> Result<Vec<EventId>, StoreError> {
+    pub async fn fallen_with(&self, gone: &HashSet<EventId>) -> Result<Vec<EventId>, RetireError> {
         let mut search = Search::new(self, BTreeSet::new(), Unannounced::Ignored);
         search.run_from(gone).await?;
         let fallen = search.decide().into_iter();
-        let leaning = fallen.filter(|(_, event)| leans(event.meaning));
-        Ok(leaning.map(|(id, _)| id).collect())
+        let leans = |id: &EventId| search.nodes[search.places[id]].leans();
+        Ok(fallen.filter(leans).collect())
     }
-
-    /// Whether an announcement of a repository that is here, or may be, authorises an author.
-    pub fn is_trusted(&self, identifier: &Identifier, author: &Npub) -> bool {
-        let trusting = self.repositories.trusting(identifier, author);
-        trusting.iter().any(|(_, standing)| standing.is_here())
-    }
-
-    /// Whether such an announcement, but its own, names the owner of one: for that it may be served
-    /// without a repository here.
-    pub fn is_named(&self, repo: &RepoId) -> bool {
-        let trusting = self.repositories.trusting(&repo.identifier, &repo.owner);
-        is_by_another(&trusting, repo)
-    }
-}
-
-fn is_by_another(trusting: &[(RepoId, Standing)], repo: &RepoId) -> bool {
-    let mut others = trusting.iter().filter(|(other, _)| other != repo);
-    others.any(|(_, standing)| standing.is_here())
 }
 
 impl<'a> Search<'a> {
@@ -201,14 +223,14 @@ impl<'a> Search<'a> {
     }
 
     /// From events that are gone, of which nothing is lent.
-    async fn run_from(&mut self, gone: &HashSet<EventId>) -> Result<(), StoreError> {
+    async fn run_from(&mut self, gone: &HashSet<EventId>) -> Result<(), RetireError> {
         let ids: Vec<EventId> = gone.iter().copied().collect();
         for chunk in ids.chunks(AT_ONCE) {
             let mut found = BTreeSet::new();
             let mut addresses = Vec::new();
             for event in self.release.store.by_ids(chunk).await? {
                 found.extend(related::events(&event));
-                addresses.extend(Some(address_of(&event)).filter(|address| !address.is_empty()));
+                addresses.extend(address_of(&event));
                 for address in other_addresses(&event) {
                     found.extend(self.at(&address).await?);
                 }
@@ -230,19 +252,17 @@ impl<'a> Search<'a> {
         }
     }
 
-    async fn run(&mut self, repo: &RepoId, gone: &[Event]) -> Result<(), StoreError> {
+    async fn run(&mut self, repo: &RepoId, gone: &[Event]) -> Result<(), RetireError> {
         let mut found: BTreeSet<EventId> = gone[1..].iter().map(id_of).collect();
         let states = Filter::new()
             .kind(nip34::STATE)
             .identifier(repo.identifier.as_str());
         found.extend(self.ids(states).await?);
-        let of_gone: Vec<(Vec<EventId>, Vec<String>)> = gone
-            .iter()
-            .map(|event| (vec![id_of(event)], vec![address_of(event)]))
-            .collect();
-        for (event, (ids, addresses)) in gone.iter().zip(of_gone) {
-            let addresses: Vec<String> = addresses.into_iter().filter(|a| !a.is_empty()).collect();
-            found.extend(self.referring_to(&ids, &addresses).await?);
+        let states = [states_of(&repo.identifier)];
+        found.extend(self.release.holding.buried_under(&states).await?);
+        for event in gone {
+            let address: Vec<String> = address_of(event).into_iter().collect();
+            found.extend(self.referring_to(&[id_of(event)], &address).await?);
             found.extend(related::events(event));
             for address in other_addresses(event) {
                 found.extend(self.at(&address).await?);
@@ -256,7 +276,7 @@ impl<'a> Search<'a> {
         &mut self,
         mut found: BTreeSet<EventId>,
         gone: &HashSet<EventId>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<(), RetireError> {
         while !found.is_empty() {
             let mut next = BTreeSet::new();
             let new: Vec<EventId> = found
@@ -273,34 +293,34 @@ impl<'a> Search<'a> {
 
     /// Makes nodes of these events; gives what they are connected with, through those that do not
     /// stand by themselves.
-    async fn look_through(&mut self, ids: &[EventId]) -> Result<BTreeSet<EventId>, StoreError> {
-        let mut connected = BTreeSet::new();
-        let (mut expanded, mut addresses) = (Vec::new(), Vec::new());
+    async fn look_through(&mut self, ids: &[EventId]) -> Result<BTreeSet<EventId>, RetireError> {
+        let mut seen = Vec::new();
         for event in self.release.store.by_ids(ids).await? {
             let meaning = Meaning::of(event.kind);
-            if matches!(meaning, Meaning::Deletion | Meaning::Vanish) {
-                continue;
+            if !matches!(meaning, Meaning::Deletion | Meaning::Vanish) {
+                let stands = self.stands_by_itself(&event).await?;
+                seen.push(Seen::event(&event, meaning, stands));
             }
-            let id = id_of(&event);
-            let mut node = Node {
-                stands: self.stands_by_itself(&event).await?,
-                event: Falling {
-                    meaning,
-                    author: author_of(&event),
-                    at: event.created_at,
-                },
-                refers_to: related::events(&event).into_iter().collect(),
-                names: Vec::new(),
-                held: Vec::new(),
-            };
-            let others = other_addresses(&event);
-            self.references += node.refers_to.len() + others.len();
+        }
+        let found: HashSet<EventId> = seen.iter().map(|one| one.id).collect();
+        let ids = ids.iter().copied();
+        let gone: Vec<EventId> = ids.filter(|id| !found.contains(id)).collect();
+        for (id, tombstone) in self.release.holding.tombstones(&gone).await? {
+            let stands = self.stands_though_buried(&tombstone).await?;
+            seen.push(Seen::tombstone(id, &tombstone, stands));
+        }
+        let mut connected = BTreeSet::new();
+        let (mut expanded, mut addresses) = (Vec::new(), Vec::new());
+        for one in seen {
+            let id = one.id;
+            let mut node = one.node;
+            self.references += node.refers_to.len() + one.addresses.len();
             let too_many = self.nodes.len() >= LOOKED_THROUGH || self.references >= REFERENCES;
             if too_many {
                 node.stands = true;
                 tracing::warn!(%id, "too much is connected with what goes: it stays");
             }
-            for address in others {
+            for address in one.addresses {
                 if let Some(place) = self.place_of(&address) {
                     node.names.push(place);
                     if !node.stands {
@@ -309,17 +329,16 @@ impl<'a> Search<'a> {
                 }
             }
             let place = self.nodes.len();
-            let address = address_of(&event);
-            if !address.is_empty()
-                && let Some(known) = self.place_of(&address)
+            if let Some(address) = one.address.as_ref().filter(|_| !node.is_buried)
+                && let Some(known) = self.place_of(address)
             {
                 self.at_address[known] = Some(place);
             }
             if !node.stands {
                 connected.extend(node.refers_to.iter().copied());
                 expanded.push(id);
-                addresses.extend(Some(address).filter(|address| !address.is_empty()));
-                let held = related::repositories(&event).into_iter();
+                addresses.extend(one.address);
+                let held = one.repositories.into_iter();
                 let held = held.filter(|repo| !self.gone.contains(repo));
                 let held = held.filter(|repo| self.release.holding.holds(repo));
                 node.held.extend(held.take(ALSO_HELD_FOR));
@@ -345,142 +364,20 @@ impl<'a> Search<'a> {
         Some(place)
     }
 
-    async fn stands_by_itself(&mut self, event: &Event) -> Result<bool, StoreError> {
-        let identifier = nip34::identifier_of(event).ok();
-        match (Meaning::of(event.kind), identifier) {
-            (Meaning::Deletion | Meaning::Vanish | Meaning::GraspList, _) => Ok(true),
-            (Meaning::State, Some(identifier)) => {
-                self.is_trusted(&identifier, &author_of(event)).await
-            }
-            (Meaning::State, None) => Ok(false),
-            (Meaning::Announcement, Some(identifier)) => {
-                let owner = author_of(event);
-                Ok(!self.gone.contains(&RepoId { owner, identifier }))
-            }
-            (Meaning::Announcement, None) => Ok(true),
-            (Meaning::PullRequest, _) if self.is_contributed(event) => Ok(true),
-            (Meaning::PullRequest | Meaning::Other, _) => {
-                for repo in related::repositories(event) {
-                    if self.is_kept(&repo).await? {
-                        return Ok(true);
-                    }
-                }
-                Ok(false)
-            }
-        }
-    }
-
-    /// Its author's own space has it.
-    fn is_contributed(&self, event: &Event) -> bool {
-        let contributions = &self.release.purgatory.contributions;
-        !contributions.of(&id_of(event)).is_empty()
-    }
-
-    /// Whether an announcement of a repository is served, or withheld.
-    async fn is_kept(&mut self, repo: &RepoId) -> Result<bool, StoreError> {
-        if self.gone.contains(repo) {
-            return Ok(false);
-        }
-        match self.release.repositories.standing(repo) {
-            Some(standing) if standing.is_served() => return Ok(true),
-            None if self.unannounced == Unannounced::Ignored => return Ok(false),
-            // One that waits may be served without a repository here.
-            Some(_) | None => {}
-        }
-        if let Some(kept) = self.kept.get(repo) {
-            return Ok(*kept);
-        }
-        let kept = !self.is_being_taken(repo)
-            && self.release.store.announcement(repo).await?.is_some();
-        self.kept.insert(repo.clone(), kept);
-        Ok(kept)
-    }
-
-    fn is_being_taken(&self, repo: &RepoId) -> bool {
-        let hold = self.release.holding.of(repo);
-        hold.is_some_and(|hold| hold.taking)
-    }
-
-    /// Whether an announcement of a repository that is here, may be, or is withheld, authorises an
-    /// author.
-    async fn is_trusted(
-        &mut self,
-        identifier: &Identifier,
-        author: &Npub,
-    ) -> Result<bool, StoreError> {
-        if self.release.is_trusted(identifier, author) {
-            return Ok(true);
-        }
-        let trusting = self.trusting_with_withheld(identifier, author).await?;
-        Ok(trusting.iter().any(|(_, standing)| standing.is_here()))
-    }
-
-    /// Whether such an announcement, but its own, names the owner of one.
-    async fn is_named(&mut self, repo: &RepoId) -> Result<bool, StoreError> {
-        if self.release.is_named(repo) {
-            return Ok(true);
-        }
-        let trusting = self.trusting_with_withheld(&repo.identifier, &repo.owner);
-        Ok(is_by_another(&trusting.await?, repo))
-    }
-
-    async fn trusting_with_withheld(
-        &mut self,
-        identifier: &Identifier,
-        author: &Npub,
-    ) -> Result<Vec<(RepoId, Standing)>, StoreError> {
-        if self.unannounced == Unannounced::Ignored {
-            return Ok(Vec::new());
-        }
-        if !self.projects.contains_key(identifier) {
-            let project = self.project(identifier).await?;
-            self.projects.insert(identifier.clone(), project);
-        }
-        Ok(self.projects[identifier].trusting(identifier, author))
-    }
-
-    /// All announcements of an identifier that wait or are kept, with those that are withheld.
-    async fn project(&self, identifier: &Identifier) -> Result<Repositories, StoreError> {
-        let project = Repositories::default();
-        let known = &self.release.repositories;
-        for owner in known.owners(identifier, Standing::Waiting) {
-            let identifier = identifier.clone();
-            let repo = RepoId { owner, identifier };
-            if let Some(entry) = self.release.purgatory.announcements.get(&repo) {
-                project.set(&entry.announcement, Standing::Waiting);
-            }
-        }
-        let all = Filter::new()
-            .kind(nip34::ANNOUNCEMENT)
-            .identifier(identifier.as_str());
-        for event in self.release.store.query(all).await? {
-            let Ok(announcement) = Announcement::read(Arc::new(event)) else {
-                continue;
-            };
-            let repo = &announcement.repo;
-            let is_known = project.standing(repo).is_some();
-            if is_known || self.gone.contains(repo) || self.is_being_taken(repo) {
-                continue;
-            }
-            let standing = known.standing(repo).unwrap_or(Standing::Active);
-            project.set(&announcement, standing);
-        }
-        Ok(project)
-    }
-
     async fn ids(&self, filter: Filter) -> Result<Vec<EventId>, StoreError> {
         let items = self.release.store.items(filter).await?;
         Ok(items.into_iter().map(|(id, _)| id).collect())
     }
 
-    /// What refers to one of these events, by its id or its address.
+    /// What refers, or referred, to one of these events, by its id or its address.
     async fn referring_to(
         &self,
         ids: &[EventId],
         addresses: &[String],
-    ) -> Result<Vec<EventId>, StoreError> {
-        let mut found = Vec::new();
+    ) -> Result<Vec<EventId>, RetireError> {
+        let mut found = self.release.holding.buried_under(addresses).await?;
         let hex: Vec<String> = ids.iter().map(EventId::to_hex).collect();
+        found.extend(self.release.holding.buried_under(&hex).await?);
         let ways = [
             (related::TO_EVENTS, &hex[..]),
             (related::TO_ADDRESSES, addresses),
@@ -547,7 +444,7 @@ impl<'a> Search<'a> {
     }
 
     /// What falls: what does not stand by itself, nor by what stands.
-    fn decide(&mut self) -> BTreeMap<EventId, Falling> {
+    fn decide(&mut self) -> BTreeSet<EventId> {
         let mut lends: Vec<Vec<usize>> = vec![Vec::new(); self.nodes.len()];
         for (place, node) in self.nodes.iter().enumerate() {
             for other in node.refers_to.iter().filter_map(|id| self.places.get(id)) {
@@ -574,7 +471,7 @@ impl<'a> Search<'a> {
         }
         let falls = |(id, place): (&EventId, &usize)| {
             let node = &self.nodes[*place];
-            (!node.stands).then(|| (*id, node.event.clone()))
+            (!node.stands && !node.is_buried).then_some(*id)
         };
         self.places.iter().filter_map(falls).collect()
     }
@@ -604,11 +501,8 @@ fn tagged(tag: SingleLetterTag, values: &[String]) -> Filter {
 }
 
 /// The address of an event that has one.
-fn address_of(event: &Event) -> String {
-    event
-        .coordinate()
-        .map(|address| address.to_string())
-        .unwrap_or_default()
+fn address_of(event: &Event) -> Option<String> {
+    event.coordinate().map(|address| address.to_string())
 }
 
 /// The addresses an event refers to by which something may be held: not repositories'.

@@ -215,7 +215,9 @@ async fn what_belongs_to_a_blacklisted_repository_too_does_not_fall_with_the_oth
     for event in &theirs[2..] {
         inside.served(event).await;
     }
-    inside.ruled(&[("NGIT_REPOSITORY_BLACKLIST", &npub(2))]).await;
+    inside
+        .ruled(&[("NGIT_REPOSITORY_BLACKLIST", &npub(2))])
+        .await;
     assert!(!inside.serves(&theirs[0]).await);
     inside.served(&delete_address(1, 100, &one)).await;
     assert!(!inside.git.has(&one));
@@ -239,7 +241,9 @@ async fn served_elsewhere_and_waiting_here_goes_as_what_is_stored_says() {
         inside.served(&issue).await;
         inside.served(&comment).await;
         // So that the one here waits.
-        inside.served(&delete(1, 30, &state(1, "x", 10, &[("main", 1)]))).await;
+        inside
+            .served(&delete(1, 30, &state(1, "x", 10, &[("main", 1)])))
+            .await;
         let here = announcement(2, "x", 31, &[]);
         inside.waits(&here).await;
         assert!(inside.serves(&elsewhere).await);

@@ -5,6 +5,7 @@ mod holding;
 mod hunts;
 mod leaving;
 mod lists;
+mod lost_links;
 mod operator;
 mod orders;
 mod prs;

@@ -232,28 +232,24 @@ async fn a_large_author_vanishes_page_by_page() {
 #[tokio::test]
 async fn what_an_address_deletes_it_keeps_out_and_any_other_spelling_does_neither() {
     let inside = Inside::new().await;
-    let key = key_of(3).to_hex();
-    let lists = [
-        sign(3, nip34::GRASP_LIST, 10, &[]),
-        sign(3, nip34::GRASP_LIST, 11, &[tag(&["d", "x"])]),
-    ];
+    let plain = sign(3, nip34::GRASP_LIST, 10, &[]);
+    let named = sign(4, nip34::GRASP_LIST, 10, &[tag(&["d", "x"])]);
+    inside.served(&plain).await;
+    inside.served(&named).await;
+    let (one, other) = (key_of(3).to_hex(), key_of(4).to_hex());
     let spellings = [
-        (0, format!("10317:{key}"), false),
-        (0, format!("010317:{key}:"), false),
-        (0, format!("10317:{key}:x"), false),
-        (0, format!("10317:{key}:"), true),
-        (1, format!("10317:{key}:"), false),
-        (1, format!("10317:{key}:x"), true),
+        (3, &plain, format!("10317:{one}"), false),
+        (3, &plain, format!("010317:{one}:"), false),
+        (3, &plain, format!("10317:{one}:x"), false),
+        (3, &plain, format!("10317:{one}:"), true),
+        (4, &named, format!("10317:{other}:"), false),
+        (4, &named, format!("10317:{other}:x"), true),
     ];
-    for (at, (list, address, deletes)) in (20..).zip(spellings) {
-        if !inside.serves(&lists[list]).await {
-            inside.served(&lists[list]).await;
-        }
-        inside
-            .served(&sign(3, nip34::DELETION, at, &[tag(&["a", &address])]))
-            .await;
-        assert_eq!(!inside.serves(&lists[list]).await, deletes, "{address}");
-        assert_eq!(!inside.admit(&lists[list]).await.ok, deletes, "{address}");
+    for (at, (seed, list, address, deletes)) in (20..).zip(spellings) {
+        let request = sign(seed, nip34::DELETION, at, &[tag(&["a", &address])]);
+        inside.served(&request).await;
+        assert_eq!(!inside.serves(list).await, deletes, "{address}");
+        assert_eq!(!inside.admit(list).await.ok, deletes, "{address}");
     }
 }
 
@@ -265,8 +261,9 @@ async fn a_kill_while_something_is_deleted_loses_no_effect() {
     inside.served(&target).await;
     let request = delete(5, 10, &target);
     let mut judging = Box::pin(inside.admit(&request));
+    // Killed at the first step behind which the target is gone.
     while inside.serves(&target).await {
-        assert!(futures::poll!(&mut judging).is_pending());
+        let _ = futures::poll!(&mut judging);
     }
     drop(judging);
     inside.door.resume_requests().await;

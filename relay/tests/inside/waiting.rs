@@ -405,7 +405,9 @@ async fn whose_latest_state_another_change_takes_away_follows_turn_by_turn() {
     inside.waits(&announcement(250, "x", 10, &[])).await;
     inside.served(&state(250, "x", 10, &[("main", 1)])).await;
     for seed in 1..=100 {
-        inside.served(&announcement(seed, "x", 10, &[250, 251])).await;
+        inside
+            .served(&announcement(seed, "x", 10, &[250, 251]))
+            .await;
     }
     let later = state(251, "x", 20, &[("main", 2)]);
     inside.served(&later).await;

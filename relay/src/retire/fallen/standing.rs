@@ -1,0 +1,178 @@
+//! What stands by itself, whatever falls beside it.
+
+use std::sync::Arc;
+
+use grasp_proto::words::{Identifier, Npub, RepoId};
+use nostr::{Event, Filter};
+
+use super::{Search, Unannounced};
+use crate::{
+    holding::tombstones::Tombstone,
+    nip34::{self, Meaning, announcement::Announcement, author_of, id_of},
+    policy::related,
+    release::Release,
+    repository::{Repositories, Standing},
+    store::StoreError,
+};
+
+impl Release {
+    /// Whether an announcement of a repository that is here, or may be, authorises an author.
+    pub fn is_trusted(&self, identifier: &Identifier, author: &Npub) -> bool {
+        let trusting = self.repositories.trusting(identifier, author);
+        trusting.iter().any(|(_, standing)| standing.is_here())
+    }
+
+    /// Whether such an announcement, but its own, names the owner of one: for that it may be served
+    /// without a repository here.
+    pub fn is_named(&self, repo: &RepoId) -> bool {
+        let trusting = self.repositories.trusting(&repo.identifier, &repo.owner);
+        is_by_another(&trusting, repo)
+    }
+}
+
+fn is_by_another(trusting: &[(RepoId, Standing)], repo: &RepoId) -> bool {
+    let mut others = trusting.iter().filter(|(other, _)| other != repo);
+    others.any(|(_, standing)| standing.is_here())
+}
+
+impl Search<'_> {
+    /// Whether it is accepted for its own sake, or a repository's that is kept.
+    pub(super) async fn stands_by_itself(&mut self, event: &Event) -> Result<bool, StoreError> {
+        let identifier = nip34::identifier_of(event).ok();
+        match (Meaning::of(event.kind), identifier) {
+            (Meaning::Deletion | Meaning::Vanish | Meaning::GraspList, _) => Ok(true),
+            (Meaning::State, Some(identifier)) => {
+                self.is_trusted(&identifier, &author_of(event)).await
+            }
+            (Meaning::State, None) => Ok(false),
+            (Meaning::Announcement, Some(identifier)) => {
+                let owner = author_of(event);
+                Ok(!self.gone.contains(&RepoId { owner, identifier }))
+            }
+            (Meaning::Announcement, None) => Ok(true),
+            (Meaning::PullRequest, _) if self.is_contributed(event) => Ok(true),
+            (Meaning::PullRequest | Meaning::Other, _) => {
+                for repo in related::repositories(event) {
+                    if self.is_kept(&repo).await? {
+                        return Ok(true);
+                    }
+                }
+                Ok(false)
+            }
+        }
+    }
+
+    /// Whether what an event connected stands as if it were still there.
+    pub(super) async fn stands_though_buried(
+        &mut self,
+        tombstone: &Tombstone,
+    ) -> Result<bool, StoreError> {
+        if let Some((identifier, author)) = tombstone.state() {
+            return self.is_trusted(&identifier, &author).await;
+        }
+        for repo in tombstone.repositories() {
+            if self.is_kept(&repo).await? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Its author's own space has it.
+    fn is_contributed(&self, event: &Event) -> bool {
+        let contributions = &self.release.purgatory.contributions;
+        !contributions.of(&id_of(event)).is_empty()
+    }
+
+    /// Whether an announcement of a repository is served, or withheld.
+    async fn is_kept(&mut self, repo: &RepoId) -> Result<bool, StoreError> {
+        if self.gone.contains(repo) {
+            return Ok(false);
+        }
+        match self.release.repositories.standing(repo) {
+            Some(standing) if standing.is_served() => return Ok(true),
+            None if self.unannounced == Unannounced::Ignored => return Ok(false),
+            // One that waits may be served without a repository here.
+            Some(_) | None => {}
+        }
+        if let Some(kept) = self.kept.get(repo) {
+            return Ok(*kept);
+        }
+        let kept =
+            !self.is_being_taken(repo) && self.release.store.announcement(repo).await?.is_some();
+        self.kept.insert(repo.clone(), kept);
+        Ok(kept)
+    }
+
+    fn is_being_taken(&self, repo: &RepoId) -> bool {
+        let hold = self.release.holding.of(repo);
+        hold.is_some_and(|hold| hold.taking)
+    }
+
+    /// Whether an announcement of a repository that is here, may be, or is withheld, authorises an
+    /// author.
+    async fn is_trusted(
+        &mut self,
+        identifier: &Identifier,
+        author: &Npub,
+    ) -> Result<bool, StoreError> {
+        if self.release.is_trusted(identifier, author) {
+            return Ok(true);
+        }
+        let trusting = self.trusting_with_withheld(identifier, author).await?;
+        Ok(trusting.iter().any(|(_, standing)| standing.is_here()))
+    }
+
+    /// Whether such an announcement, but its own, names the owner of one.
+    pub(super) async fn is_named(&mut self, repo: &RepoId) -> Result<bool, StoreError> {
+        if self.release.is_named(repo) {
+            return Ok(true);
+        }
+        let trusting = self.trusting_with_withheld(&repo.identifier, &repo.owner);
+        Ok(is_by_another(&trusting.await?, repo))
+    }
+
+    async fn trusting_with_withheld(
+        &mut self,
+        identifier: &Identifier,
+        author: &Npub,
+    ) -> Result<Vec<(RepoId, Standing)>, StoreError> {
+        if self.unannounced == Unannounced::Ignored {
+            return Ok(Vec::new());
+        }
+        if !self.projects.contains_key(identifier) {
+            let project = self.project(identifier).await?;
+            self.projects.insert(identifier.clone(), project);
+        }
+        Ok(self.projects[identifier].trusting(identifier, author))
+    }
+
+    /// All announcements of an identifier that wait or are kept, with those that are withheld.
+    async fn project(&self, identifier: &Identifier) -> Result<Repositories, StoreError> {
+        let project = Repositories::default();
+        let known = &self.release.repositories;
+        for owner in known.owners(identifier, Standing::Waiting) {
+            let identifier = identifier.clone();
+            let repo = RepoId { owner, identifier };
+            if let Some(entry) = self.release.purgatory.announcements.get(&repo) {
+                project.set(&entry.announcement, Standing::Waiting);
+            }
+        }
+        let all = Filter::new()
+            .kind(nip34::ANNOUNCEMENT)
+            .identifier(identifier.as_str());
+        for event in self.release.store.query(all).await? {
+            let Ok(announcement) = Announcement::read(Arc::new(event)) else {
+                continue;
+            };
+            let repo = &announcement.repo;
+            let is_known = project.standing(repo).is_some();
+            if is_known || self.gone.contains(repo) || self.is_being_taken(repo) {
+                continue;
+            }
+            let standing = known.standing(repo).unwrap_or(Standing::Active);
+            project.set(&announcement, standing);
+        }
+        Ok(project)
+    }
+}
