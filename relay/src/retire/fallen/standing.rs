@@ -40,7 +40,8 @@ impl Search<'_> {
     pub(super) async fn stands_by_itself(&mut self, event: &Event) -> Result<bool, StoreError> {
         let identifier = nip34::identifier_of(event).ok();
         match (Meaning::of(event.kind), identifier) {
-            (Meaning::Deletion | Meaning::Vanish | Meaning::GraspList, _) => Ok(true),
+            (Meaning::Deletion | Meaning::Vanish | Meaning::GraspList, _)
+            | (Meaning::Announcement, None) => Ok(true),
             (Meaning::State, Some(identifier)) => {
                 self.is_trusted(&identifier, &author_of(event)).await
             }
@@ -49,7 +50,6 @@ impl Search<'_> {
                 let owner = author_of(event);
                 Ok(!self.gone.contains(&RepoId { owner, identifier }))
             }
-            (Meaning::Announcement, None) => Ok(true),
             (Meaning::PullRequest, _) if self.is_contributed(event) => Ok(true),
             (Meaning::PullRequest | Meaning::Other, _) => {
                 for repo in related::repositories(event) {
