@@ -40,7 +40,8 @@ use relay::GrpcRelay;
 use repository::{
     Repositories,
     consolidate::Consolidator,
-    git::{self, BadGit, Places},
+    git::{self, BadGit},
+    places::Places,
 };
 use smart_http::{Server, pace::Budget};
 

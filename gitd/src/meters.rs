@@ -46,6 +46,11 @@ pub fn waited(waited: Duration) {
     metrics::histogram!("ngit_git_place_wait_seconds").record(waited);
 }
 
+/// A reader got no place (`busy`), or lost the one he had to somebody who waited (`slow`).
+pub fn place_refused(reason: &'static str) {
+    metrics::counter!("ngit_git_place_refused_total", "reason" => reason).increment(1);
+}
+
 /// Blocking work on a thread of its own.
 pub fn thread() -> Running {
     Running::begin(metrics::gauge!("ngit_git_threads_running"))
@@ -92,6 +97,9 @@ pub fn begin() {
     }
     for reason in ["pack", "broken", "ours"] {
         metrics::counter!("ngit_git_intake_refused_total", "reason" => reason).absolute(0);
+    }
+    for reason in ["busy", "slow"] {
+        metrics::counter!("ngit_git_place_refused_total", "reason" => reason).absolute(0);
     }
     for outcome in ["ok", "failed"] {
         metrics::counter!("ngit_git_consolidations_total", "outcome" => outcome).absolute(0);

@@ -36,8 +36,8 @@ use crate::{
     repository::{
         Repositories,
         fetched::{NotStored, Stored},
-        git::Places,
         intake::{IDLE, Intake, Refused},
+        places::Places,
     },
 };
 

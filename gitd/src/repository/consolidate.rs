@@ -31,10 +31,9 @@ use tokio::{
 };
 
 use super::{
-    Error, Repositories,
-    git::{self, Places},
-    kind_of,
+    Error, Repositories, git, kind_of,
     layout::{IDENTIFIER, ROLLED_UP},
+    places::Places,
     pool, refs, write_file,
 };
 use crate::meters;

@@ -1,27 +1,24 @@
-//! Git processes: hardened, killed whole, their number bounded.
+//! Git processes: hardened, killed whole, each in a place (see [`places`](super::places)).
 //!
 //! Nothing of the environment or of a user's or the system's configuration reaches them, no hook
 //! runs, no protocol is spoken by them, arguments never begin with what a user wrote. Each is the
 //! leader of a process group, so that its helpers go with it.
 
 use std::{
-    collections::HashMap,
     ffi::OsStr,
-    net::IpAddr,
     os::fd::{AsFd, BorrowedFd},
     path::Path,
     process::{Output, Stdio},
-    sync::{Arc, LazyLock, Mutex, PoisonError, mpsc},
-    time::Instant,
+    sync::{LazyLock, Mutex, PoisonError, mpsc},
 };
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
     process::{Child, ChildStderr, ChildStdin, ChildStdout},
-    sync::{OwnedSemaphorePermit, Semaphore},
 };
 
+use super::places::Place;
 use crate::meters;
 
 /// The oldest git that has what we use (`repack --geometric` that is sound, fsck of packs).
@@ -214,82 +211,6 @@ pub fn ran_out_of_room(stderr: &str) -> bool {
     })
 }
 
-/// Lets so many git processes of one kind run at once; the others wait in turn. One client has a
-/// quarter of the places at most.
-#[derive(Debug, Clone)]
-pub struct Places {
-    all: Arc<Semaphore>,
-    share: usize,
-    /// Bounded by who is served or waits: the rest goes when there are many.
-    shares: Arc<Mutex<HashMap<IpAddr, Arc<Semaphore>>>>,
-}
-
-/// A place that was taken, until dropped.
-#[derive(Debug)]
-pub struct Place {
-    _share: Option<OwnedSemaphorePermit>,
-    _place: OwnedSemaphorePermit,
-}
-
-/// So many clients are remembered before those that are done are looked for.
-const CLIENTS: usize = 256;
-
-/// Whom an address stands for; `None`: for many. Of IPv6, everybody has a network.
-fn client_of(address: IpAddr) -> Option<IpAddr> {
-    let address = address.to_canonical();
-    // A proxy that we were not told of.
-    if address.is_loopback() {
-        return None;
-    }
-    match address {
-        IpAddr::V6(address) => {
-            let network = u128::from(address) >> 64 << 64;
-            Some(IpAddr::V6(network.into()))
-        }
-        IpAddr::V4(_) => Some(address),
-    }
-}
-
-impl Places {
-    /// Room for `places` processes.
-    pub fn new(places: usize) -> Self {
-        Self {
-            all: Arc::new(Semaphore::new(places)),
-            share: (places / 4).max(1),
-            shares: Arc::default(),
-        }
-    }
-
-    /// Waits for a place.
-    pub async fn take(&self) -> Place {
-        self.take_for(None).await
-    }
-
-    /// Waits for a place for a client.
-    pub async fn take_for(&self, client: Option<IpAddr>) -> Place {
-        const OPEN: &str = "the semaphore is never closed";
-        let (_waiting, begun) = (meters::waiting(), Instant::now());
-        let share = client.and_then(client_of).map(|client| {
-            let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
-            if shares.len() >= CLIENTS {
-                shares.retain(|_, share| Arc::strong_count(share) > 1);
-            }
-            let fresh = || Arc::new(Semaphore::new(self.share));
-            Arc::clone(shares.entry(client).or_insert_with(fresh))
-        });
-        let share = match share {
-            Some(share) => Some(share.acquire_owned().await.expect(OPEN)),
-            None => None,
-        };
-        let place = Arc::clone(&self.all).acquire_owned().await.expect(OPEN);
-        meters::waited(begun.elapsed());
-        Place {
-            _share: share,
-            _place: place,
-        }
-    }
-}
-
 /// A running git with its pipes. Dropped while it runs, it is killed with all its helpers.
 #[derive(Debug)]
 pub struct Running {
@@ -412,7 +333,7 @@ pub async fn drain_stderr(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::places::Places, *};
 
     #[test]
     fn versions_are_read() {
@@ -448,26 +369,6 @@ mod tests {
         ] {
             assert!(!ran_out_of_room(said), "{said}");
         }
-    }
-
-    #[tokio::test]
-    async fn one_client_leaves_room_for_others() {
-        let places = Places::new(8);
-        let client = |text: &str| Some(text.parse().unwrap());
-        let mut taken = Vec::new();
-        for address in ["2001:db8::1", "2001:db8::2"] {
-            taken.push(places.take_for(client(address)).await);
-        }
-        let third = places.take_for(client("2001:db8::3"));
-        tokio::pin!(third);
-        assert!(futures::poll!(&mut third).is_pending());
-        taken.push(places.take_for(client("192.0.2.1")).await);
-        for _ in 0..5 {
-            taken.push(places.take_for(client("127.0.0.1")).await);
-        }
-        assert!(futures::poll!(&mut third).is_pending());
-        taken.clear();
-        third.await;
     }
 
     #[tokio::test]

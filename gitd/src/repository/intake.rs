@@ -22,12 +22,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{
-    Error,
-    git::{self, Places},
-    layout::QUARANTINE,
-    pool, refs, sync_directory,
-};
+use super::{Error, git, layout::QUARANTINE, places::Places, pool, refs, sync_directory};
 
 /// What fsck finds and hosting servers let pass: old tools wrote it, histories cannot be changed.
 const LET_PASS: &str = "badTimezone=ignore,missingSpaceBeforeDate=ignore,zeroPaddedFilemode=ignore";

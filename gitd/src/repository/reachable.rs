@@ -20,8 +20,10 @@ use tokio::{
 
 use super::{
     Error,
-    git::{self, Pipes, Places, Running},
-    kind_of, refs,
+    git::{self, Pipes, Running},
+    kind_of,
+    places::{Busy, Places},
+    refs,
 };
 
 /// Why a reader does not get what he asks for.
@@ -30,6 +32,9 @@ pub enum Refusal {
     /// No ref of the view reaches it. The words are git's own.
     #[error("upload-pack: not our ref {0}")]
     NotOurs(Oid),
+    /// There was no place to look from.
+    #[error(transparent)]
+    Busy(Busy),
     /// Our side failed.
     #[error("the server could not look for what was asked for")]
     Ours(#[source] Error),
@@ -177,14 +182,14 @@ async fn walk(
     detached: Option<Oid>,
     places: &Places,
     client: Option<IpAddr>,
-) -> std::io::Result<(Running, Pipes)> {
-    let place = places.take_for(client).await;
+) -> Result<(Running, Pipes), Refusal> {
+    let place = places.take_soon(client).await.map_err(Refusal::Busy)?;
     let mut walk = git::command(view);
     walk.args(["rev-list", "--use-bitmap-index"])
         .args(args)
         .args(SHOWN)
         .args(detached.map(|oid| oid.to_string()));
-    git::spawn(walk, place)
+    Ok(git::spawn(walk, place)?)
 }
 
 /// From what it is fed to the refs: what is behind one and not the other.

@@ -7,6 +7,7 @@ pub mod asked;
 pub mod body;
 pub mod commands;
 pub mod door;
+pub mod flow;
 pub mod metered;
 pub mod pace;
 pub mod pkt_line;
@@ -52,7 +53,7 @@ use crate::{
     busiest::Busiest,
     meters,
     relay::Relay,
-    repository::{Error, Repositories, git::Places},
+    repository::{Error, Repositories, places::Places},
     web,
 };
 

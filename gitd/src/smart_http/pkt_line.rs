@@ -66,18 +66,21 @@ async fn exactly(
     Ok(read)
 }
 
+/// What the four digits before a packet say.
+fn length(head: &[u8]) -> Result<usize, BadPacket> {
+    head.iter().try_fold(0, |length, digit| {
+        let digit = char::from(*digit).to_digit(16).ok_or(BadPacket::Length)?;
+        Ok(length * 16 + digit as usize)
+    })
+}
+
 /// Reads one packet; `None` where the stream ends.
 pub async fn read(body: &mut (impl AsyncBufRead + Unpin)) -> Result<Option<Packet>, BadPacket> {
     let head = exactly(body, 4).await?;
     if head.is_empty() {
         return Ok(None);
     }
-    let mut length = 0;
-    for digit in head {
-        let digit = char::from(digit).to_digit(16).ok_or(BadPacket::Length)?;
-        length = length * 16 + digit as usize;
-    }
-    match length {
+    match length(&head)? {
         0 => Ok(Some(Packet::Flush)),
         1 => Ok(Some(Packet::Delimiter)),
         2 => Ok(Some(Packet::ResponseEnd)),
@@ -129,6 +132,8 @@ pub enum Band {
     Data = 1,
     /// What the client's user reads.
     Progress = 2,
+    /// What the client's user reads last: there is no more.
+    Error = 3,
 }
 
 /// The most bytes of one sideband packet, after `side-band-64k`.
@@ -138,6 +143,63 @@ const BAND_64K: usize = MAX_PAYLOAD - 1;
 pub fn put_band(out: &mut BytesMut, band: Band, payload: &[u8]) {
     for chunk in payload.chunks(BAND_64K) {
         put_parts(out, &[&[band as u8], chunk]);
+    }
+}
+
+/// Where in a stream of lines one is whose bytes pass by.
+#[derive(Debug, Default)]
+pub struct Passing {
+    /// Digits of a length that is not whole yet.
+    head: Vec<u8>,
+    /// Bytes to the end of the line.
+    left: usize,
+    /// The first byte of the line comes next.
+    is_new: bool,
+    is_banded: bool,
+    /// These are no lines.
+    is_lost: bool,
+}
+
+impl Passing {
+    /// The next bytes.
+    pub fn see(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() && !self.is_lost {
+            if self.left == 0 {
+                let count = bytes.len().min(4 - self.head.len());
+                self.head.extend_from_slice(&bytes[..count]);
+                bytes = &bytes[count..];
+                if self.head.len() == 4 {
+                    self.begin();
+                }
+                continue;
+            }
+            if std::mem::take(&mut self.is_new) {
+                self.is_banded = matches!(bytes[0], 1..=3);
+            }
+            let count = bytes.len().min(self.left);
+            self.left -= count;
+            bytes = &bytes[count..];
+        }
+    }
+
+    fn begin(&mut self) {
+        match length(&self.head) {
+            Err(_) | Ok(3) => self.is_lost = true,
+            Ok(length) => self.left = length.saturating_sub(4),
+        }
+        self.is_new = self.left > 0;
+        self.head.clear();
+    }
+
+    /// How many bytes are surely missing to the end of a line that has begun; `None`: these are no lines.
+    pub fn wanted(&self) -> Option<usize> {
+        let of_head = (4 - self.head.len()) % 4;
+        (!self.is_lost).then_some(self.left.max(of_head))
+    }
+
+    /// Whether the last line was of a sideband.
+    pub fn is_banded(&self) -> bool {
+        self.is_banded
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! `ls-refs` is answered here; everything else is `git upload-pack`, which the request flows into
 //! and whose answer flows out as it is written, once it is clear that the refs of the view reach all
-//! that is asked for. It is killed, with its helpers, when the client goes away or takes nothing for
-//! too long.
+//! that is asked for. It is killed, with its helpers, when the client goes away, takes nothing for
+//! too long, or hardly anything while others wait.
 
 use std::{net::IpAddr, path::Path, sync::Arc, time::Instant};
 
@@ -20,6 +20,7 @@ use super::{
     advertise::LsRefs,
     asked::{self, Asked},
     body::Upload,
+    flow::{Ended, Sent},
     pace::{self, Kept},
     pkt_line::{self, Packet},
     stream,
@@ -49,9 +50,6 @@ const CONFIG: &[&str] = &[
     // bad packs in git 2.47 where an object is in several, and the bases of thin packs are.
     "pack.allowPackReuse=true",
 ];
-
-/// How much is read from git at once: what its pipe holds.
-const PIECE: usize = 64 * 1024;
 
 /// The largest request: wants and haves, never a pack.
 const LARGEST_REQUEST: u64 = 64 * 1024 * 1024;
@@ -87,14 +85,13 @@ pub async fn answer(
         let begun_at = Instant::now();
         let mut fetch = Fetch {
             sender: maker.pieces(),
-            sent: 0,
-            complained: false,
+            sent: Sent::default(),
             client,
         };
         let running = meters::operation("fetch");
         let outcome = fetch.run(&server, &view, version, &begun, &mut body).await;
         drop(running);
-        let (bytes, complained) = (fetch.sent, fetch.complained);
+        let (bytes, complained) = (fetch.sent.bytes, fetch.sent.complained);
         // A client that got a part, or nothing, must not take it for all.
         if outcome.is_ok() || complained {
             maker.finish();
@@ -134,9 +131,7 @@ async fn ls_refs(server: &Server, address: Address, mut body: impl AsyncBufRead 
 
 struct Fetch<'a> {
     sender: &'a mpsc::Sender<Bytes>,
-    sent: u64,
-    /// There is no answer, but the client was told why.
-    complained: bool,
+    sent: Sent,
     client: Option<IpAddr>,
 }
 
@@ -187,10 +182,18 @@ impl Fetch<'_> {
         }
         command.args(["upload-pack", "--strict", "--stateless-rpc", "."]);
         let place = tokio::select! {
-            place = server.readers.take_for(self.client) => place,
+            place = server.readers.take_soon(self.client) => place,
             () = self.sender.closed() => return Err("the client went away".to_owned()),
             () = server.kill.cancelled() => return Err("stopped".to_owned()),
         };
+        let place = match place {
+            Ok(place) => place,
+            Err(busy) => {
+                self.complain(&busy.to_string()).await;
+                return Err(busy.to_string());
+            }
+        };
+        let taking = place.taking();
         let (mut running, pipes) = match git::spawn(command, place) {
             Ok(started) => started,
             Err(error) => {
@@ -210,42 +213,34 @@ impl Fetch<'_> {
             }
             Ok(String::new())
         };
-        let mut stdout = pipes.stdout;
-        let (sender, sent, complained) = (self.sender, &mut self.sent, &mut self.complained);
-        let pump = async {
-            loop {
-                let place = match timeout(IDLE, sender.reserve()).await {
-                    Ok(Ok(place)) => place,
-                    Ok(Err(_)) => return Err("the client went away".to_owned()),
-                    Err(_) => return Err("the client took nothing for too long".to_owned()),
-                };
-                let mut piece = BytesMut::with_capacity(PIECE);
-                let read = tokio::select! {
-                    read = stdout.read_buf(&mut piece) => read,
-                    () = sender.closed() => return Err("the client went away".to_owned()),
-                };
-                match read {
-                    Ok(0) => return Ok(String::new()),
-                    Ok(count) => {
-                        // What git complains of itself is an answer.
-                        *complained |= *sent == 0 && piece.get(4..8) == Some(b"ERR ");
-                        *sent += count as u64;
-                        place.send(piece.freeze());
-                    }
-                    Err(error) => return Err(error.to_string()),
-                }
-            }
+        let (sender, sent) = (self.sender, &mut self.sent);
+        let flow = async {
+            let flowed = sent.all_of(pipes.stdout, sender, &taking).await;
+            flowed.map(|()| String::new())
         };
         let said = async { Ok(git::drain_stderr(pipes.stderr, |_| {}).await) };
         let said = tokio::select! {
-            done = async { tokio::try_join!(feed, pump, said) } => done?.2,
+            done = async { tokio::try_join!(feed, flow, said) } => done,
             () = server.kill.cancelled() => return Err("stopped".to_owned()),
+        };
+        let said = match said {
+            Ok((_, _, said)) => said,
+            Err(Ended::Broke(reason)) => return Err(reason),
+            Err(Ended::AskedBack(last)) => {
+                // Whoever waits does not wait for this one's last words.
+                drop(running);
+                if let Some(last) = last {
+                    let told = timeout(IDLE, self.sender.send(last)).await;
+                    self.sent.complained = matches!(told, Ok(Ok(())));
+                }
+                return Err("the client hardly took anything while others waited".to_owned());
+            }
         };
         if let Ok(true) = running.wait().await {
             return Ok(());
         }
         let reason = git::last_line(&said);
-        if self.sent == 0 {
+        if self.sent.bytes == 0 {
             self.complain(reason).await;
         }
         Err(reason.to_owned())
@@ -297,6 +292,6 @@ impl Fetch<'_> {
 
     async fn complain(&mut self, reason: &str) {
         let line = pkt_line::line(format!("ERR {reason}\n"));
-        self.complained = self.sender.send(line).await.is_ok();
+        self.sent.complained = self.sender.send(line).await.is_ok();
     }
 }
