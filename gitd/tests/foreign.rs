@@ -271,6 +271,52 @@ async fn those_that_lead_astray_are_refused_with_words_and_others_go_on() {
     git(&directory, &["ls-remote", &service.url(&gone)]).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_written_where_a_repository_leads_out_of_the_data_directory() {
+    let mut service = Service::start().await;
+    service.stop_gitd().await;
+    let directory = service.directory.path().to_owned();
+    let path = work(&directory, "work", 2).await;
+    let head = rev(&path, "main~1").await;
+    let from = format!("file://{}", path.display());
+    git(&directory, &["clone", "-q", "--bare", &from, "outside"]).await;
+    let outside = directory.join("outside");
+    git(
+        &outside,
+        &["update-ref", "refs/heads/main", &head.to_string()],
+    )
+    .await;
+    let (shared, linked, heads) = (repo(1, "out"), repo(2, "out"), repo(3, "out"));
+    for repo in [&shared, &linked, &heads] {
+        let view = service.view(repo);
+        thin(&service, &view, "").await;
+        fs::remove_dir_all(view.join("objects")).unwrap();
+        let copied = ["clone", "-q", "--bare", &from, "copied"];
+        git(&directory, &copied).await;
+        fs::rename(directory.join("copied/objects"), view.join("objects")).unwrap();
+        fs::remove_dir_all(directory.join("copied")).unwrap();
+    }
+    let lead = outside.to_str().unwrap();
+    fs::write(service.view(&shared).join("commondir"), lead).unwrap();
+    for (repo, name) in [(&linked, "packed-refs"), (&heads, "refs/heads")] {
+        let place = service.view(repo).join(name);
+        let _ = fs::remove_dir(&place);
+        std::os::unix::fs::symlink(outside.join(name), place).unwrap();
+    }
+    let before = everything(&outside);
+    service.start_gitd().await;
+    for (repo, word) in [
+        (&shared, "commondir"),
+        (&linked, "packed-refs"),
+        (&heads, "symbolic link"),
+    ] {
+        let pushed = try_git(&path, &["push", "-q", &service.url(repo), "main"]).await;
+        assert!(!pushed.status.success(), "{}", said(&pushed));
+        refused(&service, repo, word).await;
+    }
+    assert!(everything(&outside) == before, "it was written to");
+}
+
 async fn withhold(service: &Service, withheld: Vec<Withheld>) -> Result<u64, Code> {
     let batches = withheld.into_iter().map(|entry| WithholdRequest {
         withheld: vec![entry],

@@ -16,7 +16,7 @@ use grasp_proto::words::{Address, Identifier};
 use super::{
     CONFIG, Error, Repositories, alternates, give_incarnation,
     layout::{FORMER_CONFIG, Layout, Marker, REPOSITORY},
-    pool, refs, write_file,
+    place, pool, refs, write_file,
 };
 
 impl Repositories {
@@ -25,8 +25,8 @@ impl Repositories {
     pub(super) fn look_at_foreign(&self, address: &Address, view: &Path) {
         let objects = view.join("objects");
         let look = || {
+            place::check(&self.layout, view)?;
             refs::open(view)?;
-            alternates::check_place(&self.layout, view)?;
             alternates::lenders(&self.layout, &objects, "").map(drop)
         };
         if let Err(error) = look() {
@@ -48,8 +48,8 @@ impl Repositories {
         if lines.contains(&alternate) {
             return Ok(pool);
         }
+        place::check(&self.layout, &view)?;
         refs::check_adoptable(&view)?;
-        alternates::check_place(&self.layout, &view)?;
         let lenders = alternates::lenders(&self.layout, &objects, &alternate)?;
         let incarnation = give_incarnation(&view)?;
         self.identifiers.hold(address.identifier(), || {

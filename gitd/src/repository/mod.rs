@@ -18,6 +18,7 @@ pub mod intake;
 pub mod inventory;
 pub mod layout;
 pub mod locks;
+mod place;
 pub mod places;
 pub mod pool;
 mod prs;

@@ -86,7 +86,8 @@ impl Repositories {
         let objects = view.join("objects");
         let is_ours = alternates::lines(&objects).is_ok_and(|lines| lines.contains(&alternate));
         if !is_ours {
-            if view.join("HEAD").is_file() {
+            // Where it is a link, too, which is then refused.
+            if fs::symlink_metadata(view.join("HEAD")).is_ok() {
                 self.look_at_foreign(address, view);
                 self.unadopted
                     .lock()
