@@ -21,7 +21,7 @@ impl Repositories {
         fs::create_dir_all(self.layout.new_directory())?;
         empty(&self.layout.new_directory())?;
         for shelf in directories(&self.layout.pools())? {
-            for pool in directories(&shelf)? {
+            for pool in readable_directories(&shelf) {
                 if let Err(error) = self.sweep_pool(&pool) {
                     tracing::warn!(pool = %pool.display(), %error, "a pool is not in order");
                 }
@@ -127,7 +127,7 @@ fn for_each_view(
         let Some(owner) = name(&of_owner).and_then(&owner_of) else {
             continue;
         };
-        for view in directories(&of_owner)? {
+        for view in readable_directories(&of_owner) {
             let identifier = name(&view)
                 .and_then(|name| name.strip_suffix(".git"))
                 .and_then(|name| Identifier::parse(name).ok());
@@ -148,6 +148,17 @@ fn directories(path: &Path) -> io::Result<Vec<PathBuf>> {
         }
     }
     Ok(found)
+}
+
+/// The same of one of many, which must not keep the others from being served.
+fn readable_directories(path: &Path) -> Vec<PathBuf> {
+    directories(path).unwrap_or_else(|error| {
+        tracing::warn!(
+            directory = %path.display(), %error,
+            "what lies in a directory is not served; let gitd's user read it and start again"
+        );
+        Vec::new()
+    })
 }
 
 fn empty(directory: &Path) -> io::Result<()> {
@@ -183,4 +194,43 @@ pub(super) fn remove_leftovers(repository: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+
+    use super::*;
+
+    #[test]
+    fn a_directory_that_cannot_be_read_keeps_nobody_from_the_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let owners = [1, 2, 3].map(|byte| Npub::from_bytes([byte; 32]));
+        for owner in &owners {
+            let view = directory.path().join(owner.to_string()).join("x.git");
+            fs::create_dir_all(view).unwrap();
+        }
+        let unread = directory.path().join(owners[1].to_string());
+        fs::set_permissions(&unread, fs::Permissions::from_mode(0o000)).unwrap();
+        let mut seen = Vec::new();
+        // Root reads whatever it wants; a thread of its may not.
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut own = capabilities(None).unwrap();
+                own.effective -= CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
+                set_capabilities(None, own).unwrap();
+                assert!(fs::read_dir(&unread).is_err());
+                let standard = |name: &str| Npub::from_npub(name).ok();
+                let see = |repo: RepoId, _: &Path| seen.push(repo.owner);
+                for_each_view(directory.path(), standard, see).unwrap();
+            });
+        });
+        fs::set_permissions(&unread, fs::Permissions::from_mode(0o700)).unwrap();
+        seen.sort_unstable();
+        let mut expected = vec![owners[0], owners[2]];
+        expected.sort_unstable();
+        assert_eq!(seen, expected);
+    }
 }
