@@ -227,6 +227,9 @@ async fn refused(service: &Service, repo: &RepoId, word: &str) {
         let out = try_git(service.directory.path(), &ask).await;
         assert!(!out.status.success());
         assert!(said(&out).contains(word), "{word}: {}", said(&out));
+        // Where it lies is nobody's business.
+        let place = service.directory.path().to_str().unwrap();
+        assert!(!said(&out).contains(place), "{}", said(&out));
     }
 }
 

@@ -31,10 +31,15 @@ impl Repositories {
         };
         if let Err(error) = look() {
             tracing::warn!(repo = %address, "a repository of another server is not served: {error}");
+            let words = match error {
+                Error::Precondition(words) => words,
+                // What the disk or libgit2 says may tell where it lies.
+                _ => "this repository cannot be read; the server's log says why".to_owned(),
+            };
             self.refused
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
-                .insert(address.clone(), error.to_string());
+                .insert(address.clone(), words);
         }
     }
 

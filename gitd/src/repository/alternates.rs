@@ -44,11 +44,17 @@ pub fn lines(objects: &Path) -> Result<Vec<String>, Error> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         file => file?.len(),
     };
+    let complain = |what: &str| {
+        tracing::warn!(path = %path.display(), what, "where objects are borrowed from is not known");
+        refused(format!(
+            "its objects/info/alternates, or that of a store, {what}"
+        ))
+    };
     if size > LARGEST {
-        return Err(refused(format!("{} is too large", path.display())));
+        return Err(complain("is too large"));
     }
-    let text = fs::read_to_string(&path)
-        .map_err(|error| refused(format!("{} cannot be read: {error}", path.display())))?;
+    let text =
+        fs::read_to_string(&path).map_err(|error| complain(&format!("cannot be read: {error}")))?;
     let lines = text.lines().map(str::trim_end);
     let lines = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
     Ok(lines.map(str::to_owned).collect())
@@ -80,7 +86,12 @@ pub fn lenders(layout: &Layout, objects: &Path, ours: &str) -> Result<Lenders, E
             if line == ours && depth == 0 {
                 continue;
             }
-            let complain = |what: &str| refused(format!("it borrows objects from {line}, {what}"));
+            // Readers are told what is wrong, and our log where.
+            let complain = |what: &str| {
+                let from = objects.display();
+                tracing::warn!(%from, line, what, "objects are not borrowed from a place");
+                refused(format!("it borrows objects from a place {what}"))
+            };
             if !line.starts_with(['/', '.']) {
                 return Err(complain("which is no path that we read"));
             }
@@ -103,7 +114,7 @@ pub fn lenders(layout: &Layout, objects: &Path, ours: &str) -> Result<Lenders, E
                 continue;
             }
             if depth + 1 > DEPTH || seen.len() > MOST {
-                return Err(complain("and from too many others before it"));
+                return Err(complain("that has them from too many others"));
             }
             let first = below.components().next();
             let name = first.and_then(|part| part.as_os_str().to_str());

@@ -196,6 +196,22 @@ pub fn last_line(stderr: &str) -> &str {
         .unwrap_or("git ended without saying why")
 }
 
+/// Git's words without the places on our disk that they name: for everybody to read.
+pub fn without_places(words: &str) -> String {
+    let is_quote = |c: char| matches!(c, '\'' | '"' | '`' | '(' | '<');
+    let clean = |word: &str| {
+        let bare = word.trim_start_matches(is_quote);
+        let is_place = bare.len() > 1 && bare.starts_with('/');
+        if is_place {
+            "…".to_owned()
+        } else {
+            word.to_owned()
+        }
+    };
+    let words: Vec<String> = words.split(' ').map(clean).collect();
+    words.join(" ")
+}
+
 /// Whether git failed for want of room on our disk. What it fails of stands at the end of a line, and
 /// what a pack holds is not told in such lines.
 pub fn ran_out_of_room(stderr: &str) -> bool {
@@ -350,6 +366,13 @@ mod tests {
         assert_eq!(last_line("warning: x\nerror: y\n"), "y");
         let said = "error: object 12ab: badEmail: bad\nfatal: fsck error in packed object\n";
         assert_eq!(last_line(said), "object 12ab: badEmail: bad");
+    }
+
+    #[test]
+    fn places_on_our_disk_are_not_told() {
+        let said = "object directory /srv/git/x does not exist; check '/srv/y' / a/b";
+        let told = "object directory … does not exist; check … / a/b";
+        assert_eq!(without_places(said), told);
     }
 
     #[test]

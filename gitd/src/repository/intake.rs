@@ -278,7 +278,7 @@ impl Intake<'_> {
             let reason = git::last_line(&said).to_owned();
             return Err(match git::ran_out_of_room(&said) {
                 true => Refused::Ours(git::RunError::Failed(reason).into()),
-                false => Refused::Pack(reason),
+                false => Refused::Pack(git::without_places(&reason)),
             });
         }
         let name = answer

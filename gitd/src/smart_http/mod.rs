@@ -145,7 +145,8 @@ impl Answer {
     fn from_error(error: &Error) -> Self {
         match error {
             Error::NotFound => Self::NotFound,
-            // An operator can do something about it, and the client's user can say so.
+            // An operator can do something about it, and the client's user can say so. No words of ours
+            // tell where something lies on our disk.
             Error::Precondition(reason) => Self::Whole(pkt_line::line(format!("ERR {reason}\n"))),
             error => {
                 tracing::error!(%error, "a request failed");

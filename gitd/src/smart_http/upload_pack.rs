@@ -241,7 +241,7 @@ impl Fetch<'_> {
         }
         let reason = git::last_line(&said);
         if self.sent.bytes == 0 {
-            self.complain(reason).await;
+            self.complain(&git::without_places(reason)).await;
         }
         Err(reason.to_owned())
     }
