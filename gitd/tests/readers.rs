@@ -82,3 +82,58 @@ async fn a_few_who_take_all_the_room_there_is_leave_some_to_who_comes_then() {
     );
     cloned.await.expect("a clone of somebody else");
 }
+
+/// The head of a request that sends so many bytes.
+fn head(repo: &RepoId, bytes: usize, kind: &str) -> String {
+    format!(
+        "POST /{repo}/git-upload-pack HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 192.0.2.1\r\n\
+         Connection: close\r\nContent-Type: {kind}\r\nContent-Length: {bytes}\r\n\r\n"
+    )
+}
+
+const FETCH: &str = "application/x-git-upload-pack-request";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_sent_with_a_refused_request_is_counted_too() {
+    const BYTES: usize = 3 << 20;
+    for (kind, word) in [(FETCH, "too many transfers"), ("text/plain", "415")] {
+        let service = Service::with(&[
+            ("NGIT_TRUSTED_PROXY_CIDRS", "127.0.0.0/8"),
+            ("NGIT_GIT_TRANSFERS_PER_IP", "1"),
+            ("NGIT_GIT_BYTES_PER_HOUR_PER_IP", "1000000"),
+        ])
+        .await;
+        let repo = repo(1, "x");
+        service.create(&repo).await;
+        let address = service.base.trim_start_matches("http://").to_owned();
+        // The one transfer that is allowed, still to come.
+        let mut other = TcpStream::connect(&address).await.unwrap();
+        if kind == FETCH {
+            other
+                .write_all(head(&repo, 100, FETCH).as_bytes())
+                .await
+                .unwrap();
+        }
+        let mut request = head(&repo, BYTES, kind).into_bytes();
+        request.resize(request.len() + BYTES, b'x');
+        let mut answer = String::new();
+        while !answer.contains(word) && !answer.contains("too much data") {
+            answer = raw(&service, &request).await;
+        }
+        let ask = format!(
+            "GET /{repo}/info/refs?service=git-upload-pack HTTP/1.1\r\nHost: x\r\n\
+             X-Forwarded-For: 192.0.2.1\r\nConnection: close\r\n\r\n"
+        );
+        // It is counted as it is read, behind the answer.
+        let refused = async {
+            while !raw(&service, ask.as_bytes())
+                .await
+                .contains("too much data was taken")
+            {
+                sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let refused = timeout(Duration::from_secs(10), refused).await;
+        refused.expect("it is refused for what it has sent");
+    }
+}

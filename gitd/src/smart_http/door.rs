@@ -56,6 +56,7 @@ pub struct Visit {
 pub struct Refused {
     reason: &'static str,
     wait: Option<Duration>,
+    client: Client,
 }
 
 impl std::fmt::Display for Refused {
@@ -113,7 +114,11 @@ impl Door {
         };
         let refused = |limit, reason, wait| {
             metrics::counter!("ngit_limits_refused_total", "limit" => limit).increment(1);
-            Err(Refused { reason, wait })
+            Err(Refused {
+                reason,
+                wait,
+                client,
+            })
         };
         if let Some(Err(too_many)) = self.requests.as_ref().map(|all| all.take(client, now)) {
             return refused("git_requests", "too many requests", Some(too_many.wait));
@@ -180,16 +185,17 @@ fn announced(service: &str, error: String) -> Bytes {
     bytes.into()
 }
 
+impl Refused {
+    /// What counts the bytes of a request that is refused: they came all the same.
+    pub fn meter(&self, door: &Arc<Door>) -> Meter {
+        Meter::new(door, self.client)
+    }
+}
+
 impl Visit {
     /// What counts the bytes of the request.
     pub fn meter(&self, door: &Arc<Door>) -> Option<Meter> {
-        let client = self.client?;
-        Some(Meter {
-            door: door.clone(),
-            client,
-            uncounted: 0,
-            seat: None,
-        })
+        Some(Meter::new(door, self.client?))
     }
 
     /// Counts the bytes of the answer, with whose end the place is given back.
@@ -214,6 +220,15 @@ pub struct Meter {
 }
 
 impl Meter {
+    fn new(door: &Arc<Door>, client: Client) -> Self {
+        Self {
+            door: door.clone(),
+            client,
+            uncounted: 0,
+            seat: None,
+        }
+    }
+
     /// So many more.
     pub fn count(&mut self, bytes: usize) {
         self.uncounted += bytes as u64;
@@ -363,6 +378,7 @@ mod tests {
         let refused = || Refused {
             reason: "too many requests",
             wait: Some(Duration::from_secs(7)),
+            client: Client::of(address("192.0.2.1")),
         };
         for (request, expected) in [
             (

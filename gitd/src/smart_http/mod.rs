@@ -340,7 +340,11 @@ async fn admitted(
             let response = route(server, client, request).await;
             response.map(|body| visit.answered(&door, body))
         }
-        Err(refused) => door::refuse(&refused, &request.map(|body| Unread::new(body, None))),
+        Err(refused) => {
+            let meter = refused.meter(&door);
+            let request = request.map(|body| Unread::new(body, Some(meter)));
+            door::refuse(&refused, &request)
+        }
     }
 }
 

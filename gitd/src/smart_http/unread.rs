@@ -70,16 +70,21 @@ impl Drop for Unread {
         let Some(body) = self.body.take().filter(|body| !body.is_end_stream()) else {
             return;
         };
+        let meter = self.meter.take();
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(tokio::time::timeout(LONGEST, discard(body)));
+            runtime.spawn(tokio::time::timeout(LONGEST, discard(body, meter)));
         }
     }
 }
 
-async fn discard(mut body: Incoming) {
+async fn discard(mut body: Incoming, mut meter: Option<Meter>) {
     let mut read = 0;
     while let Some(Ok(frame)) = body.frame().await {
-        read += frame.data_ref().map_or(0, Bytes::len);
+        let bytes = frame.data_ref().map_or(0, Bytes::len);
+        read += bytes;
+        if let Some(meter) = &mut meter {
+            meter.count(bytes);
+        }
         if read > MOST {
             return;
         }
