@@ -66,12 +66,9 @@ pub fn pack_refused(reason: &'static str) {
     metrics::counter!("ngit_git_intake_refused_total", "reason" => reason).increment(1);
 }
 
-/// A request was answered.
-pub fn request(kind: &'static str, status: http::StatusCode) {
-    let labels = [
-        ("request", kind.to_owned()),
-        ("status", status.as_str().to_owned()),
-    ];
+/// A request was answered: with a status of HTTP, or `refused` at the door.
+pub fn request(kind: &'static str, status: &str) {
+    let labels = [("request", kind.to_owned()), ("status", status.to_owned())];
     metrics::counter!("ngit_git_http_requests_total", &labels).increment(1);
 }
 
@@ -97,6 +94,9 @@ pub fn begin() {
     }
     for reason in ["pack", "broken", "ours"] {
         metrics::counter!("ngit_git_intake_refused_total", "reason" => reason).absolute(0);
+    }
+    for limit in ["git_requests", "git_bytes", "git_transfers"] {
+        metrics::counter!("ngit_limits_refused_total", "limit" => limit).absolute(0);
     }
     for reason in ["busy", "slow"] {
         metrics::counter!("ngit_git_place_refused_total", "reason" => reason).absolute(0);

@@ -59,6 +59,10 @@ pub struct Refused {
     client: Client,
 }
 
+/// Marks an answer that refuses: git's users are told in the body of a good one.
+#[derive(Debug, Clone, Copy)]
+pub struct IsRefused;
+
 impl std::fmt::Display for Refused {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.wait {
@@ -144,6 +148,12 @@ impl Door {
 
 /// Tells a git user, or a browser, that a request is refused.
 pub fn refuse<B>(refused: &Refused, request: &Request<B>) -> Response<Body> {
+    let mut response = refusal(refused, request);
+    response.extensions_mut().insert(IsRefused);
+    response
+}
+
+fn refusal<B>(refused: &Refused, request: &Request<B>) -> Response<Body> {
     let error = format!("ERR {refused}\n");
     let path = request.uri().path();
     let (kind, body) = match request.uri().query() {
@@ -397,6 +407,7 @@ mod tests {
         ] {
             let response = refuse(&refused(), &request.body(()).unwrap());
             assert_eq!(response.status(), StatusCode::OK);
+            assert!(response.extensions().get::<IsRefused>().is_some());
             let words = told(response).await;
             assert!(words.contains(expected), "{words:?}");
         }

@@ -48,7 +48,12 @@ use hyper_util::{
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{body::Upload, door::Door, pace::Budget, unread::Unread};
+use self::{
+    body::Upload,
+    door::{Door, IsRefused},
+    pace::Budget,
+    unread::Unread,
+};
 use crate::{
     busiest::Busiest,
     meters,
@@ -278,7 +283,10 @@ async fn traced(
         let response = handle(server, peer, relayed, request).await;
         let status = response.status();
         ours.record("http.response.status_code", status.as_u16());
-        meters::request(kind, status);
+        match response.extensions().get::<IsRefused>() {
+            Some(IsRefused) => meters::request(kind, "refused"),
+            None => meters::request(kind, status.as_str()),
+        }
         response
     };
     match relayed {
