@@ -7,14 +7,23 @@ use std::{collections::BTreeMap, fs, io, path::Path};
 
 use grasp_proto::words::Oid;
 
+use super::small::{self, Lies};
+
+/// The longest file of one ref.
+const LONGEST: u64 = 64 * 1024;
+
 /// The refs of a repository that point to an object, by name. Loose ones are read first: one that is
 /// being packed meanwhile is then found in one place or the other.
 pub fn read(repository: &Path) -> io::Result<BTreeMap<String, Oid>> {
     let mut refs = BTreeMap::new();
     read_loose(repository, "refs", &mut refs)?;
-    let packed = match fs::read(repository.join("packed-refs")) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-        packed => packed?,
+    let packed = match small::read(&repository.join("packed-refs"), u64::MAX)? {
+        Lies::File(packed) => packed,
+        Lies::Nothing => Vec::new(),
+        Lies::Other(what) => {
+            tracing::warn!(repository = %repository.display(), what, "its packed-refs are not read");
+            Vec::new()
+        }
     };
     for line in packed.split(|byte| *byte == b'\n') {
         // Comments and what tags are of have no name.
@@ -55,7 +64,8 @@ fn read_loose(
         if entry.file_type()?.is_dir() {
             read_loose(repository, &name, found)?;
         } else if !name.ends_with(".lock")
-            && let Ok(text) = fs::read_to_string(entry.path())
+            && let Ok(Lies::File(text)) = small::read(&entry.path(), LONGEST)
+            && let Ok(text) = str::from_utf8(&text)
             && let Ok(oid) = Oid::from_hex(text.trim())
         {
             // What has no value leads to another ref.

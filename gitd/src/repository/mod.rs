@@ -26,6 +26,7 @@ pub mod reachable;
 pub mod refs;
 pub mod restore;
 pub mod retired;
+pub mod small;
 pub mod snapshot;
 pub mod staging;
 mod sweep;

@@ -8,11 +8,11 @@
 //! finds every file it listed has found every object.
 //!
 //! A snapshot knows of no views or pools: it has each bare repository below the data directory, as it
-//! lies there, but for what is made anew (indices over packs) or means nothing elsewhere (hooks, locks,
-//! quarantines). It lies where what is left over goes at the next start.
+//! lies there, but for what is made anew (indices over packs), means nothing elsewhere (hooks, locks,
+//! quarantines), or is not known (see [`small`]). It lies where what is left over goes at the next start.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     fs,
     io::{self, BufWriter, Write},
     path::{Component, Path, PathBuf},
@@ -20,50 +20,16 @@ use std::{
 };
 
 use super::{
-    Error, Repositories, Scratch, every_ref,
-    layout::{QUARANTINE, ROLLED_UP},
-    pool,
+    Error, Repositories, Scratch, pool,
+    small::{self, Small},
 };
 
 /// How deep repositories lie below the data directory.
 const DEEPEST: usize = 5;
-/// The largest of the small files.
-const SMALL: u64 = 16 << 20;
 /// Looks at a directory of packs from which files go while it is looked at.
 const LOOKS: usize = 10;
 /// How much later than its last change a directory is looked at for that change to be known for sure.
 const SETTLED: Duration = Duration::from_secs(2);
-
-/// One of the small files, as a line of [`Snapshot::small`].
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Small {
-    /// Its path below the data directory.
-    pub name: String,
-    /// What it has, as text.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub text: Option<String>,
-    /// What it has, where that is no text.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bytes: Option<Vec<u8>>,
-}
-
-impl Small {
-    fn new(name: String, content: Vec<u8>) -> Self {
-        let (text, bytes) = match String::from_utf8(content) {
-            Ok(text) => (Some(text), None),
-            Err(error) => (None, Some(error.into_bytes())),
-        };
-        Self { name, text, bytes }
-    }
-
-    /// What the file has.
-    pub fn content(&self) -> &[u8] {
-        match (&self.text, &self.bytes) {
-            (Some(text), _) => text.as_bytes(),
-            (None, bytes) => bytes.as_deref().unwrap_or_default(),
-        }
-    }
-}
 
 /// What was on disk at one moment; gone when dropped.
 #[derive(Debug)]
@@ -151,6 +117,7 @@ impl Snapshot {
             // What was rolled up goes between two looks: the next one finds where its objects are.
             whole = pool::packs(&packs)?
                 .iter()
+                .filter(|pack| !is_strange(&packs.join(format!("{pack}.pack"))))
                 .map(|pack| pool::link_pack_soon(&packs, &to.join("pack"), pack))
                 .try_fold(true, |whole, linked| match linked {
                     Ok(()) => Ok(whole),
@@ -175,7 +142,8 @@ impl Snapshot {
         for entry in fs::read_dir(from)? {
             let entry = entry?;
             let file = entry.file_name();
-            if file.len() == 38 {
+            let kind = entry.file_type()?;
+            if file.len() == 38 && (kind.is_file() || kind.is_symlink()) {
                 match pool::link(&entry.path(), &to.join(&file)) {
                     // Packed meanwhile.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -188,6 +156,11 @@ impl Snapshot {
         }
         Ok(())
     }
+}
+
+/// Whether there is something that is no file.
+fn is_strange(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|meta| !meta.is_file())
 }
 
 /// Shows `see` every bare repository below `root`, with its path from there.
@@ -203,7 +176,13 @@ fn each_repository(
     ) -> Result<(), Error> {
         let mut entries = match fs::read_dir(directory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            entries => entries?.collect::<Result<Vec<_>, _>>()?,
+            // What cannot be read would be missing without a word.
+            Err(error) => {
+                let name = directory.strip_prefix(root).unwrap_or(directory).display();
+                let reason = format!("{name}, in the git data directory, cannot be read: {error}");
+                return Err(Error::Precondition(reason));
+            }
+            Ok(entries) => entries.collect::<Result<Vec<_>, _>>()?,
         };
         entries.sort_unstable_by_key(fs::DirEntry::file_name);
         for entry in entries {
@@ -236,100 +215,6 @@ fn each_repository(
     Ok(())
 }
 
-/// The small files of a repository, by their path in it; its refs as one file of them.
-fn small_files(root: &Path, repository: &Path) -> Result<BTreeMap<String, Vec<u8>>, Error> {
-    const LEFT_OUT: [&str; 8] = [
-        "objects",
-        "refs",
-        "packed-refs",
-        "hooks",
-        "logs",
-        "branches",
-        QUARANTINE,
-        ROLLED_UP,
-    ];
-    let mut files = BTreeMap::new();
-    for entry in fs::read_dir(repository)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let Some(name) = name.to_str().filter(|name| !LEFT_OUT.contains(name)) else {
-            continue;
-        };
-        match entry.path().is_dir() {
-            false => add_small(&mut files, &entry.path(), name.to_owned())?,
-            true => {
-                for inner in fs::read_dir(entry.path())? {
-                    let inner = inner?;
-                    if let Some(file) = inner.file_name().to_str()
-                        && inner.file_type()?.is_file()
-                    {
-                        add_small(&mut files, &inner.path(), format!("{name}/{file}"))?;
-                    }
-                }
-            }
-        }
-    }
-    let refs = every_ref::read(repository)?;
-    if !refs.is_empty() {
-        files.insert("packed-refs".to_owned(), every_ref::packed(&refs).into());
-    }
-    let objects = repository.join("objects");
-    match fs::read_to_string(objects.join("info/alternates")) {
-        Ok(text) => {
-            let lines = relative_alternates(root, &objects, &text);
-            files.insert("objects/info/alternates".to_owned(), lines.into());
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error.into()),
-    }
-    Ok(files)
-}
-
-fn add_small(
-    files: &mut BTreeMap<String, Vec<u8>>,
-    path: &Path,
-    name: String,
-) -> Result<(), Error> {
-    let file = path.file_name().unwrap_or_default().to_string_lossy();
-    if file.ends_with(".lock") || file.starts_with(".grasp-") || file.starts_with("tmp_") {
-        return Ok(());
-    }
-    match fs::metadata(path) {
-        Ok(meta) if meta.len() > SMALL => Err(Error::Precondition(format!(
-            "{} is larger than whatever belongs into a repository beside its objects",
-            path.display()
-        ))),
-        // Gone meanwhile, it was nothing that lasts.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error.into()),
-        Ok(_) => {
-            match fs::read(path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                content => drop(files.insert(name, content?)),
-            }
-            Ok(())
-        }
-    }
-}
-
-/// The lines of an alternates file, so that they lead the same way wherever the data directory lies.
-fn relative_alternates(root: &Path, objects: &Path, text: &str) -> String {
-    let line = |line: &str| {
-        let Ok(below) = Path::new(line).strip_prefix(root) else {
-            if line.starts_with('/') {
-                tracing::warn!(repository = %objects.display(), line,
-                    "leans on objects outside the data directory, which are no part of a snapshot");
-            }
-            return format!("{line}\n");
-        };
-        let deep = objects
-            .strip_prefix(root)
-            .map_or(0, |p| p.components().count());
-        format!("{}{}\n", "../".repeat(deep), below.display())
-    };
-    text.lines().map(line).collect()
-}
-
 impl Repositories {
     /// Links what objects there are now: the first step of a snapshot.
     pub fn begin_snapshot(&self) -> Result<Snapshot, Error> {
@@ -351,7 +236,11 @@ impl Repositories {
         let mut lines = BufWriter::new(fs::File::create(snapshot.small())?);
         let mut repositories = 0;
         each_repository(root, &mut |path, name| {
-            for (file, content) in small_files(root, path)? {
+            let Some(files) = small::files(root, path)? else {
+                tracing::warn!(path = %path.display(), "this is no part of the backup: its HEAD is no file");
+                return Ok(());
+            };
+            for (file, content) in files {
                 let small = Small::new(format!("{}/{file}", name.display()), content);
                 serde_json::to_writer(&mut lines, &small).map_err(io::Error::from)?;
                 lines.write_all(b"\n")?;
