@@ -3,8 +3,11 @@
 //! The library that keeps our events writes when it opens: it makes what it does not find and
 //! brings older versions of its format up to its own. So what is there is looked at first, without
 //! writing. The format is told by the names of its tables, its version, and by some events: they must
-//! decode, have the ids they lie under, and be in the indexes where they would be looked for. Servers
+//! decode, have the ids they lie under, and be in the indexes where they would be looked for. That it is all
+//! there is told before it is opened ([`length`]). Servers
 //! built on the same library (nostr-lmdb, versions 1 and 2 of its format) left it like that.
+
+mod length;
 
 use std::{
     io,
@@ -36,22 +39,45 @@ const TAG_VALUE: usize = 182;
 #[derive(Debug, thiserror::Error)]
 #[error(
     "NGIT_RELAY_DATA_PATH is {}, and its data.mdb is no event database that can be used here: {reason}. \
-     Nothing was changed in it. To bring its events over, set NGIT_RELAY_DATA_PATH to an empty directory, \
-     start graspd, and hand them over while it runs: `graspd import events.jsonl`, a file with one event \
-     to a line, or `graspd import ws://host:port`, the server that they are in, running elsewhere",
+     Nothing was changed in it. {remedy}",
     path.display()
 )]
 pub struct Foreign {
     path: PathBuf,
     reason: String,
+    remedy: &'static str,
 }
+
+/// What to do about another server's.
+const BRING_OVER: &str = "To bring its events over, set NGIT_RELAY_DATA_PATH to an empty directory, \
+     start graspd, and hand them over while it runs: `graspd import events.jsonl`, a file with one event \
+     to a line, or `graspd import ws://host:port`, the server that they are in, running elsewhere";
+/// What to do about one that is damaged.
+const PUT_BACK: &str = "Put a whole copy in its place, or move the directory aside and bring back a backup \
+     (`graspd restore`); without either, start with an empty directory and hand over what events there are \
+     elsewhere with `graspd import`, from a file with one event to a line or from another server";
 
 /// Refuses a directory whose `data.mdb` is not as the library leaves it. Writes nothing. Blocks.
 pub fn check(directory: &Path) -> Result<(), Foreign> {
-    look(directory).map_err(|reason| Foreign {
+    let refused = |reason, remedy| Foreign {
         path: directory.to_owned(),
         reason,
-    })
+        remedy,
+    };
+    check_length(directory).map_err(|reason| refused(reason, PUT_BACK))?;
+    look(directory).map_err(|reason| refused(reason, BRING_OVER))
+}
+
+/// Refuses what is cut short: reading behind its end would kill the process without a word.
+fn check_length(directory: &Path) -> Result<(), String> {
+    match length::missing(&directory.join("data.mdb")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(format!("it cannot be read ({error})")),
+        Ok(None) => Ok(()),
+        Ok(Some(pages)) => Err(format!(
+            "it is cut short, and {pages} of its pages are missing (a copy that did not end, or a damaged disk)"
+        )),
+    }
 }
 
 fn look(directory: &Path) -> Result<(), String> {
@@ -282,6 +308,24 @@ mod tests {
             events.put(txn, &[0; 32], b"something else").unwrap();
         });
         assert!(other.await.contains("another way"));
+    }
+
+    #[tokio::test]
+    async fn what_is_cut_short_is_refused_with_what_to_do() {
+        let directory = tempfile::tempdir().unwrap();
+        made(directory.path()).await;
+        // Closed for good, as it was not when the library let go of it.
+        change(directory.path(), |_, _| {});
+        let file = directory.path().join("data.mdb");
+        let whole = std::fs::read(&file).unwrap();
+        for length in [whole.len() / 2, 9_000, 5_000] {
+            std::fs::write(&file, &whole[..length]).unwrap();
+            let refused = check(directory.path()).unwrap_err().to_string();
+            assert!(refused.contains("cut short"), "{refused}");
+            assert!(refused.contains("graspd restore"), "{refused}");
+        }
+        std::fs::write(&file, &whole).unwrap();
+        check(directory.path()).unwrap();
     }
 
     #[test]
