@@ -36,13 +36,27 @@ fn claimed(line: &[u8]) -> Option<Oid> {
     named(line, END).or_else(|| named(line, HAVE))
 }
 
+/// Lines shorter than this name no object.
+const SHORT: usize = 40;
+/// So many of them, and of other packets, one request has at most. A few kilobytes that unpack to millions of
+/// them would cost their sender nothing and us a processor.
+const MOST_SHORT: usize = 10_000;
+
 /// Reads a request. An error is for the git user.
 pub async fn asked(request: impl AsyncRead + Unpin) -> Result<Asked, String> {
     let mut request = BufReader::new(request);
     let mut wants = Vec::new();
     let (mut ends, mut deepens) = (false, false);
+    let mut short = 0;
     while let Some(packet) = next(&mut request).await? {
-        let Packet::Line(line) = packet else { continue };
+        let line = match packet {
+            Packet::Line(line) => line,
+            _ => Vec::new(),
+        };
+        short += usize::from(line.len() < SHORT);
+        if short > MOST_SHORT {
+            return Err("the request has too many lines that name nothing".to_owned());
+        }
         // Some versions of git have others, which look at any object.
         if let Some(command) = Packet::text(&line).strip_prefix(b"command=")
             && command != b"fetch"
@@ -109,6 +123,17 @@ pub async fn hand_on(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn millions_of_packets_that_ask_for_nothing_are_not_read() {
+        for packet in ["0000", "0004", "0001", "0009done\n"] {
+            let many = packet.repeat(MOST_SHORT + 1);
+            let refused = asked(many.as_bytes()).await.unwrap_err();
+            assert!(refused.contains("too many lines"), "{refused}");
+        }
+        let have = "0032have 1212121212121212121212121212121212121212\n";
+        assert!(asked(have.repeat(MOST_SHORT + 1).as_bytes()).await.is_ok());
+    }
 
     fn request(lines: &[&str]) -> Vec<u8> {
         let mut out = BytesMut::new();
