@@ -103,11 +103,15 @@ impl Taking {
         self.asked_back.cancelled().await;
     }
 
-    fn is_overdue(&self, now: Instant) -> Option<Duration> {
+    fn is_asked_back(&self) -> bool {
+        self.asked_back.is_cancelled()
+    }
+
+    /// For how long its client has taken nothing, if it is too slow.
+    fn overdue(&self, now: Instant) -> Option<Duration> {
         let credit = self.credit();
         let waited = now - credit.waiting?;
-        let is_asked = self.asked_back.is_cancelled();
-        (!is_asked && credit.left(now) == 0).then_some(waited)
+        (!self.is_asked_back() && credit.left(now) == 0).then_some(waited)
     }
 }
 
@@ -190,12 +194,16 @@ impl Shared {
         client.is_some() && state.counts.get(&client).copied().unwrap_or(0) >= self.share
     }
 
+    /// How many places must be free for a client to get one of them.
+    fn needed(&self, state: &State, client: Option<IpAddr>) -> usize {
+        match state.counts.contains_key(&client) {
+            true => self.reserved + 1,
+            false => 1,
+        }
+    }
+
     fn may_have_one(&self, state: &State, client: Option<IpAddr>) -> bool {
-        let kept = match state.counts.contains_key(&client) {
-            true => self.reserved,
-            false => 0,
-        };
-        state.free > kept && !self.has_all_he_may(state, client)
+        state.free >= self.needed(state, client) && !self.has_all_he_may(state, client)
     }
 
     /// Hands out what is free to those who wait, in turn.
@@ -248,19 +256,27 @@ impl Shared {
         self.hand_out();
     }
 
-    /// Asks one place back for a client that waits: of those that are overdue, the one that has taken nothing
-    /// for the longest.
+    /// Asks so many places back that a client that waits gets one: of those that are overdue, the ones
+    /// that have taken nothing for the longest.
     fn ask_back(&self, for_client: Option<IpAddr>) {
         let now = Instant::now();
         let state = self.state();
         // Others' places are no help to who has all that one may have.
         let own_only = self.has_all_he_may(&state, for_client);
         let helps = |client: Option<IpAddr>| !own_only || client == for_client;
-        let overdue = state.held.iter().filter(|(_, client, _)| helps(*client));
-        let overdue = overdue.filter_map(|(.., taking)| Some((taking.is_overdue(now)?, taking)));
-        if let Some((_, slowest)) = overdue.max_by_key(|(waited, _)| *waited) {
+        let helping = || state.held.iter().filter(|(_, client, _)| helps(*client));
+        let coming = helping().filter(|(.., taking)| taking.is_asked_back());
+        let there = coming.count() + if own_only { 0 } else { state.free };
+        let wanted = match own_only {
+            true => 1,
+            false => self.needed(&state, for_client),
+        };
+        let overdue = helping().filter_map(|(.., taking)| Some((taking.overdue(now)?, taking)));
+        let mut overdue: Vec<_> = overdue.collect();
+        overdue.sort_by_key(|(waited, _)| std::cmp::Reverse(*waited));
+        for (_, taking) in overdue.into_iter().take(wanted.saturating_sub(there)) {
             meters::place_refused("slow");
-            slowest.asked_back.cancel();
+            taking.asked_back.cancel();
         }
     }
 }
@@ -478,6 +494,32 @@ mod tests {
             () = slowly => unreachable!(),
             () = in_bursts => unreachable!(),
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_a_place_already_gets_another_from_crawlers_too() {
+        let places = Places::new(16);
+        let mut held = Vec::new();
+        for address in 1..=16 {
+            let address = client(&format!("192.0.2.{address}"));
+            held.push(places.take_soon(address).await.unwrap());
+        }
+        for crawler in &held[1..] {
+            crawler.taking().offered();
+        }
+        sleep(PAUSE).await;
+        let give_way = held.split_off(1).into_iter().map(async |place| {
+            place.taking().asked_back().await;
+            drop(place);
+        });
+        let give_way = futures::future::join_all(give_way);
+        let another = places.take_soon(client("192.0.2.1"));
+        tokio::select! {
+            another = another => drop(another.unwrap()),
+            _ = give_way => unreachable!("so many were not needed"),
+        }
+        // Two are kept for those that have none.
+        assert_eq!(places.0.state().free, 3);
     }
 
     #[tokio::test(start_paused = true)]

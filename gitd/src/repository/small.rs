@@ -6,6 +6,7 @@
 use std::{
     collections::BTreeMap,
     ffi::OsStr,
+    fmt::Write as _,
     fs,
     io::{self, Read as _, Write as _},
     os::unix::fs::OpenOptionsExt,
@@ -264,7 +265,7 @@ pub fn own_config(given: &[u8]) -> Result<String, Error> {
         let name = name.trim_start_matches("extensions.");
         let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
         if !value.is_empty() && value.chars().all(is_plain) {
-            extensions.push_str(&format!("\t{name} = {value}\n"));
+            let _ = writeln!(extensions, "\t{name} = {value}");
         }
     }
     Ok(match extensions.is_empty() {
