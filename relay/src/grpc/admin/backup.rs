@@ -148,20 +148,25 @@ async fn take(release: &Release, git: &mut Git) -> Result<Moment, Status> {
     }
 }
 
+/// Does work in a rest; says how long others had to wait for it. They do from when it is asked for, also where
+/// it does not come.
 async fn at_rest<T>(
     serial: &Serial,
     work: impl Future<Output = Result<T, Status>>,
 ) -> Result<(T, Duration), Status> {
+    let mut paused = Duration::ZERO;
     for _ in 0..TRIES {
+        let begun = Instant::now();
         let Some(rest) = serial.rest(REST_WITHIN).await else {
+            paused += begun.elapsed();
             tokio::time::sleep(BETWEEN_TRIES).await;
             continue;
         };
-        let begun = Instant::now();
         let taken = timeout(MOMENT_WITHIN, work).await;
         drop(rest);
+        paused += begun.elapsed();
         let slow = || Status::aborted("the git storage took too long for the moment");
-        return Ok((taken.map_err(|_| slow())??, begun.elapsed()));
+        return Ok((taken.map_err(|_| slow())??, paused));
     }
     Err(Status::aborted(
         "decisions did not come to rest; try again when less is being pushed",
@@ -268,4 +273,35 @@ async fn send_lines(
     let read = reading.await;
     read.map_err(|error| Status::internal(error.to_string()))??;
     end(parts).await
+}
+
+#[cfg(test)]
+mod tests {
+    use grasp_proto::words::Identifier;
+
+    use super::*;
+    use crate::serial::Turn;
+
+    #[tokio::test]
+    async fn the_pause_is_counted_from_when_the_others_have_to_wait() {
+        const LASTS: Duration = Duration::from_millis(300);
+        let serial = Serial::default();
+        let identifier = Identifier::parse("x").unwrap();
+        let (begun, begins) = tokio::sync::oneshot::channel();
+        let decision = serial.run(&identifier, Turn::Normal, async move {
+            let _ = begun.send(());
+            tokio::time::sleep(LASTS).await;
+        });
+        let rest = async {
+            begins.await.unwrap();
+            let asked = Instant::now();
+            let ((), paused) = at_rest(&serial, async { Ok(()) }).await.unwrap();
+            (asked.elapsed(), paused)
+        };
+        let ((), (elapsed, paused)) = tokio::join!(decision, rest);
+        assert!(
+            paused >= LASTS / 2 && paused <= elapsed,
+            "{paused:?} of {elapsed:?}"
+        );
+    }
 }
