@@ -72,6 +72,13 @@ async fn a_crawler_is_refused_in_words_and_nobody_else_is() {
     assert!(page.header("retry-after").parse::<u64>().unwrap() <= 60);
     assert_eq!(page.header("access-control-allow-origin"), "*");
     assert!(refused(&service, "git_requests").await >= 2);
+    let metrics = service.get("/metrics").await.unwrap().text();
+    assert!(
+        metrics.contains("ngit_git_http_requests_total{request=\"info-refs\",status=\"refused\"}")
+    );
+    // What has not happened yet is there, too.
+    assert!(metrics.contains("ngit_limits_refused_total{limit=\"git_bytes\"} 0"));
+    assert!(metrics.contains("ngit_git_place_refused_total{reason=\"busy\"} 0"));
 }
 
 #[tokio::test]
