@@ -2,9 +2,11 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io::{self, Read, Write},
+    os::unix::fs::OpenOptionsExt,
     path::{Component, Path, PathBuf},
+    thread,
 };
 
 use anyhow::{Context, bail};
@@ -87,7 +89,7 @@ impl Manifest {
     /// Makes it that of the directory, in one step, durably.
     pub fn write(&self, directory: &Path) -> anyhow::Result<()> {
         let new = directory.join(format!("{NAME}.new"));
-        let mut file = File::create(&new)?;
+        let mut file = private(&new)?;
         file.write_all(&serde_json::to_vec_pretty(self)?)?;
         file.write_all(b"\n")?;
         file.sync_all()?;
@@ -131,6 +133,36 @@ pub fn object(directory: &Path, name: &str) -> anyhow::Result<PathBuf> {
     Ok(directory.join(OBJECT_DIRECTORY).join(name))
 }
 
+/// A new file that nobody else may read, whatever the directory allows: a backup has what is withheld, and what
+/// nobody has signed for.
+pub fn private(path: &Path) -> io::Result<File> {
+    // One that lay there keeps the rights it had.
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600).open(path)
+}
+
+/// Does work on each, as many at once as there are processors.
+pub fn each<T: Sync>(
+    all: &[T],
+    work: impl Fn(&T) -> anyhow::Result<()> + Sync,
+) -> anyhow::Result<()> {
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let share = all.len().div_ceil(threads).max(1);
+    thread::scope(|scope| {
+        let work = &work;
+        let running: Vec<_> = all
+            .chunks(share)
+            .map(|share| scope.spawn(move || share.iter().try_for_each(work)))
+            .collect();
+        let mut ended = running.into_iter().map(|thread| thread.join());
+        ended.try_for_each(|ended| ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
+}
+
 /// A file that is being written, and its sum.
 pub struct Summed {
     file: io::BufWriter<File>,
@@ -144,8 +176,7 @@ pub struct Summed {
 impl Summed {
     /// Writes a file anew.
     pub fn create(path: &Path) -> anyhow::Result<Self> {
-        let file =
-            File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+        let file = private(path).with_context(|| format!("cannot write {}", path.display()))?;
         Ok(Self {
             file: io::BufWriter::new(file),
             sum: Sha256::new(),
@@ -190,7 +221,35 @@ fn hex(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
+
+    #[test]
+    fn nobody_else_reads_what_is_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, manifest) = (directory.path(), Manifest::new("1".into(), "x".into(), 7));
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(path.join(EVENTS), "from before").unwrap();
+        fs::set_permissions(path.join(EVENTS), fs::Permissions::from_mode(0o644)).unwrap();
+        manifest.write(path).unwrap();
+        Summed::create(&path.join(EVENTS)).unwrap().end().unwrap();
+        for name in [NAME, EVENTS] {
+            let mode = fs::metadata(path.join(name)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_first_failure_of_many_is_told() {
+        let all: Vec<u32> = (0..100).collect();
+        each(&all, |_| Ok(())).unwrap();
+        let failed = each(&all, |n| match n {
+            70 => bail!("seventy"),
+            _ => Ok(()),
+        });
+        assert_eq!(failed.unwrap_err().to_string(), "seventy");
+    }
 
     #[test]
     fn a_manifest_and_its_sums_are_read_back() {

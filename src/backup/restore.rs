@@ -7,7 +7,6 @@ use std::{
     fs::{self, File},
     io::{self, BufRead, BufReader},
     path::{Path, PathBuf},
-    thread,
 };
 
 use anyhow::{Context, bail};
@@ -19,7 +18,7 @@ use serde_json::json;
 
 use super::{
     directory,
-    manifest::{EVENTS, Manifest, OBJECTS, RECORDS, REPOSITORIES, object, read_sums, sum_of},
+    manifest::{EVENTS, Manifest, OBJECTS, RECORDS, REPOSITORIES, each, object, read_sums, sum_of},
 };
 
 /// What may lie in a data directory that counts as empty: the relay's key, brought there before, and
@@ -201,21 +200,6 @@ impl Backup {
     }
 }
 
-/// Does work on each, as many at once as there are processors.
-fn each<T: Sync>(all: &[T], work: impl Fn(&T) -> anyhow::Result<()> + Sync) -> anyhow::Result<()> {
-    let threads = thread::available_parallelism().map_or(1, usize::from);
-    let share = all.len().div_ceil(threads).max(1);
-    thread::scope(|scope| {
-        let work = &work;
-        let running: Vec<_> = all
-            .chunks(share)
-            .map(|share| scope.spawn(move || share.iter().try_for_each(work)))
-            .collect();
-        let mut ended = running.into_iter().map(|thread| thread.join());
-        ended.try_for_each(|ended| ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-    })
-}
-
 async fn restore_relay(backup: &Backup, data: &Path, check: bool) -> anyhow::Result<()> {
     let events = relay::events(data, backup.open(EVENTS)?.lines(), check).await?;
     if events != backup.manifest.events {
@@ -273,16 +257,5 @@ mod tests {
         assert!(restoring::is_marked(path));
         assert!(!path.join("half").exists() && !path.join("file").exists());
         assert!(path.join(".relay-owner.nsec").exists());
-    }
-
-    #[test]
-    fn the_first_failure_of_many_is_told() {
-        let all: Vec<u32> = (0..100).collect();
-        each(&all, |_| Ok(())).unwrap();
-        let failed = each(&all, |n| match n {
-            70 => bail!("seventy"),
-            _ => Ok(()),
-        });
-        assert_eq!(failed.unwrap_err().to_string(), "seventy");
     }
 }

@@ -6,6 +6,7 @@ use std::{
     io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -23,8 +24,8 @@ use tonic::{Request, Streaming};
 use super::{
     directory,
     manifest::{
-        EVENTS, Manifest, OBJECT_DIRECTORY, OBJECTS, RECORDS, REPOSITORIES, Summed, object,
-        read_sums, sum_line,
+        EVENTS, Manifest, OBJECT_DIRECTORY, OBJECTS, RECORDS, REPOSITORIES, Summed, each, object,
+        private, read_sums, sum_line, sum_of,
     },
 };
 use crate::{service::Service, text::bytes};
@@ -50,6 +51,10 @@ pub async fn run(given: &ArgMatches, settings: &Settings) -> anyhow::Result<()> 
         Some(before) => read_sums(&before.moment(directory))?,
         None => BTreeMap::new(),
     };
+    // Before the service is asked, which does not wait for as long as this may take.
+    let (place, all) = (directory.clone(), known.len());
+    let known = tokio::task::spawn_blocking(move || sound(&place, known)).await??;
+    let rotten = all - known.len();
     let (wants, receiver) = mpsc::channel(AT_ONCE);
     let mut request = Request::new(ReceiverStream::new(receiver));
     request.set_timeout(PATIENCE);
@@ -71,7 +76,7 @@ pub async fn run(given: &ArgMatches, settings: &Settings) -> anyhow::Result<()> 
     }
     match fs::remove_dir_all(&place) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-        _ => fs::create_dir(&place)?,
+        _ => DirBuilder::new().mode(0o700).create(&place)?,
     }
     for name in [EVENTS, RECORDS, REPOSITORIES] {
         let mut file = Summed::create(&place.join(name))?;
@@ -102,7 +107,7 @@ pub async fn run(given: &ArgMatches, settings: &Settings) -> anyhow::Result<()> 
         .map(|name| object(directory, name))
         .collect::<Result<_, _>>()?;
     prune(directory, &manifest, &kept)?;
-    say(given, &manifest, moment.paused_millis, new)
+    say(given, &manifest, moment.paused_millis, new, rotten)
 }
 
 fn say(
@@ -110,6 +115,7 @@ fn say(
     manifest: &Manifest,
     paused: u64,
     (new, new_bytes): (u64, u64),
+    rotten: usize,
 ) -> anyhow::Result<()> {
     let text = match given.get_flag("json") {
         true => {
@@ -117,12 +123,13 @@ fn say(
                 "manifest": manifest,
                 "new_objects": new,
                 "new_object_bytes": new_bytes,
+                "rotten_objects": rotten,
                 "paused_millis": paused,
             });
             format!("{done:#}\n")
         }
         false => format!(
-            "{}: {} events, {} records, {} repositories; {} files of objects ({}), {new} of them new ({}); \
+            "{}: {} events, {} records, {} repositories; {} files of objects ({}), {new} of them new ({}){}; \
              decisions stood still for {paused} ms\n",
             manifest.domain,
             manifest.events,
@@ -131,6 +138,12 @@ fn say(
             manifest.objects,
             bytes(manifest.object_bytes),
             bytes(new_bytes),
+            match rotten {
+                0 => String::new(),
+                _ => format!(
+                    "; {rotten} from before were missing or not what they had been: look at the disk of the backup"
+                ),
+            },
         ),
     };
     crate::print(text.as_bytes())
@@ -148,7 +161,7 @@ fn claim(directory: &Path) -> anyhow::Result<File> {
         if fs::read_dir(directory).with_context(what)?.next().is_some() {
             bail!("{} is not empty, and holds no backup", directory.display());
         }
-        File::create(&mark)?;
+        private(&mark)?;
     }
     let lock = File::open(&mark)?;
     match lock.try_lock() {
@@ -211,6 +224,24 @@ impl Source<'_> {
             }
         }
     }
+}
+
+/// Of the files of a backup before, those that are there and are what they were. Blocks.
+fn sound(
+    directory: &Path,
+    known: BTreeMap<String, String>,
+) -> anyhow::Result<BTreeMap<String, String>> {
+    let all: Vec<(String, String)> = known.into_iter().collect();
+    let found = Mutex::new(BTreeMap::new());
+    each(&all, |(name, sum)| {
+        // Whatever keeps it from being read: it is fetched again.
+        if sum_of(&object(directory, name)?).is_ok_and(|is| is == *sum) {
+            let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+            found.insert(name.clone(), sum.clone());
+        }
+        Ok(())
+    })?;
+    Ok(found.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Fetches the files that are not there; gives the sums of all, and how many were new.
@@ -312,6 +343,23 @@ mod tests {
         fs::write(directory.path().join("x"), "").unwrap();
         let refused = claim(directory.path()).unwrap_err().to_string();
         assert!(refused.contains("is not empty"), "{refused}");
+    }
+
+    #[test]
+    fn what_has_rotted_is_not_taken_for_what_it_was() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        fs::create_dir(path.join(OBJECT_DIRECTORY)).unwrap();
+        let mut known = BTreeMap::new();
+        for name in ["good", "rotten", "gone"] {
+            let file = object(path, name).unwrap();
+            fs::write(&file, name).unwrap();
+            known.insert(name.to_owned(), sum_of(&file).unwrap());
+        }
+        fs::write(object(path, "rotten").unwrap(), "rottem").unwrap();
+        fs::remove_file(object(path, "gone").unwrap()).unwrap();
+        let found = sound(path, known).unwrap();
+        assert_eq!(found.keys().collect::<Vec<_>>(), ["good"]);
     }
 
     #[test]

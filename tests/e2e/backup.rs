@@ -98,6 +98,11 @@ async fn a_service_restored_from_a_backup_taken_under_pushes_is_whole() {
     };
     let backups = async {
         let first = backup(&service, &directory).await;
+        // The disk of the backup is not what it was.
+        let pack = find_pack(&directory);
+        let mut rotten = fs::read(&pack).unwrap();
+        rotten[20] ^= 1;
+        fs::write(&pack, rotten).unwrap();
         let second = backup(&service, &directory).await;
         done.send(true).unwrap();
         (first, second)
@@ -107,6 +112,8 @@ async fn a_service_restored_from_a_backup_taken_under_pushes_is_whole() {
     let all = second["manifest"]["objects"].as_u64().unwrap();
     assert!(second["new_objects"].as_u64().unwrap() < all, "{second}");
     assert_eq!(first["new_objects"], first["manifest"]["objects"]);
+    assert_eq!(first["rotten_objects"], 0);
+    assert_eq!(second["rotten_objects"], 1);
     let sums = second["manifest"]["millis"].to_string();
     let mut check = std::process::Command::new("sha256sum");
     check
