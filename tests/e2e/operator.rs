@@ -4,7 +4,11 @@ use std::{fs, process::Output};
 
 use serde_json::Value;
 
-use crate::support::{Client, Keys, Project, Service, git, processes, until};
+use crate::support::{
+    Client, Keys, Project, Service,
+    events::{deletion_of, elsewhere},
+    git, processes, until,
+};
 
 async fn graspd(service: &Service, arguments: &[&str]) -> Output {
     let mut command = service.command(arguments);
@@ -84,6 +88,57 @@ async fn repositories_are_listed_and_empty_ones_that_nobody_wants_go() {
     // What waits has not been touched.
     waiting.push(&service, &["main"]).await.good();
     assert!(client.serves(&state).await);
+}
+
+#[tokio::test]
+async fn what_is_held_is_listed_brought_back_and_thrown_away() {
+    let service = Service::start().await;
+    let mut client = Client::connect(&service).await;
+    let project = Project::active(&service, &mut client, "held").await;
+    let (refs, coordinate) = (project.remote_refs(&service).await, project.coordinate());
+    assert_eq!(
+        told(&service, &["holding", "--json"]).await["held"],
+        Value::Array(Vec::new())
+    );
+
+    // Its owner goes elsewhere.
+    let gone = elsewhere(&project.identifier);
+    client.publish(&gone.sign(&project.owner)).await.rejected();
+    let listed = told(&service, &["holding", "list", "--json"]).await;
+    let one = &listed["held"][0];
+    assert_eq!(
+        (&one["coordinate"], &one["reason"], &one["events"]),
+        (&coordinate.as_str().into(), &"moved away".into(), &2.into())
+    );
+    let aside = || async {
+        let listed = told(&service, &["holding", "--json"]).await;
+        listed["held"][0]["git_bytes"].as_u64() > Some(0)
+    };
+    until("its git data is moved aside", aside).await;
+    let would = ["holding", "restore", &coordinate, "--dry-run", "--json"];
+    assert_eq!(told(&service, &would).await["events_back"], 2);
+    assert!(!project.hosted(&service).await);
+    let done = told(&service, &["holding", "restore", &coordinate, "--json"]).await;
+    assert_eq!(done["served"], true, "{done}");
+    until("everything is back", || async {
+        project.hosted(&service).await && project.remote_refs(&service).await == refs
+    })
+    .await;
+
+    // Its author does not want it any more, which an operator does not undo.
+    let request = deletion_of(&coordinate).sign(&project.owner);
+    client.publish(&request).await.served();
+    let restore = ["holding", "restore", &coordinate];
+    let (code, said) = failed(&service, &restore).await;
+    assert!(code == 1 && said.contains("request to delete"), "{said}");
+    let would = ["holding", "eject", &coordinate, "--dry-run", "--json"];
+    assert_eq!(told(&service, &would).await["held"][0]["reason"], "deleted");
+    let eject = ["holding", "eject", &coordinate];
+    assert!(graspd(&service, &eject).await.status.success());
+    let listed = graspd(&service, &["holding"]).await.stdout;
+    assert_eq!(String::from_utf8_lossy(&listed), "nothing is held\n");
+    let again = project.announcement(&service);
+    client.publish(&again.sign(&project.owner)).await.waits();
 }
 
 #[tokio::test]

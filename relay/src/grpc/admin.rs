@@ -312,7 +312,8 @@ impl admin_server::Admin for AdminService {
         &self,
         request: Request<wire::HoldingRequest>,
     ) -> Result<Response<Self::HoldingStream>, Status> {
-        Ok(Response::new(self.held()?.list(&request.into_inner())?))
+        let listed = self.held()?.list(&request.into_inner()).await?;
+        Ok(Response::new(listed))
     }
 
     async fn restore(

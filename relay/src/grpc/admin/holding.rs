@@ -1,11 +1,11 @@
 //! What was taken out of service, for an operator: to list, to bring back, to throw away.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use futures::{StreamExt, stream, stream::BoxStream};
 use grasp_proto::{
-    contract::{relay as wire, repository},
-    words::{EventId, Npub, RepoId},
+    contract::{git::Place, relay as wire, repository},
+    words::{EventId, Identifier, Npub, RepoId},
 };
 use nostr::Event;
 use tonic::Status;
@@ -53,8 +53,47 @@ fn reason(reason: Reason) -> wire::HeldReason {
     }
 }
 
+/// What the repositories that were moved aside take on disk and no others share, by incarnation.
+type Sizes = HashMap<(RepoId, String), u64>;
+
 impl HoldingService {
-    async fn describe(&self, repo: &RepoId, hold: &Hold) -> Result<wire::Held, Status> {
+    /// What is known of it; nothing, where the git storage is away.
+    async fn sizes(&self, owner: Option<Npub>, identifier: Option<Identifier>) -> Sizes {
+        let mut sizes = Sizes::new();
+        let Ok(mut batches) = self.release.git.describe(owner, identifier).await else {
+            return sizes;
+        };
+        while let Some(Ok(batch)) = batches.next().await {
+            for one in batch {
+                let is_aside = one.place() == Place::Retired;
+                let Some(repo) = repository(one.repository).ok().filter(|_| is_aside) else {
+                    continue;
+                };
+                let pool = if one.pool_views == 1 {
+                    one.pool_bytes
+                } else {
+                    0
+                };
+                sizes.insert((repo, one.incarnation), one.bytes + pool);
+            }
+        }
+        sizes
+    }
+
+    async fn describe_one(&self, repo: &RepoId, hold: &Hold) -> Result<wire::Held, Status> {
+        let identifier = Some(repo.identifier.clone());
+        let sizes = self.sizes(Some(repo.owner), identifier).await;
+        self.describe(repo, hold, &sizes).await
+    }
+
+    async fn describe(
+        &self,
+        repo: &RepoId,
+        hold: &Hold,
+        sizes: &Sizes,
+    ) -> Result<wire::Held, Status> {
+        let incarnation = hold.incarnations.last().cloned().unwrap_or_default();
+        let size = sizes.get(&(repo.clone(), incarnation.clone()));
         let until = self.release.holding.until(hold);
         Ok(wire::Held {
             repository: Some(repo.into()),
@@ -67,13 +106,13 @@ impl HoldingService {
                 .events_of(hold)
                 .await
                 .map_err(internal)?,
-            incarnation: hold.incarnations.last().cloned().unwrap_or_default(),
-            git_bytes: 0,
+            incarnation,
+            git_bytes: size.copied().unwrap_or_default(),
         })
     }
 
     /// All that is held, the oldest first.
-    pub(super) fn list(
+    pub(super) async fn list(
         self,
         request: &wire::HoldingRequest,
     ) -> Result<BoxStream<'static, Result<wire::HoldingResponse, Status>>, Status> {
@@ -81,14 +120,18 @@ impl HoldingService {
             true => None,
             false => Some(Npub::from_slice(&request.owner)?),
         };
-        let identifier = request.identifier.clone();
+        let identifier = match request.identifier.as_str() {
+            "" => None,
+            name => Some(Identifier::parse(name)?),
+        };
+        let sizes = Arc::new(self.sizes(owner, identifier.clone()).await);
         let is_asked_for = move |repo: &RepoId| {
             owner.is_none_or(|owner| repo.owner == owner)
-                && (identifier.is_empty() || repo.identifier.as_str() == identifier)
+                && identifier.iter().all(|name| *name == repo.identifier)
         };
         let begun: Option<(Moment, RepoId)> = None;
         let pages = stream::try_unfold((self, begun), move |(service, after)| {
-            let is_asked_for = is_asked_for.clone();
+            let (is_asked_for, sizes) = (is_asked_for.clone(), sizes.clone());
             async move {
                 let page = service.release.holding.from(after.as_ref(), BATCH);
                 let Some((last, hold)) = page.last() else {
@@ -97,7 +140,7 @@ impl HoldingService {
                 let after = Some((hold.since, last.clone()));
                 let mut held = Vec::new();
                 for (repo, hold) in page.iter().filter(|(repo, _)| is_asked_for(repo)) {
-                    held.push(service.describe(repo, hold).await?);
+                    held.push(service.describe(repo, hold, &sizes).await?);
                 }
                 Ok(Some((wire::HoldingResponse { held }, (service, after))))
             }
@@ -173,7 +216,7 @@ impl HoldingService {
         request: wire::RestoreRequest,
     ) -> Result<wire::RestoreResponse, Status> {
         let (repo, hold) = self.find(request.repository, request.since_millis)?;
-        let held = self.describe(&repo, &hold).await?;
+        let held = self.describe_one(&repo, &hold).await?;
         let announcement = self.announcement(&repo, &hold).await?;
         if self
             .release
@@ -232,7 +275,7 @@ impl HoldingService {
         request: wire::EjectRequest,
     ) -> Result<wire::EjectResponse, Status> {
         let (repo, hold) = self.find(request.repository, request.since_millis)?;
-        let held = vec![self.describe(&repo, &hold).await?];
+        let held = vec![self.describe_one(&repo, &hold).await?];
         if !request.dry_run {
             let (release, queue) = (self.release.clone(), repo.identifier.clone());
             let work = async move { release.eject(&repo).await };
