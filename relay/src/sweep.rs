@@ -159,6 +159,18 @@ async fn expire_pull_request(release: Release, id: EventId, now: Moment) {
     if entry.expires > now {
         return;
     }
+    // Served, it has its refs, and waited only for some to go that are not its.
+    match release.store.apart().has(&id).await {
+        Ok(true) => {
+            release.purgatory.remove_pull_request(&id);
+            return;
+        }
+        Ok(false) => {}
+        Err(error) => {
+            tracing::warn!(pull_request = %id, %error, "it does not expire yet");
+            return;
+        }
+    }
     for address in entry.pushed.keys() {
         if let Err(error) = release.take_ref_away(address, &id).await {
             tracing::warn!(repo = %address, %id, %error, "a placeholder's ref is still there");

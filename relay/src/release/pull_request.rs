@@ -135,16 +135,19 @@ impl Release {
         self.purgatory.refs_gone(id);
         let named = self.spaces.named_by(&request.event);
         let mut is_here = false;
+        let mut idle: BTreeSet<Address> = BTreeSet::new();
         for (address, pushed) in &entry.pushed {
             let counts = match address.is_prs() {
                 true => named.contains(&address.repo),
                 false => is_related,
             };
-            if counts && *pushed == commit {
-                // Signed for now: what was staged belongs in the pool.
-                let put = self.put_ref(address, &name, commit).await?;
-                is_here |= put && address.is_prs();
+            if !counts || *pushed != commit {
+                idle.insert(address.clone());
+                continue;
             }
+            // Signed for now: what was staged belongs in the pool.
+            let put = self.put_ref(address, &name, commit).await?;
+            is_here |= put && address.is_prs();
         }
         if !is_related && !is_here {
             return Ok(false);
@@ -159,13 +162,19 @@ impl Release {
             }
             is_here = true;
             for repo in repos {
-                self.put_ref(&repo.into(), &name, commit).await?;
+                let address = Address::from(repo);
+                idle.remove(&address);
+                self.put_ref(&address, &name, commit).await?;
             }
         }
         if !is_here {
             return Ok(false);
         }
         self.serve(&request.event).await?;
+        // Nobody would know of them any more. What stays is tried again while this waits.
+        if !self.take_pushed_away(id, idle).await? {
+            return Ok(true);
+        }
         if let Some(waited) = self.purgatory.remove_pull_request(id) {
             let now = self.purgatory.now();
             meters::released("pull_requests", now.since(waited.created));
@@ -262,20 +271,38 @@ impl Release {
         request: &PullRequest,
     ) -> Result<(), ReleaseError> {
         let named = self.spaces.named_by(&request.event);
-        let mut refused = Vec::new();
-        for (address, pushed) in &entry.pushed {
+        let is_refused = |(address, pushed): &(&Address, &Oid)| {
             let is_named = !address.is_prs() || named.contains(&address.repo);
-            if Some(*pushed) != request.commit || !is_named {
-                match self.take_ref_away(address, id).await {
-                    Err(error @ GitError::Unreachable(_)) => return Err(error.into()),
-                    Ok(()) | Err(_) => refused.push(address.clone()),
+            Some(**pushed) != request.commit || !is_named
+        };
+        let refused = entry.pushed.iter().filter(is_refused);
+        let refused: BTreeSet<Address> = refused.map(|(address, _)| address.clone()).collect();
+        self.take_pushed_away(id, refused).await?;
+        Ok(())
+    }
+
+    /// Takes away what was pushed there for what waits, and forgets what has gone; says whether all
+    /// has. What a repository does not give up is still known to be there.
+    async fn take_pushed_away(
+        &self,
+        id: &EventId,
+        addresses: BTreeSet<Address>,
+    ) -> Result<bool, ReleaseError> {
+        let (mut gone, mut all) = (Vec::new(), true);
+        for address in addresses {
+            match self.take_ref_away(&address, id).await {
+                Ok(()) => gone.push(address),
+                Err(error @ GitError::Unreachable(_)) => return Err(error.into()),
+                Err(error) => {
+                    tracing::warn!(repo = %address, %id, %error, "a ref is still there");
+                    all = false;
                 }
             }
         }
-        if !refused.is_empty() {
-            self.purgatory.unpushed(id, &refused).await?;
+        if !gone.is_empty() {
+            self.purgatory.unpushed(id, &gone).await?;
         }
-        Ok(())
+        Ok(all)
     }
 
     /// The repositories a pull request without `a` tags of its own is offered to: those of the

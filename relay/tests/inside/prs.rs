@@ -192,6 +192,32 @@ async fn what_waits_for_its_space_is_pushed_nowhere_else() {
 }
 
 #[tokio::test]
+async fn what_was_pushed_elsewhere_for_it_goes_when_it_is_served() {
+    let own = space(5, "x");
+    for is_killed in [false, true] {
+        let inside = Inside::new().await;
+        let served = inside.active(1, "x", &[]).await;
+        let event = contribution(5, 20, 7, &own, &repo(2, "x"));
+        let name = nostr_ref(&event);
+        // Git first, to a repository that the event, as it turns out, has nothing to do with.
+        inside.pushes(&(&served).into(), &event, 7).await.unwrap();
+        inside.waits(&event).await;
+        if is_killed {
+            inside.git.world().stuck.insert((&served).into());
+        }
+        inside.pushes(&own, &event, 7).await.unwrap();
+        assert!(inside.serves(&event).await);
+        assert_eq!(inside.git.refs_of(&served).contains_key(&name), is_killed);
+        inside.git.world().stuck.clear();
+        inside.starts_again().await;
+        assert!(!inside.git.refs_of(&served).contains_key(&name));
+        assert!(inside.release.purgatory.pull_requests.is_empty());
+        assert!(inside.serves(&event).await);
+        assert_eq!(inside.git.refs_of(own.clone()).len(), 1);
+    }
+}
+
+#[tokio::test]
 async fn a_deletion_takes_the_ref_along_before_and_after() {
     let inside = Inside::new().await;
     let (to, nowhere) = (space(5, "x"), repo(1, "x"));

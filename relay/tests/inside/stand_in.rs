@@ -39,6 +39,8 @@ pub struct World {
     pub uploading: BTreeSet<RepoId>,
     /// Repositories that refuse to be aligned.
     pub broken: BTreeSet<RepoId>,
+    /// Repositories that give up no ref.
+    pub stuck: BTreeSet<Address>,
     /// Moved aside, by incarnation.
     pub retired: BTreeMap<(RepoId, String), Repo>,
     pub aligned: u32,
@@ -363,6 +365,9 @@ impl Git for StandIn {
         name: &'a RefName,
     ) -> BoxFuture<'a, Result<(), GitError>> {
         self.answer(|world| {
+            if world.stuck.contains(address) {
+                return Err(GitError::Failed("it is stuck".to_owned()));
+            }
             let repo = world.repos.get_mut(address).ok_or(GitError::NotFound)?;
             repo.refs.remove(name);
             if address.is_prs() && repo.refs.is_empty() {
