@@ -102,6 +102,13 @@ pub enum Record {
         /// Whose space, under which identifier: as a coordinate.
         repository: String,
     },
+    /// Likewise in a repository.
+    Place {
+        /// The event's id, in hex.
+        id: String,
+        /// Which: as a coordinate.
+        repository: String,
+    },
     /// A clock that was set anew after the record was made whose key this one's ends with.
     Clock {
         /// The deadline.

@@ -7,9 +7,9 @@
 //! What expires is decided here, and done by [`crate::sweep`] in the queue of its identifier.
 
 pub mod announcements;
-pub mod contributions;
 mod deadlines;
 pub mod expired;
+pub mod places;
 pub mod pull_requests;
 mod records;
 pub mod states;
@@ -21,8 +21,8 @@ use dashmap::{DashMap, Entry};
 use grasp_proto::words::{Address, EventId, Identifier, Npub, RepoId};
 
 use self::{
-    announcements::Announcements, contributions::Contributions, expired::Expired,
-    pull_requests::PullRequests, states::States, withheld_refs::WithheldRefs,
+    announcements::Announcements, expired::Expired, places::Places, pull_requests::PullRequests,
+    states::States, withheld_refs::WithheldRefs,
 };
 use crate::{
     clock::{Clock, Moment},
@@ -74,8 +74,8 @@ pub struct Purgatory {
     pub states: States,
     /// Pull requests without their commit, and the other way round.
     pub pull_requests: PullRequests,
-    /// The refs below `/prs/`, of what waits and of what is served.
-    pub contributions: Contributions,
+    /// Where the refs of pull requests are, of what waits and of what is served.
+    pub places: Places,
     expired: Expired,
     /// Repositories whose announcement has gone and that are still to go; whether each is to be
     /// retired. Empties as gitd answers.
@@ -96,7 +96,7 @@ impl Purgatory {
             announcements: Announcements::default(),
             states: States::default(),
             pull_requests: PullRequests::default(),
-            contributions: Contributions::default(),
+            places: Places::default(),
             expired: Expired::default(),
             doomed: DashMap::new(),
             owed_refs: DashMap::new(),
@@ -449,9 +449,13 @@ mod tests {
                 .pull_requests
                 .pushed(placeholder, &space, oid, purgatory.now());
             for id in [&placeholder, &gone] {
-                purgatory.keep_contribution(id, &repo).await.unwrap();
+                for address in [&space, &(&repo).into()] {
+                    assert!(purgatory.keep_place(id, address).await.unwrap());
+                    assert!(!purgatory.keep_place(id, address).await.unwrap());
+                }
             }
-            purgatory.forget_contribution(&gone, &repo);
+            purgatory.forget_place(&gone, &space);
+            purgatory.forget_place(&gone, &(&repo).into());
             purgatory.remember_expired(gone);
             purgatory.keep_pull_request(&placeholder).await.unwrap();
         }
@@ -469,7 +473,8 @@ mod tests {
         let pushed = again.pull_requests.get(&placeholder).unwrap().pushed;
         assert_eq!(pushed.get(&Address::from(&repo)), Some(&oid));
         assert_eq!(pushed.get(&space), Some(&oid));
-        assert_eq!(again.contributions.all(), [(placeholder, repo.clone())]);
+        let both = [space.clone(), (&repo).into()];
+        assert_eq!(again.places.all(), [(placeholder, both.into())]);
         assert!(again.expired_once(&gone));
         assert_eq!(again.identifiers().len(), 1);
     }

@@ -311,7 +311,7 @@ impl Release {
     /// Takes away the refs that are still to go of a pull request; says whether they have gone.
     pub async fn settle_refs(&self, id: &EventId) -> bool {
         let owed = self.purgatory.owed_refs(id);
-        if owed.is_none() && self.purgatory.contributions.of(id).is_empty() {
+        if owed.is_none() && self.purgatory.places.of(id).is_empty() {
             return true;
         }
         let repos = owed.unwrap_or_default();
@@ -392,7 +392,7 @@ impl Release {
     pub async fn make(&self, repo: &RepoId) -> Result<(), GitError> {
         for incarnation in self.holding.incarnations(repo) {
             match self.git.restore(repo, &incarnation).await {
-                Ok(()) => return Ok(()),
+                Ok(()) => return self.settle_refs_in(repo).await,
                 Err(GitError::NotFound) => {}
                 // Another is in its place: that one is it.
                 Err(GitError::Refused(_)) => break,

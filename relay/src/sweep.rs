@@ -171,11 +171,8 @@ async fn expire_pull_request(release: Release, id: EventId, now: Moment) {
             return;
         }
     }
-    for address in entry.pushed.keys() {
-        if let Err(error) = release.take_ref_away(address, &id).await {
-            tracing::warn!(repo = %address, %id, %error, "a placeholder's ref is still there");
-            return;
-        }
+    if !release.take_refs_away(&id, entry.pushed.into_keys()).await {
+        return;
     }
     if entry.request.is_some() {
         release.purgatory.remember_expired(id);
@@ -253,17 +250,22 @@ pub async fn try_again(release: &Release, serial: &Serial, identifier: &Identifi
     }
 }
 
-/// Removes refs in contributors' spaces whose events have gone, as an end between two steps leaves
-/// them, or a git storage that was away.
-async fn settle_contributions(release: &Release, serial: &Serial) {
-    for (id, repo) in release.purgatory.contributions.all() {
-        let (release, queue) = (release.clone(), repo.identifier.clone());
-        let work = async move {
-            if let Err(error) = release.settle_contribution(&id, &repo).await {
-                release.note(&repo.identifier, &error, "a contributor's ref may be left");
-            }
-        };
-        serial.run(&queue, Turn::Normal, work).await;
+/// Removes refs whose events have gone, as an end between two steps leaves them, or a git storage
+/// that was away.
+async fn settle_places(release: &Release, serial: &Serial) {
+    for (id, addresses) in release.purgatory.places.all() {
+        if matches!(release.store.has(&id).await, Ok(true)) {
+            continue;
+        }
+        for address in addresses {
+            let (release, queue) = (release.clone(), address.identifier().clone());
+            let work = async move {
+                if let Err(error) = release.settle_place(&id, &address).await {
+                    release.note(address.identifier(), &error, "a ref may be left");
+                }
+            };
+            serial.run(&queue, Turn::Normal, work).await;
+        }
     }
 }
 
@@ -297,7 +299,7 @@ async fn carry_out_dooms(release: &Release, serial: &Serial) {
 /// Tries everything that waits.
 pub async fn try_everything(release: &Release, serial: &Serial) {
     carry_out_dooms(release, serial).await;
-    settle_contributions(release, serial).await;
+    settle_places(release, serial).await;
     for identifier in release.purgatory.identifiers() {
         try_again(release, serial, &identifier).await;
     }
@@ -352,7 +354,7 @@ pub async fn run(release: Release, serial: Serial, every: Duration, stop: Cancel
                 if is_there {
                     if !was_there {
                         tracing::info!("the git storage is back");
-                        settle_contributions(&release, &serial).await;
+                        settle_places(&release, &serial).await;
                     }
                     try_unfinished(&release, &serial).await;
                 } else if was_there && !is_there {

@@ -288,6 +288,13 @@ impl PushService {
             states: &states,
             known: &known,
         })?;
+        let places = &self.release.purgatory.places;
+        let crowded = allowed.requested.iter();
+        let mut crowded = crowded.filter(|(id, _)| !places.has_room_for(id, &asked.address));
+        if let Some((id, _)) = crowded.next() {
+            let reason = format!("the commit of {id} is in as many repositories as it may be");
+            return Err(Refused(reason).into());
+        }
         let state = allowed
             .state
             .and_then(|id| states.into_iter().find(|state| state.id() == id));
@@ -462,13 +469,12 @@ impl PushService {
             purgatory.pull_requests.pushed(*id, to, commit, now);
             purgatory.keep_pull_request(id).await?;
         }
-        if to.is_prs() {
-            purgatory.keep_contribution(id, &to.repo).await?;
-        }
+        purgatory.keep_place(id, to).await?;
         let name = RefName::nostr(id);
         self.release.git.put_ref(to, &name, commit, true).await?;
         self.release.pull_request(id).await?;
-        Ok(())
+        // It may have been deleted meanwhile, in the queue of another identifier.
+        Ok(self.release.settle_place(id, to).await?)
     }
 
     /// The placeholder is durable before its ref is there: a ref that nobody remembers would stay
@@ -484,17 +490,13 @@ impl PushService {
             .pull_requests
             .pushed(*id, to, commit, purgatory.now());
         purgatory.keep_pull_request(id).await?;
-        if to.is_prs() {
-            purgatory.keep_contribution(id, &to.repo).await?;
-        }
+        purgatory.keep_place(id, to).await?;
         let name = RefName::nostr(id);
         let put = self.release.git.put_ref(to, &name, commit, false).await;
         if let Err(error) = put {
             if !matches!(error, GitError::Unreachable(_)) {
                 purgatory.unpushed(id, std::slice::from_ref(to)).await?;
-                if to.is_prs() {
-                    purgatory.forget_contribution(id, &to.repo);
-                }
+                purgatory.forget_place(id, to);
             }
             return Err(error.into());
         }

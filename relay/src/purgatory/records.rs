@@ -85,6 +85,7 @@ pub(super) const PLACEHOLDER: u8 = b'q';
 pub(super) const STATE: u8 = b's';
 pub(super) const WITHHELD_REFS: u8 = b'u';
 pub(super) const EXPIRED: u8 = b'x';
+pub(super) const PLACE: u8 = b'y';
 pub(super) const CLOCK: u8 = b'z';
 
 impl Purgatory {
@@ -181,7 +182,12 @@ impl Purgatory {
             Record::Contribution { id, repository } => {
                 let id = EventId::from_hex(&id).map_err(|e| e.to_string())?;
                 let repo = repository_coordinate(&repository).ok_or("no coordinate")?;
-                self.contributions.restore(id, repo);
+                self.places.restore(id, Address::prs(repo));
+            }
+            Record::Place { id, repository } => {
+                let id = EventId::from_hex(&id).map_err(|e| e.to_string())?;
+                let repo = repository_coordinate(&repository).ok_or("no coordinate")?;
+                self.places.restore(id, repo.into());
             }
             Record::Clock {
                 expires,

@@ -5,12 +5,13 @@ use std::{
     sync::Arc,
 };
 
-use grasp_proto::words::{Address, EventId, Identifier, Oid, RefName, RepoId};
+use grasp_proto::words::{Address, EventId, Identifier, Oid, RefKind, RefName, RepoId};
 use nostr::Filter;
 
 use super::{Release, ReleaseError};
 use crate::{
     git::GitError,
+    journal::JournalError,
     meters,
     nip34::{
         self, Meaning,
@@ -47,12 +48,12 @@ impl Release {
             let Some(commit) = request.commit else {
                 continue;
             };
-            let name = RefName::nostr(&request.id());
-            match self.git.put_ref(&repo.into(), &name, commit, true).await {
+            let id = request.id();
+            match self.put_noted(&repo.into(), &id, commit).await? {
                 Err(error @ (GitError::Unreachable(_) | GitError::Failed(_))) => {
                     return Err(error.into());
                 }
-                Err(error) => tracing::warn!(%repo, %name, %error, "a ref was not put"),
+                Err(error) => tracing::warn!(%repo, %id, %error, "a ref was not put"),
                 Ok(()) => {}
             }
         }
@@ -121,7 +122,6 @@ impl Release {
         let Some(request) = request else {
             return Ok(false);
         };
-        let name = RefName::nostr(id);
         self.refuse_what_differs(id, &entry, &request).await?;
         let Some(commit) = request.commit else {
             return Ok(false);
@@ -146,7 +146,7 @@ impl Release {
                 continue;
             }
             // Signed for now: what was staged belongs in the pool.
-            let put = self.put_ref(address, &name, commit).await?;
+            let put = self.put_ref(address, id, commit).await?;
             is_here |= put && address.is_prs();
         }
         if !is_related && !is_here {
@@ -164,7 +164,7 @@ impl Release {
             for repo in repos {
                 let address = Address::from(repo);
                 idle.remove(&address);
-                self.put_ref(&address, &name, commit).await?;
+                self.put_ref(&address, id, commit).await?;
             }
         }
         if !is_here {
@@ -187,27 +187,41 @@ impl Release {
     pub(crate) async fn put_ref(
         &self,
         address: &Address,
-        name: &RefName,
+        id: &EventId,
         commit: Oid,
-    ) -> Result<bool, GitError> {
-        match self.git.put_ref(address, name, commit, true).await {
+    ) -> Result<bool, ReleaseError> {
+        match self.put_noted(address, id, commit).await? {
             Ok(()) => Ok(true),
-            Err(error @ GitError::Unreachable(_)) => Err(error),
+            Err(error @ GitError::Unreachable(_)) => Err(error.into()),
             Err(GitError::NotFound) => Ok(false),
             Err(error) => {
-                tracing::warn!(repo = %address, %name, %error, "a ref was not put");
+                tracing::warn!(repo = %address, %id, %error, "a ref was not put");
                 Ok(false)
             }
         }
+    }
+
+    /// Puts the ref of a signed pull request after it was noted that it will be there.
+    async fn put_noted(
+        &self,
+        address: &Address,
+        id: &EventId,
+        commit: Oid,
+    ) -> Result<Result<(), GitError>, JournalError> {
+        let is_new = self.purgatory.keep_place(id, address).await?;
+        let name = RefName::nostr(id);
+        let put = self.git.put_ref(address, &name, commit, true).await;
+        if is_new && put == Err(GitError::NotFound) {
+            self.purgatory.forget_place(id, address);
+        }
+        Ok(put)
     }
 
     /// Takes away one ref of a pull request; one that is not there is gone.
     pub async fn take_ref_away(&self, address: &Address, id: &EventId) -> Result<(), GitError> {
         match self.git.delete_ref(address, &RefName::nostr(id)).await {
             Ok(()) | Err(GitError::NotFound) => {
-                if address.is_prs() {
-                    self.purgatory.forget_contribution(id, &address.repo);
-                }
+                self.purgatory.forget_place(id, address);
                 Ok(())
             }
             Err(error) => Err(error),
@@ -215,7 +229,7 @@ impl Release {
     }
 
     /// Takes away the refs of a pull request that is served or waits no more: those in `places`, and
-    /// those in its author's own space; says whether all have gone.
+    /// all that are noted; says whether all have gone.
     pub async fn take_refs_away(
         &self,
         id: &EventId,
@@ -223,8 +237,7 @@ impl Release {
     ) -> bool {
         let mut all = true;
         let mut places: BTreeSet<Address> = places.into_iter().map(Into::into).collect();
-        let own = self.purgatory.contributions.of(id);
-        places.extend(own.into_iter().map(Address::prs));
+        places.extend(self.purgatory.places.of(id));
         for address in places {
             if let Err(error) = self.take_ref_away(&address, id).await {
                 tracing::warn!(repo = %address, %id, %error, "a ref is still there");
@@ -234,20 +247,38 @@ impl Release {
         all
     }
 
-    /// In the queue of its identifier: a ref in a contributor's space whose event neither waits for it
-    /// nor is kept goes. Whatever ended its event was interrupted before.
-    pub async fn settle_contribution(
-        &self,
-        id: &EventId,
-        repo: &RepoId,
-    ) -> Result<(), ReleaseError> {
-        let address = Address::prs(repo.clone());
+    /// In the queue of its identifier: a ref whose event neither waits for it nor is served goes.
+    /// Whatever ended its event was interrupted before.
+    pub async fn settle_place(&self, id: &EventId, address: &Address) -> Result<(), ReleaseError> {
         let waiting = self.purgatory.pull_requests.get(id);
-        let waits = waiting.is_some_and(|entry| entry.pushed.contains_key(&address));
-        // What is withheld may come back.
-        if !waits && !self.store.apart().has(id).await? {
-            self.take_ref_away(&address, id).await?;
+        if waiting.is_some_and(|entry| entry.pushed.contains_key(address)) {
+            return Ok(());
+        }
+        let is_kept = match address.is_prs() {
+            // What is withheld may come back, and a space has its objects.
+            true => self.store.apart().has(id).await?,
+            false => self.store.has(id).await?,
+        };
+        if !is_kept {
+            self.take_ref_away(address, id).await?;
             tracing::info!(repo = %address, %id, "a ref whose event has gone was removed");
+        }
+        Ok(())
+    }
+
+    /// In the queue of its identifier: a repository that was moved aside is back, and loses the refs
+    /// of pull requests that went meanwhile.
+    pub async fn settle_refs_in(&self, repo: &RepoId) -> Result<(), GitError> {
+        let address = Address::from(repo);
+        for name in self.git.refs(&address, &[]).await?.refs.keys() {
+            let RefKind::Nostr(id) = name.kind() else {
+                continue;
+            };
+            match self.settle_place(&id, &address).await {
+                Ok(()) => {}
+                Err(ReleaseError::Git(error)) => return Err(error),
+                Err(error) => return Err(GitError::Failed(error.to_string())),
+            }
         }
         Ok(())
     }
@@ -258,8 +289,11 @@ impl Release {
         if let Ok(repositories) = self.offered_to(request).await {
             offered.repositories = repositories;
         }
-        let wanting = self.wanting(&offered, false);
-        wanting.into_values().flatten().collect()
+        let wanting = self.wanting(&offered, false).into_values().flatten();
+        // Its maintainers may be others by now, or it was pushed where it is not offered to.
+        let noted = self.purgatory.places.repositories_of(&request.id());
+        let all: BTreeSet<RepoId> = wanting.chain(noted).collect();
+        all.into_iter().collect()
     }
 
     /// Commits that are not the one named lose their ref, and so does what was pushed to a space that

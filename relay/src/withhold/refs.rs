@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use grasp_proto::words::{EventId, Identifier, RefName, RepoId};
+use grasp_proto::words::{EventId, Identifier, RepoId};
 use nostr::Filter;
 
 use crate::{
@@ -136,13 +136,12 @@ impl Release {
             oids: BTreeSet::new(),
             commits: BTreeSet::from([commit]),
         };
-        let name = RefName::nostr(id);
         for (identifier, repos) in self.wanting(&event, true) {
             if !self.absent(&identifier, &wanted).await?.is_empty() {
                 continue;
             }
             for repo in repos {
-                self.put_ref(&repo.into(), &name, commit).await?;
+                self.put_ref(&repo.into(), id, commit).await?;
             }
         }
         Ok(())

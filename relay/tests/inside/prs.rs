@@ -3,7 +3,12 @@
 use grasp_proto::contract::relay as wire;
 use grasp_relay::hunt::pending::{Pending, Rotation};
 
-use super::{pushes::nostr_ref, *};
+use super::{
+    holding::{delete, delete_address},
+    lists::npub,
+    pushes::nostr_ref,
+    *,
+};
 
 fn space(seed: u8, name: &str) -> Address {
     Address::prs(repo(seed, name))
@@ -36,7 +41,7 @@ impl Inside {
     fn has_nothing_at(&self, to: &Address) {
         assert!(!self.git.has(to.clone()));
         assert!(self.release.purgatory.pull_requests.is_empty());
-        assert!(self.release.purgatory.contributions.all().is_empty());
+        assert!(self.release.purgatory.places.all().is_empty());
     }
 
     async fn starts_again(&self) {
@@ -268,7 +273,7 @@ async fn an_end_between_two_steps_leaves_no_ref_behind() {
     inside.has_nothing_at(&to);
     // Killed after it was noted and before there was a ref.
     let purgatory = &inside.release.purgatory;
-    purgatory.keep_contribution(&id, &to.repo).await.unwrap();
+    purgatory.keep_place(&id, &to).await.unwrap();
     inside.starts_again().await;
     inside.has_nothing_at(&to);
     // Withheld, it is not gone.
@@ -310,4 +315,100 @@ async fn switched_off_nothing_is_taken_and_nothing_goes() {
     inside.starts_again().await;
     assert!(inside.serves(&before).await && !inside.holds(&waiting));
     assert_eq!(inside.git.refs_of(to).len(), 1);
+}
+
+impl Inside {
+    fn shows(&self, repo: &RepoId, event: &Event) -> bool {
+        self.git.refs_of(repo).contains_key(&nostr_ref(event))
+    }
+}
+
+#[tokio::test]
+async fn wherever_its_refs_are_they_go_with_it() {
+    let inside = Inside::new().await;
+    let (offered, same) = (
+        inside.active(1, "x", &[]).await,
+        inside.active(2, "x", &[]).await,
+    );
+    let (beside, other) = (
+        inside.active(3, "x", &[]).await,
+        inside.active(4, "y", &[]).await,
+    );
+    let all = [&offered, &same, &beside, &other];
+    inside.served(&announcement(2, "x", 11, &[1])).await;
+    let first = pull_request(5, 20, &oid(7).to_hex(), &offered);
+    // The commit comes first, to a repository that has nothing to do with it.
+    inside.pushes(&(&beside).into(), &first, 7).await.unwrap();
+    inside.served(&first).await;
+    // Served, it can be pushed anywhere.
+    inside.pushes(&(&other).into(), &first, 7).await.unwrap();
+    assert!(all.iter().all(|repo| inside.shows(repo, &first)));
+    // Nobody there maintains what it is offered to any more.
+    inside.served(&announcement(2, "x", 21, &[])).await;
+    inside.ruled(&[("NGIT_EVENT_BLACKLIST", &npub(5))]).await;
+    assert!(!all.iter().any(|repo| inside.shows(repo, &first)));
+    inside.ruled(&[]).await;
+    assert!(inside.shows(&offered, &first) && !inside.shows(&same, &first));
+    inside.pushes(&(&same).into(), &first, 7).await.unwrap();
+    inside.pushes(&(&other).into(), &first, 7).await.unwrap();
+    inside.served(&delete(5, 30, &first)).await;
+    assert!(!all.iter().any(|repo| inside.shows(repo, &first)));
+    assert!(inside.release.purgatory.places.all().is_empty());
+    // As it was before places were noted.
+    let second = pull_request(5, 40, &oid(7).to_hex(), &offered);
+    inside.served(&second).await;
+    let id = nip34::id_of(&second);
+    assert!(inside.shows(&offered, &second));
+    let purgatory = &inside.release.purgatory;
+    purgatory.forget_place(&id, &(&offered).into());
+    inside.served(&delete(5, 41, &second)).await;
+    assert!(!inside.shows(&offered, &second));
+}
+
+#[tokio::test]
+async fn what_comes_back_has_no_ref_of_what_was_deleted_meanwhile() {
+    let inside = Inside::new().await;
+    let (gone, stays) = (
+        inside.active(1, "x", &[]).await,
+        inside.active(2, "x", &[]).await,
+    );
+    let offer = |at, commit| {
+        let tags = [
+            tag(&["c", &oid(commit).to_hex()]),
+            tag(&["a", &gone.coordinate()]),
+            tag(&["a", &stays.coordinate()]),
+        ];
+        sign(5, nip34::PULL_REQUEST, at, &tags)
+    };
+    let (deleted, kept) = (offer(20, 7), offer(21, 8));
+    inside.git.bring(&identifier("x"), &[oid(7), oid(8)]);
+    inside.served(&deleted).await;
+    inside.served(&kept).await;
+    inside.served(&delete_address(1, 30, &gone)).await;
+    assert!(!inside.git.has(&gone) && inside.serves(&deleted).await);
+    inside.served(&delete(5, 31, &deleted)).await;
+    inside.admit(&announcement(1, "x", 40, &[])).await;
+    assert!(inside.git.has(&gone));
+    assert!(!inside.shows(&gone, &deleted) && inside.shows(&gone, &kept));
+}
+
+#[tokio::test]
+async fn a_push_that_crosses_the_deletion_leaves_no_ref() {
+    let inside = Inside::new().await;
+    let (one, other) = (
+        inside.active(1, "x", &[]).await,
+        inside.active(2, "y", &[]).await,
+    );
+    let event = pull_request(5, 20, &oid(1).to_hex(), &one);
+    inside.served(&event).await;
+    let (id, to) = (nip34::id_of(&event), Address::from(&other));
+    // Killed after it was noted and put, and the event was deleted before.
+    inside.release.purgatory.keep_place(&id, &to).await.unwrap();
+    let name = nostr_ref(&event);
+    let put = inside.git.put_ref(&to, &name, oid(1), true).await;
+    put.unwrap();
+    inside.release.store.remove([id]).await.unwrap();
+    inside.starts_again().await;
+    assert!(!inside.shows(&one, &event) && !inside.shows(&other, &event));
+    assert!(inside.release.purgatory.places.all().is_empty());
 }

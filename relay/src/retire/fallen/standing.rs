@@ -80,8 +80,8 @@ impl Search<'_> {
 
     /// Its author's own space has it.
     fn is_contributed(&self, event: &Event) -> bool {
-        let contributions = &self.release.purgatory.contributions;
-        !contributions.of(&id_of(event)).is_empty()
+        let places = &self.release.purgatory.places;
+        places.in_a_space(&id_of(event))
     }
 
     /// Whether an announcement of a repository is served, or withheld.
