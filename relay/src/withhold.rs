@@ -38,6 +38,8 @@ use crate::{
 
 /// Repositories that gitd is asked to make at once.
 const AT_ONCE: usize = 4;
+/// Pull requests read at once.
+const REQUESTS_AT_ONCE: usize = 100;
 /// Looks at what changed while it was looked at, one after the other.
 const LOOKS: usize = 3;
 
@@ -109,6 +111,7 @@ async fn plan(release: &Release, rules: &Rules) -> Result<Plan, RetireError> {
         let items = apart.store.items(own).await?;
         theirs.extend(items.into_iter().map(|(id, _)| id));
     }
+    theirs.extend(requests_kept_out(&apart, rules).await?);
     if !theirs.is_empty() {
         withheld.extend(apart.fallen_with(&theirs).await?);
         withheld.extend(theirs);
@@ -117,6 +120,24 @@ async fn plan(release: &Release, rules: &Rules) -> Result<Plan, RetireError> {
         withheld,
         served: apart.repositories,
     })
+}
+
+/// The stored pull requests that belong to what is on a blacklist alone. A space of their authors' would
+/// have them stand.
+async fn requests_kept_out(apart: &Release, rules: &Rules) -> Result<Vec<EventId>, StoreError> {
+    if rules.blocks_nothing() {
+        return Ok(Vec::new());
+    }
+    let requests = Filter::new().kinds([nip34::PULL_REQUEST, nip34::PULL_REQUEST_UPDATE]);
+    let items = apart.store.apart().items(requests).await?;
+    let ids: Vec<EventId> = items.into_iter().map(|(id, _)| id).collect();
+    let mut kept_out = Vec::new();
+    for chunk in ids.chunks(REQUESTS_AT_ONCE) {
+        let events = apart.store.apart().by_ids(chunk).await?.into_iter();
+        let blocked = events.filter(|event| rules.blocks_request(event, &apart.spaces));
+        kept_out.extend(blocked.map(|event| id_of(&event)));
+    }
+    Ok(kept_out)
 }
 
 /// Makes what is served, and what waits, what the rules allow now. Says whether anything changed
@@ -221,20 +242,21 @@ async fn drop_waiting(
     Ok(purgatory.flush().await?)
 }
 
-/// Takes the pull requests of banned authors out of purgatory, with their refs, and the refs of
+/// Takes the pull requests that the blacklists keep out from purgatory, with their refs, and the refs of
 /// those that are withheld out of repositories, or puts them back there ([`refs`]); makes the
 /// repositories that are to be here by the rules of now and were not before. Needs gitd.
 pub async fn settle(release: &Release, serial: &Serial, curation: &Curation) {
     let rules = curation.rules();
-    let mut banned = Vec::new();
+    let mut kept_out = Vec::new();
     release.purgatory.pull_requests.each(|entry| {
         if let Some(request) = &entry.request
-            && rules.bans(&request.author)
+            && (rules.bans(&request.author)
+                || rules.blocks_request(&request.event, &release.spaces))
         {
-            banned.push((request.id(), request.identifiers().into_iter().next()));
+            kept_out.push((request.id(), request.identifiers().into_iter().next()));
         }
     });
-    for (id, identifier) in banned {
+    for (id, identifier) in kept_out {
         let release = release.clone();
         let work = async move {
             let entry = release.purgatory.remove_pull_request(&id);

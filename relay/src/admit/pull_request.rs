@@ -22,17 +22,13 @@ impl Admit {
         {
             return Ok(waits_already());
         }
+        let (spaces, rules) = (&self.release.spaces, self.curation.rules());
+        if rules.blocks_request(&request.event, spaces) {
+            return Ok(Verdict::rejected(BLOCKED));
+        }
         let is_related = self.is_related(&request.event).await?;
-        if !is_related {
-            let spaces = &self.release.spaces;
-            let named = spaces.named_by(&request.event);
-            if !spaces.is_on() || named.is_empty() {
-                return Ok(unrelated());
-            }
-            let rules = self.curation.rules();
-            if named.iter().all(|space| rules.blocks(space)) {
-                return Ok(Verdict::rejected(BLOCKED));
-            }
+        if !is_related && !(spaces.is_on() && !spaces.named_by(&request.event).is_empty()) {
+            return Ok(unrelated());
         }
         request.repositories = self.release.offered_to(&request).await?;
         let door = self.clone();

@@ -14,9 +14,16 @@ use grasp_proto::{
     process::settings::{BadSetting, Settings},
     words::{Npub, RepoId},
 };
+use nostr::Event;
 
-use super::lists::{self, Entry, RepoList};
-use crate::{domain::Domain, nip34::announcement::Announcement};
+use super::{
+    lists::{self, Entry, RepoList},
+    prs::Spaces,
+};
+use crate::{
+    domain::Domain,
+    nip34::{announcement::Announcement, pull_request},
+};
 
 /// What is said to everything by an author on the event blacklist.
 pub const BANNED: &str = "blocked: events of this author are not taken here";
@@ -175,6 +182,15 @@ impl Rules {
     /// Whether a repository is on a blacklist, or its owner is.
     pub fn blocks(&self, repo: &RepoId) -> bool {
         self.bans(&repo.owner) || self.blocked.contains(repo)
+    }
+
+    /// Whether a pull request is kept out for what it belongs to: all repositories that it is offered
+    /// to are on a blacklist, or all the spaces below `/prs/` that it names as its own.
+    pub fn blocks_request(&self, event: &Event, spaces: &Spaces) -> bool {
+        let all = |repos: &BTreeSet<RepoId>| {
+            !repos.is_empty() && repos.iter().all(|repo| self.blocks(repo))
+        };
+        all(&pull_request::repositories(event)) || all(&spaces.named_by(event))
     }
 
     /// The repositories that are on a blacklist, or their owners are.

@@ -2,6 +2,7 @@
 
 use grasp_proto::process::settings::Settings;
 use grasp_relay::{
+    nip34::pull_request::PullRequest,
     policy::curation::{BANNED, BLOCKED, NOT_CHOSEN, NOT_TAKEN, READ_ONLY},
     withhold,
 };
@@ -457,4 +458,84 @@ async fn the_git_storage_knows_what_is_withheld_whenever_it_is_there() {
     told(0).await;
     stop.cancel();
     telling.await.unwrap();
+}
+
+/// A pull request by `seed` from its author's own space.
+fn contribution(seed: u8, at: u64, commit: u8, offered: &[&RepoId], more: &[Vec<String>]) -> Event {
+    let first = &offered[0].identifier;
+    let space = Address::prs(repo(seed, first.as_str()));
+    let mut tags = vec![
+        tag(&["c", &oid(commit).to_hex()]),
+        tag(&["clone", &format!("https://grasp.example/{space}")]),
+    ];
+    tags.extend(offered.iter().map(|repo| tag(&["a", &repo.coordinate()])));
+    tags.extend_from_slice(more);
+    sign(seed, nip34::PULL_REQUEST, at, &tags)
+}
+
+#[tokio::test]
+async fn a_space_is_no_way_round_the_blacklist() {
+    let inside = Inside::new().await;
+    let (bad, good) = (
+        inside.active(1, "bad", &[]).await,
+        inside.active(2, "bad", &[]).await,
+    );
+    let nowhere = repo(9, "bad");
+    let spam = issue(6, 15, &[&bad]);
+    inside.served(&spam).await;
+    let only = contribution(5, 20, 7, &[&bad], &[]);
+    let both = contribution(5, 21, 8, &[&bad, &good], &[]);
+    let apart = contribution(5, 22, 9, &[&nowhere], &[]);
+    for (event, commit) in [(&only, 7), (&both, 8), (&apart, 9)] {
+        inside.waits(event).await;
+        inside.push_to_space(event, commit).await;
+        assert!(inside.serves(event).await);
+    }
+    let comment = sign(7, Kind::Custom(1111), 25, &[tag(&["e", &only.id.to_hex()])]);
+    inside.served(&comment).await;
+    let waiting = contribution(5, 23, 10, &[&bad], &[]);
+    inside.waits(&waiting).await;
+
+    let one = npub(1);
+    inside.ruled(&[(BLACKLIST, &format!("{one}/bad"))]).await;
+    for event in [&only, &comment, &spam] {
+        assert!(!inside.serves(event).await);
+    }
+    assert!(!inside.holds(&waiting));
+    assert!(inside.serves(&both).await && inside.serves(&apart).await);
+    let about = contribution(5, 30, 11, &[&bad], &[tag(&["e", &spam.id.to_hex()])]);
+    for event in [&about, &waiting, &only] {
+        inside.rejected(event, BLOCKED).await;
+    }
+    assert!(!inside.admit(&spam).await.ok && !inside.serves(&spam).await);
+
+    // Its author's space is what is blocked.
+    inside
+        .ruled(&[(BLACKLIST, &format!("{}/bad", npub(5)))])
+        .await;
+    for event in [&only, &both, &apart] {
+        assert!(!inside.serves(event).await);
+    }
+    assert!(inside.serves(&spam).await);
+    inside
+        .rejected(&contribution(5, 31, 12, &[&nowhere], &[]), BLOCKED)
+        .await;
+    inside.ruled(&[]).await;
+    for event in [&only, &both, &apart, &comment, &spam] {
+        assert!(inside.serves(event).await);
+    }
+}
+
+impl Inside {
+    async fn push_to_space(&self, event: &Event, commit: u8) {
+        let identifier = PullRequest::read(event.clone().into())
+            .unwrap()
+            .identifiers();
+        let owner = nip34::author_of(event);
+        let identifier = identifier.into_iter().next().unwrap();
+        let to = Address::prs(RepoId { owner, identifier });
+        let commands = [(super::pushes::nostr_ref(event), oid(commit))];
+        let (id, _) = self.authorize(to.clone(), &commands).await.unwrap();
+        assert_eq!(self.commit(&id, to, &commands).await.concat(), "");
+    }
 }
