@@ -249,14 +249,15 @@ fn role(
     role: Role,
     work: impl AsyncFnOnce(Settings) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
+    let runtime = runtime()?;
+    let within = runtime.enter();
+    process::outlive_hangups();
     let settings = if is_child() {
         // The parent has read everything and warned about it.
         Settings::of_child()
     } else {
         load(given)?
     };
-    let runtime = runtime()?;
-    let within = runtime.enter();
     let telemetry = process::init_logging(&settings, role)?;
     drop(within);
     if is_child() {

@@ -46,6 +46,25 @@ pub fn stop_on_signal(
     Ok(stop)
 }
 
+/// From now on SIGHUP does not end the process, whatever else is done about it; each is said in the log.
+/// To be called within the runtime, before anything that takes its time.
+pub fn outlive_hangups() {
+    let mut hangups = match signal(SignalKind::hangup()) {
+        Ok(hangups) => hangups,
+        Err(error) => {
+            tracing::error!(%error, "SIGHUP will end this process");
+            return;
+        }
+    };
+    tokio::spawn(async move {
+        while hangups.recv().await.is_some() {
+            tracing::info!(
+                "SIGHUP: lists that are files are the relay's to read again; nothing else is"
+            );
+        }
+    });
+}
+
 /// The variable by which a parent tells a child whose death it must not survive.
 pub const PARENT: &str = "GRASPD_PARENT";
 

@@ -135,6 +135,9 @@ pub async fn run(
     stop: CancellationToken,
     ready: impl FnOnce(SocketAddr) + Send,
 ) -> Result<(), Error> {
+    // Before anything that takes its time: whoever asks meanwhile is heard afterwards.
+    let hangups = withhold::hangups();
+    withhold::read_again(&config.curation).await;
     let config = Arc::new(config);
     // From the first on nothing is counted in vain.
     process::metrics();
@@ -317,7 +320,7 @@ pub async fn run(
     let curating = {
         let (judge, durations) = (judge, config.sync.rejected);
         tokio::spawn(withhold::run(
-            withhold::hangups(&config.curation),
+            hangups,
             config.curation.clone(),
             release.clone(),
             serial.clone(),

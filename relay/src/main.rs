@@ -4,7 +4,8 @@ use std::path::Path;
 
 use grasp_proto::{
     process::{
-        die_with_parent, init_logging, raise_file_limit, settings::Settings, stop_on_signal,
+        die_with_parent, init_logging, outlive_hangups, raise_file_limit, settings::Settings,
+        stop_on_signal,
     },
     transport::Role,
 };
@@ -15,6 +16,7 @@ fn main() -> anyhow::Result<()> {
     let settings = Settings::load([], Path::new("."))?;
     let runtime = tokio::runtime::Runtime::new()?;
     let within = runtime.enter();
+    outlive_hangups();
     let telemetry = init_logging(&settings, Role::Relay)?;
     drop(within);
     settings.warn();

@@ -339,16 +339,27 @@ pub async fn tell_git(git: Arc<dyn Git>, curation: Curation, stop: CancellationT
     }
 }
 
-/// Hears SIGHUP from now on, if some list is a file; otherwise the signal keeps its meaning.
-pub fn hangups(curation: &Curation) -> Option<Signal> {
-    if !curation.has_files() {
-        return None;
-    }
+/// Hears SIGHUP from now on.
+pub fn hangups() -> Option<Signal> {
     let hangups = signal(SignalKind::hangup());
     if let Err(error) = &hangups {
         tracing::error!(%error, "lists are not read again: no signal will be heard");
     }
     hangups.ok()
+}
+
+/// Reads the lists that are files again; says whether that went well, and there are any.
+pub async fn read_again(curation: &Curation) -> bool {
+    if !curation.has_files() {
+        return false;
+    }
+    let reader = curation.clone();
+    match tokio::task::spawn_blocking(move || reader.read_again()).await {
+        Ok(Ok(())) => return true,
+        Ok(Err(error)) => tracing::warn!("the lists stay as they were: {error}"),
+        Err(error) => tracing::error!(%error, "the lists stay as they were"),
+    }
+    false
 }
 
 /// Reads the lists that are files again at every hangup, until `stop`; `changed` is called when they
@@ -370,17 +381,8 @@ pub async fn run(
             () = stop.cancelled() => return,
             _ = hangups.recv() => {}
         }
-        let reader = curation.clone();
-        match tokio::task::spawn_blocking(move || reader.read_again()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::warn!("the lists stay as they were: {error}");
-                continue;
-            }
-            Err(error) => {
-                tracing::error!(%error, "the lists stay as they were");
-                continue;
-            }
+        if !read_again(&curation).await {
+            continue;
         }
         match apply(&release, &serial, &curation).await {
             Ok(_) => {
