@@ -1,12 +1,13 @@
 //! Kind 30618: accepted how.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use grasp_proto::words::RepoId;
+use nostr::Filter;
 
 use super::{Admit, Failed, WAITS, malformed, replaced, waits_already};
 use crate::{
-    nip34::{STATE, state::State},
+    nip34::{ANNOUNCEMENT, STATE, announcement::Announcement, state::State},
     policy::{
         curation::BLOCKED,
         satisfiable::{Wanted, satisfiable},
@@ -16,6 +17,9 @@ use crate::{
     repository::Standing,
     verdict::{Origin, Verdict},
 };
+
+/// Withheld announcements of one identifier that are looked at.
+const WITHHELD: usize = 100;
 
 impl Admit {
     pub(super) async fn state(self, state: State, origin: Origin) -> Result<Verdict, Failed> {
@@ -38,6 +42,9 @@ impl Admit {
             return Ok(Verdict::rejected(BLOCKED));
         }
         if !repositories.is_announced(&state.identifier) {
+            if self.is_for_what_is_blocked(&state).await? {
+                return Ok(Verdict::rejected(BLOCKED));
+            }
             return Ok(malformed("no announcement exists for this repository"));
         }
         if trusting.is_empty() {
@@ -75,6 +82,23 @@ impl Admit {
             self.hunt.enqueue(&state.identifier, origin);
         }
         Ok(Verdict::accepted(WAITS))
+    }
+
+    /// Whether its identifier is announced by what a blacklist withholds, and names its author.
+    async fn is_for_what_is_blocked(&self, state: &State) -> Result<bool, Failed> {
+        let rules = self.curation.rules();
+        if rules.blocks_nothing() {
+            return Ok(false);
+        }
+        let withheld = Filter::new()
+            .kind(ANNOUNCEMENT)
+            .identifier(state.identifier.as_str())
+            .limit(WITHHELD);
+        let withheld = self.release.store.apart().query(withheld).await?;
+        let read = |event| Announcement::read(Arc::new(event)).ok();
+        let announced = withheld.into_iter().filter_map(read);
+        let mut blocked = announced.filter(|one| rules.blocks(&one.repo));
+        Ok(blocked.any(|one| one.maintainers.contains(&state.author)))
     }
 
     /// Releases a state if its objects are here; says whether it is served.

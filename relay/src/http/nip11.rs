@@ -12,8 +12,10 @@ use crate::{
 /// The document's content type.
 pub const CONTENT_TYPE: &str = "application/nostr+json";
 
-/// What the relay does, and nothing else.
-const NIPS: [u16; 9] = [1, 9, 11, 34, 40, 42, 45, 70, 77];
+/// What the relay does whatever it is told.
+const NIPS: [u16; 8] = [1, 11, 34, 40, 42, 45, 70, 77];
+/// What it does as long as it acts on requests to delete and to vanish.
+const REQUESTS: [u16; 2] = [9, 62];
 
 /// The document.
 pub fn document(config: &Config) -> Value {
@@ -26,7 +28,7 @@ pub fn document(config: &Config) -> Value {
         "icon": format!("{}/icon.svg", web_address(config)),
         "software": env!("CARGO_PKG_NAME").replace("grasp-relay", "graspd"),
         "version": env!("CARGO_PKG_VERSION"),
-        "supported_nips": NIPS,
+        "supported_nips": nips(config),
         "supported_grasps": grasps(config, &rules),
         "repo_acceptance_criteria": criteria(&rules),
         "limitation": {
@@ -44,6 +46,13 @@ pub fn document(config: &Config) -> Value {
         document["curation"] = curation.into();
     }
     document
+}
+
+fn nips(config: &Config) -> Vec<u16> {
+    let requests = REQUESTS.into_iter().filter(|_| config.deletions.acted_on);
+    let mut all: Vec<u16> = NIPS.into_iter().chain(requests).collect();
+    all.sort_unstable();
+    all
 }
 
 /// What is switched on, exactly.
