@@ -287,7 +287,7 @@ async fn make_archived(release: &Release, serial: &Serial, rules: &Rules) {
         }
         match release.store.announcement(&repo).await {
             Ok(Some(event)) => match Announcement::read(Arc::new(event)) {
-                Ok(announcement) if !announcement.lists(rules.ours()) => {}
+                Ok(announcement) if rules.is_archive(&announcement) => {}
                 _ => return,
             },
             _ => return,

@@ -23,7 +23,7 @@ use crate::{
     meters,
     nip34::{Meaning, announcement::Announcement, later, pull_request::PullRequest, state::State},
     policy::{
-        curation::{Curation, NOT_TAKEN, READ_ONLY},
+        curation::{Curation, KEPT_ELSEWHERE, NOT_TAKEN, READ_ONLY},
         push::{Allowed, Case, Known, Refused, judge},
     },
     purgatory::{AFTER_LAST_BYTE, WAITS_FOR},
@@ -167,7 +167,7 @@ impl PushService {
                 stored.and_then(|event| Announcement::read(Arc::new(event)).ok())
             }
         };
-        Ok(announcement.is_some_and(|one| !one.lists(rules.ours())))
+        Ok(announcement.is_some_and(|one| rules.is_archive(&one)))
     }
 
     async fn known(&self, asked: &Asked) -> Result<BTreeMap<EventId, Known>, StoreError> {
@@ -227,7 +227,8 @@ impl PushService {
                     return refused("the announcement of this repository has expired");
                 }
             }
-            _ => return refused("no announcement of this repository is here"),
+            Some(Standing::Elsewhere) => return refused(KEPT_ELSEWHERE),
+            None => return refused("no announcement of this repository is here"),
         }
         match self.is_read_only(repo).await? {
             true => refused(READ_ONLY),

@@ -34,6 +34,9 @@ pub const NOT_CHOSEN: &str = "blocked: only repositories chosen by the operator 
 /// What a pusher is told of an archived repository.
 pub const READ_ONLY: &str = "this repository is archived here and read-only: push to a server that \
                              its announcement lists";
+/// What a pusher is told of a repository that is announced for other services.
+pub const KEPT_ELSEWHERE: &str = "this repository is not kept here, as its announcement does not list \
+                                  this service: push to a server that it lists";
 /// What a pusher is told of a repository on a blacklist.
 pub const NOT_TAKEN: &str = "this repository is not taken here";
 
@@ -205,7 +208,7 @@ impl Rules {
     }
 
     /// Where an announcement belongs: blacklists first, then the whitelist; the archive's rules are
-    /// for those that do not list us.
+    /// for those that do not list us, or are not chosen.
     pub fn place(&self, announcement: &Announcement) -> Place {
         if self.bans(&announcement.repo.owner) {
             return Place::Unwanted(BANNED);
@@ -213,16 +216,29 @@ impl Rules {
         if self.blocked.contains(&announcement.repo) {
             return Place::Unwanted(BLOCKED);
         }
-        if announcement.lists(&self.ours) {
-            return match &self.chosen {
-                Some(chosen) if !chosen.contains(&announcement.repo) => Place::Unwanted(NOT_CHOSEN),
-                _ => Place::Hosted,
-            };
+        if self.hosts(announcement) {
+            return Place::Hosted;
         }
-        match self.archives(announcement) {
-            true => Place::Archived,
-            false => Place::Elsewhere,
+        match (self.archives(announcement), announcement.lists(&self.ours)) {
+            (true, _) => Place::Archived,
+            (false, true) => Place::Unwanted(NOT_CHOSEN),
+            (false, false) => Place::Elsewhere,
         }
+    }
+
+    /// Whether it lists this service, and is chosen if only chosen ones are hosted.
+    fn hosts(&self, announcement: &Announcement) -> bool {
+        let chosen = self.chosen.iter();
+        announcement.lists(&self.ours)
+            && chosen
+                .into_iter()
+                .all(|list| list.contains(&announcement.repo))
+    }
+
+    /// Whether the repository of an announcement, if it is here, is here as an archive.
+    pub fn is_archive(&self, announcement: &Announcement) -> bool {
+        let is_archived = self.archives(announcement) || !announcement.lists(&self.ours);
+        is_archived && !self.hosts(announcement)
     }
 
     fn archives(&self, announcement: &Announcement) -> bool {
@@ -249,7 +265,7 @@ impl Rules {
         self.archive.as_ref()
     }
 
-    /// Whether pushes to what does not list this service are refused.
+    /// Whether pushes to what is archived are refused.
     pub fn refuses_pushes(&self) -> bool {
         self.archive.as_ref().is_some_and(|one| one.read_only)
     }
@@ -466,7 +482,21 @@ mod tests {
         assert_eq!(listed.place(&other(1, "a")), Place::Archived);
         assert_eq!(listed.place(&other(2, "a")), Place::Elsewhere);
         assert_eq!(listed.place(&other(2, "b")), Place::Archived);
-        assert_eq!(listed.place(&ours(1, "a")), Place::Unwanted(NOT_CHOSEN));
+        // It may list us as well: being chosen for the archive is enough, and makes it one.
+        assert_eq!(listed.place(&ours(1, "a")), Place::Archived);
+        assert_eq!(listed.place(&ours(2, "a")), Place::Unwanted(NOT_CHOSEN));
+        assert_eq!(listed.place(&ours(2, "c")), Place::Hosted);
+        for (announcement, is_archive) in [
+            (ours(1, "a"), true),
+            (other(1, "a"), true),
+            (ours(2, "b"), true),
+            // From before there was a whitelist.
+            (ours(2, "a"), false),
+            (ours(2, "c"), false),
+        ] {
+            assert_eq!(listed.is_archive(&announcement), is_archive);
+        }
+        assert!(!all.is_archive(&ours(1, "a")) && all.is_archive(&other(1, "a")));
         let services = rules(&[(SERVICES, "OTHER.example, https://third.example:443/")]);
         for (host, place) in [
             ("other.EXAMPLE", Place::Archived),

@@ -3,7 +3,7 @@
 use grasp_proto::process::settings::Settings;
 use grasp_relay::{
     nip34::pull_request::PullRequest,
-    policy::curation::{BANNED, BLOCKED, NOT_CHOSEN, NOT_TAKEN, READ_ONLY},
+    policy::curation::{BANNED, BLOCKED, KEPT_ELSEWHERE, NOT_CHOSEN, NOT_TAKEN, READ_ONLY},
     withhold,
 };
 
@@ -538,4 +538,32 @@ impl Inside {
         let (id, _) = self.authorize(to.clone(), &commands).await.unwrap();
         assert_eq!(self.commit(&id, to, &commands).await.concat(), "");
     }
+}
+
+#[tokio::test]
+async fn an_archived_repository_may_come_to_list_this_service_unchosen() {
+    let inside = Inside::new().await;
+    let rules = [(ARCHIVE, npub(1)), (WHITELIST, "hosted".to_owned())];
+    let rules: Vec<_> = rules.iter().map(|(name, v)| (*name, v.as_str())).collect();
+    inside.ruled(&rules).await;
+    inside.waits(&archived(1, "x", 10)).await;
+    inside.git.bring(&identifier("x"), &[oid(1), oid(2)]);
+    inside.served(&state(1, "x", 10, &[("main", 1)])).await;
+    let repo = repo(1, "x");
+    inside.served(&announcement(1, "x", 11, &[])).await;
+    assert_eq!(inside.standing(&repo), Some(Standing::Active));
+    inside.served(&state(1, "x", 12, &[("main", 2)])).await;
+    // As an archive, it takes no pushes.
+    let commands = [(branch("main"), oid(2))];
+    let refused = inside.authorize(&repo, &commands).await;
+    assert_eq!(refused.unwrap_err(), READ_ONLY);
+    // The archive is switched off: its announcement is served on, and is another service's.
+    inside.waits(&archived(1, "y", 10)).await;
+    inside.git.bring(&identifier("y"), &[oid(1)]);
+    inside.served(&state(1, "y", 10, &[("main", 1)])).await;
+    inside.ruled(&[]).await;
+    let other = super::repo(1, "y");
+    assert_eq!(inside.standing(&other), Some(Standing::Elsewhere));
+    let refused = inside.authorize(&other, &commands).await;
+    assert_eq!(refused.unwrap_err(), KEPT_ELSEWHERE);
 }

@@ -83,7 +83,7 @@ async fn standing(
             let event = release.store.announcement(repo).await?;
             let read = event.and_then(|event| Announcement::read(Arc::new(event)).ok());
             match read {
-                Some(announcement) if !announcement.lists(rules.ours()) => wire::Standing::Archived,
+                Some(announcement) if rules.is_archive(&announcement) => wire::Standing::Archived,
                 _ => wire::Standing::Active,
             }
         }
