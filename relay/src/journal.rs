@@ -139,6 +139,11 @@ pub enum Record {
         /// How far it has come.
         step: WithheldStep,
     },
+    /// A repository that the operator's lists took out of service, until it is back with all refs.
+    WithheldRepository {
+        /// Its coordinate.
+        repository: String,
+    },
     /// An id that expired once.
     Expired {
         /// In hex.

@@ -17,7 +17,7 @@ pub mod withheld_refs;
 
 use std::{collections::BTreeSet, hash::Hash, time::Duration};
 
-use dashmap::{DashMap, Entry};
+use dashmap::{DashMap, DashSet, Entry};
 use grasp_proto::words::{Address, EventId, Identifier, Npub, RepoId};
 
 use self::{
@@ -85,6 +85,8 @@ pub struct Purgatory {
     owed_refs: DashMap<EventId, Vec<RepoId>>,
     /// Pull requests that are withheld, and what has become of their refs. As many as there are stored.
     withheld_refs: DashMap<EventId, WithheldRefs>,
+    /// Repositories that the lists took out of service. As many as are stored.
+    withheld_repositories: DashSet<RepoId>,
     journal: Journal,
     clock: Clock,
 }
@@ -101,6 +103,7 @@ impl Purgatory {
             doomed: DashMap::new(),
             owed_refs: DashMap::new(),
             withheld_refs: DashMap::new(),
+            withheld_repositories: DashSet::new(),
             journal,
             clock,
         }

@@ -190,7 +190,7 @@ async fn once(release: &Release, serial: &Serial, rules: &Rules) -> Result<bool,
 
 /// In the queue of its identifier: a repository stands as the store says, which may say something
 /// else by now than when it was looked at.
-async fn stand(release: &Release, rules: &Rules, repo: &RepoId) -> Result<(), StoreError> {
+async fn stand(release: &Release, rules: &Rules, repo: &RepoId) -> Result<(), RetireError> {
     if release.repositories.standing(repo) == Some(Standing::Waiting) {
         return Ok(());
     }
@@ -203,6 +203,7 @@ async fn stand(release: &Release, rules: &Rules, repo: &RepoId) -> Result<(), St
         }
         None => {
             tracing::info!(%repo, "out of service by the operator's rules");
+            release.purgatory.note_withheld(repo).await?;
             release.repositories.remove(repo);
         }
     }

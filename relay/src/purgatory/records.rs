@@ -84,6 +84,7 @@ pub(super) const REQUEST: u8 = b'p';
 pub(super) const PLACEHOLDER: u8 = b'q';
 pub(super) const STATE: u8 = b's';
 pub(super) const WITHHELD_REFS: u8 = b'u';
+pub(super) const WITHHELD_REPOSITORY: u8 = b'v';
 pub(super) const EXPIRED: u8 = b'x';
 pub(super) const PLACE: u8 = b'y';
 pub(super) const CLOCK: u8 = b'z';
@@ -209,6 +210,10 @@ impl Purgatory {
                 let id = EventId::from_hex(&id).map_err(|e| e.to_string())?;
                 let places = repos(repositories);
                 self.withheld_refs.insert(id, WithheldRefs { places, step });
+            }
+            Record::WithheldRepository { repository } => {
+                let repo = repository_coordinate(&repository).ok_or("no coordinate")?;
+                self.withheld_repositories.insert(repo);
             }
             Record::Expired { id, .. } => {
                 self.expired

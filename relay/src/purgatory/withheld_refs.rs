@@ -3,7 +3,10 @@
 
 use grasp_proto::words::{EventId, RepoId};
 
-use super::{Purgatory, records::WITHHELD_REFS};
+use super::{
+    Purgatory,
+    records::{WITHHELD_REFS, WITHHELD_REPOSITORY, repository_key},
+};
 use crate::journal::{JournalError, Record, WithheldStep, key};
 
 /// What has become of one pull request's refs.
@@ -26,6 +29,32 @@ impl WithheldRefs {
 }
 
 impl Purgatory {
+    /// A repository goes out of service by the lists, durably: what is served meanwhile may have refs
+    /// that it lacks when it is back.
+    pub async fn note_withheld(&self, repo: &RepoId) -> Result<(), JournalError> {
+        if !self.withheld_repositories.insert(repo.clone()) {
+            return Ok(());
+        }
+        let repository = repo.coordinate();
+        let record = Record::WithheldRepository { repository };
+        let name = repository_key(WITHHELD_REPOSITORY, repo);
+        self.journal.keep(name, &record).await
+    }
+
+    /// It is back, and lacks none; or it has gone.
+    pub fn forget_withheld(&self, repo: &RepoId) {
+        if self.withheld_repositories.remove(repo).is_some() {
+            self.journal
+                .forget(repository_key(WITHHELD_REPOSITORY, repo));
+        }
+    }
+
+    /// The repositories that are, or were, out of service by the lists.
+    pub fn withheld_repositories(&self) -> Vec<RepoId> {
+        let all = self.withheld_repositories.iter();
+        all.map(|repo| repo.key().clone()).collect()
+    }
+
     /// What is known of a pull request's refs, if they are withheld.
     pub fn withheld_refs(&self, id: &EventId) -> Option<WithheldRefs> {
         self.withheld_refs.get(id).map(|entry| entry.clone())

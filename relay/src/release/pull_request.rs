@@ -28,7 +28,7 @@ const PULL_REQUESTS_OF_A_REPOSITORY: usize = 500;
 
 impl Release {
     /// The refs of pull requests that were served before this repository was.
-    pub(super) async fn put_known_pull_requests(&self, repo: &RepoId) -> Result<(), ReleaseError> {
+    pub(crate) async fn put_known_pull_requests(&self, repo: &RepoId) -> Result<(), ReleaseError> {
         let coordinates = self
             .repositories
             .maintainers(repo)

@@ -16,6 +16,7 @@ use crate::{
     policy::satisfiable::Wanted,
     purgatory::withheld_refs::WithheldRefs,
     release::{Release, ReleaseError},
+    repository::Standing,
     retire::RetireError,
     serial::{Serial, Turn},
     store::StoreError,
@@ -27,6 +28,11 @@ const AT_ONCE: usize = 100;
 /// Notes which pull requests' refs are to go, and which are to come back, by what is withheld now;
 /// and does so, or leaves it to [`carry_out`] if gitd is away.
 pub async fn settle(release: &Release, serial: &Serial) -> Result<(), RetireError> {
+    for repo in release.purgatory.withheld_repositories() {
+        if release.store.apart().announcement(&repo).await?.is_none() {
+            release.purgatory.forget_withheld(&repo);
+        }
+    }
     let withheld = release.store.withheld();
     let mut wanted: HashSet<EventId> = HashSet::new();
     if !withheld.is_empty() {
@@ -84,8 +90,34 @@ pub async fn settle(release: &Release, serial: &Serial) -> Result<(), RetireErro
     Ok(())
 }
 
+/// Gives repositories that are back the refs of pull requests that were served meanwhile.
+async fn catch_up(release: &Release, serial: &Serial) {
+    for repo in release.purgatory.withheld_repositories() {
+        match release.repositories.standing(&repo) {
+            Some(Standing::Active) => {}
+            // Still out of service, or deleted since.
+            None => continue,
+            Some(Standing::Waiting | Standing::Elsewhere) => {
+                release.purgatory.forget_withheld(&repo);
+                continue;
+            }
+        }
+        let (release, queue) = (release.clone(), repo.identifier.clone());
+        let work = async move {
+            match release.put_known_pull_requests(&repo).await {
+                Ok(()) => release.purgatory.forget_withheld(&repo),
+                Err(error) => {
+                    tracing::warn!(%repo, %error, "it lacks refs of pull requests yet");
+                }
+            }
+        };
+        serial.run(&queue, Turn::Normal, work).await;
+    }
+}
+
 /// Does what [`settle`] noted and gitd did not do yet.
 pub async fn carry_out(release: &Release, serial: &Serial) {
+    catch_up(release, serial).await;
     for id in release.purgatory.withholding_refs(true) {
         let worker = release.clone();
         let work = async move {

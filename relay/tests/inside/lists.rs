@@ -567,3 +567,32 @@ async fn an_archived_repository_may_come_to_list_this_service_unchosen() {
     let refused = inside.authorize(&other, &commands).await;
     assert_eq!(refused.unwrap_err(), KEPT_ELSEWHERE);
 }
+
+#[tokio::test]
+async fn what_is_back_has_the_refs_of_what_was_served_meanwhile() {
+    let inside = Inside::new().await;
+    let (out, stays) = (
+        inside.active(1, "x", &[]).await,
+        inside.active(2, "x", &[]).await,
+    );
+    let one = format!("{}/x", npub(1));
+    inside.ruled(&[(BLACKLIST, &one)]).await;
+    let tags = [
+        tag(&["c", &oid(1).to_hex()]),
+        tag(&["a", &out.coordinate()]),
+        tag(&["a", &stays.coordinate()]),
+    ];
+    let event = sign(5, nip34::PULL_REQUEST, 20, &tags);
+    inside.served(&event).await;
+    let name = super::pushes::nostr_ref(&event);
+    let has = |repo: &RepoId| inside.git.refs_of(repo).contains_key(&name);
+    assert!(has(&stays) && !has(&out));
+    // Back while the git storage is away, it gets them when that is back.
+    inside.git.goes_away(true);
+    inside.ruled(&[]).await;
+    assert!(!has(&out));
+    inside.git.goes_away(false);
+    inside.try_unfinished().await;
+    assert!(has(&out));
+    assert!(inside.release.purgatory.withheld_repositories().is_empty());
+}
