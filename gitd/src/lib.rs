@@ -40,6 +40,7 @@ use relay::GrpcRelay;
 use repository::{
     Repositories,
     consolidate::Consolidator,
+    copied::Copier,
     git::{self, BadGit},
     places::Places,
 };
@@ -57,6 +58,9 @@ const STAGERS: usize = 64;
 
 /// Git processes that take in at once what workers bring: none of those that pushers have.
 const FETCHED: usize = 64;
+
+/// Copies between pools at once.
+const COPIED: usize = 2;
 
 /// Bytes that the commands of all pushes may take of memory.
 const COMMANDS: usize = 64 * 1024 * 1024;
@@ -153,7 +157,12 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
     let http_listener = listen(&config.http).await?;
 
     let (tasks, kill) = (TaskTracker::new(), CancellationToken::new());
-    let service = grpc::repositories::Service::new(Arc::clone(&repositories));
+    let copier = Copier {
+        packing: Places::new(COPIED),
+        taking_in: Places::new(COPIED),
+        max_pack_bytes: config.max_pack_bytes,
+    };
+    let service = grpc::repositories::Service::new(Arc::clone(&repositories), copier);
     let service = RepositoriesServer::new(service)
         .max_decoding_message_size(grpc::repositories::LARGEST_MESSAGE);
     let packs = PacksServer::new(grpc::packs::Service {

@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use common::*;
 use grasp_proto::{
     contract::git::{
-        DeleteRequest, Grant, StorePackRequest, StorePackResponse, store_pack_request::Part,
+        CopyRequest, DeleteRequest, Grant, StorePackRequest, StorePackResponse,
+        store_pack_request::Part,
     },
     transport::Role,
     words::{Oid, RepoId},
@@ -433,4 +434,52 @@ async fn a_transfer_that_waits_for_its_turn_does_not_run_out() {
     let stored = waiting.pop().unwrap().answer().await.unwrap();
     assert_eq!(stored.arrived, [tip.as_bytes()]);
     assert!(!service.missing(&repo, tip, false).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_goes_from_one_identifiers_pool_to_anothers() {
+    let (service, one, path, tip) = begin("one").await;
+    let packed = pack(&path, &["main"]).await;
+    let granted = grant("one", &[tip], HOLDS);
+    store(&service, &granted, &packed).await.unwrap();
+    let other = repo(2, "other");
+    service.create(&other).await;
+    let copy = |from: &str, to: &str, commit: Oid| {
+        let request = CopyRequest {
+            from: from.to_owned(),
+            to: to.to_owned(),
+            commit: commit.as_bytes().to_vec(),
+        };
+        let mut git = service.git.clone();
+        async move {
+            git.copy(request)
+                .await
+                .map(|answer| answer.into_inner().bytes)
+        }
+    };
+    let whole = copy("one", "other", tip).await.unwrap();
+    assert!(whole > 0);
+    let name = format!("refs/nostr/{}", "ab".repeat(32));
+    service.put_ref(&other, &name, tip, true).await.unwrap();
+    git(&service.view(&other), &["fsck", "--strict"]).await;
+    // What is there is not brought again.
+    assert_eq!(copy("one", "other", tip).await.unwrap(), 0);
+    let later = commit(&path, "more", "more").await;
+    let packed = pack(&path, &["main", &format!("^{tip}")]).await;
+    let granted = grant("one", &[later], HOLDS);
+    store(&service, &granted, &packed).await.unwrap();
+    service.put_ref(&one, &name, later, true).await.unwrap();
+    let rest = copy("one", "other", later).await.unwrap();
+    assert!(0 < rest && rest < whole, "{rest} of {whole}");
+    git(
+        &service.view(&other),
+        &["cat-file", "-e", &later.to_string()],
+    )
+    .await;
+    // Neither from where it is not, nor to where nobody wants it.
+    let absent = Oid::from_bytes([9; 20]);
+    let refused = copy("one", "other", absent).await;
+    assert_eq!(code(refused), Code::FailedPrecondition);
+    assert_eq!(code(copy("one", "nobodys", tip).await), Code::NotFound);
+    assert_eq!(quarantines(&service), 0);
 }

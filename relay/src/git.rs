@@ -178,6 +178,14 @@ pub trait Git: Send + Sync + 'static {
         name: &'a RefName,
     ) -> BoxFuture<'a, Result<(), GitError>>;
 
+    /// Brings a commit that is in the pool of `from`, with all it leads to, into that of `to`.
+    fn copy<'a>(
+        &'a self,
+        from: &'a Identifier,
+        to: &'a Identifier,
+        commit: Oid,
+    ) -> BoxFuture<'a, Result<(), GitError>>;
+
     /// Just these are not served over HTTP from now on, by whichever way gitd is reached.
     fn withhold(&self, entries: Vec<Entry>) -> BoxFuture<'_, Result<(), GitError>>;
 
@@ -476,6 +484,26 @@ impl Git for Gitd {
         };
         Box::pin(async move {
             client.delete_ref(request).await?;
+            Ok(())
+        })
+    }
+
+    fn copy<'a>(
+        &'a self,
+        from: &'a Identifier,
+        to: &'a Identifier,
+        commit: Oid,
+    ) -> BoxFuture<'a, Result<(), GitError>> {
+        let mut client = self.client.clone();
+        let mut request = tonic::Request::new(wire::CopyRequest {
+            from: from.to_string(),
+            to: to.to_string(),
+            commit: commit.as_bytes().to_vec(),
+        });
+        // As long as whoever pushed can be made to wait.
+        request.set_timeout(Duration::from_secs(60));
+        Box::pin(async move {
+            client.copy(request).await?;
             Ok(())
         })
     }

@@ -10,13 +10,13 @@ use grasp_proto::{
     contract::{
         address,
         git::{
-            self as wire, AlignRequest, AlignResponse, CreateRequest, CreateResponse,
-            DeleteRefRequest, DeleteRefResponse, DeleteRequest, DeleteResponse, DescribeRequest,
-            DescribeResponse, ListRefsRequest, ListRefsResponse, ListRetiredRequest,
-            ListRetiredResponse, MissingRequest, MissingResponse, PurgeRequest, PurgeResponse,
-            PutRefRequest, PutRefResponse, Ref, RestoreRequest, RestoreResponse, RetireRequest,
-            RetireResponse, SnapshotRequest, SnapshotResponse, WithholdRequest, WithholdResponse,
-            repositories_server,
+            self as wire, AlignRequest, AlignResponse, CopyRequest, CopyResponse, CreateRequest,
+            CreateResponse, DeleteRefRequest, DeleteRefResponse, DeleteRequest, DeleteResponse,
+            DescribeRequest, DescribeResponse, ListRefsRequest, ListRefsResponse,
+            ListRetiredRequest, ListRetiredResponse, MissingRequest, MissingResponse, PurgeRequest,
+            PurgeResponse, PutRefRequest, PutRefResponse, Ref, RestoreRequest, RestoreResponse,
+            RetireRequest, RetireResponse, SnapshotRequest, SnapshotResponse, WithholdRequest,
+            WithholdResponse, repositories_server,
         },
         repository,
     },
@@ -29,6 +29,7 @@ use super::{inventory, snapshot};
 use crate::repository::{
     Repositories,
     change::{Alignment, Expected, Put},
+    copied::Copier,
     refs::Entry,
     retired::Incarnation,
     withheld,
@@ -46,14 +47,16 @@ const SNAPSHOTS: usize = 2;
 /// The service.
 pub struct Service {
     repositories: Arc<Repositories>,
+    copier: Arc<Copier>,
     snapshots: Arc<Semaphore>,
 }
 
 impl Service {
-    /// Serves these repositories.
-    pub fn new(repositories: Arc<Repositories>) -> Self {
+    /// Serves these repositories, and copies between their pools by `copier`.
+    pub fn new(repositories: Arc<Repositories>, copier: Copier) -> Self {
         Self {
             repositories,
+            copier: Arc::new(copier),
             snapshots: Arc::new(Semaphore::new(SNAPSHOTS)),
         }
     }
@@ -294,6 +297,19 @@ impl repositories_server::Repositories for Service {
             .blocking(move |r| r.delete_ref(&address, &incarnation, &name, expected));
         done.await?;
         Ok(Response::new(DeleteRefResponse {}))
+    }
+
+    async fn copy(&self, request: Request<CopyRequest>) -> Result<Response<CopyResponse>, Status> {
+        let request = request.into_inner();
+        let (from, to) = (
+            Identifier::parse(&request.from)?,
+            Identifier::parse(&request.to)?,
+        );
+        let commit = Oid::from_slice(&request.commit)?;
+        // A caller that goes away stops it: nothing is seen of it before its end.
+        let copied = self.repositories.copy(&self.copier, from, to, commit);
+        let bytes = copied.await?;
+        Ok(Response::new(CopyResponse { bytes }))
     }
 
     type DescribeStream = Pin<Box<dyn Stream<Item = Result<DescribeResponse, Status>> + Send>>;

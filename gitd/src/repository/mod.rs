@@ -11,6 +11,7 @@ mod adoption;
 mod alternates;
 pub mod change;
 pub mod consolidate;
+pub mod copied;
 pub mod every_ref;
 pub mod fetched;
 pub mod git;

@@ -11,7 +11,6 @@ use nostr::Filter;
 use super::{Release, ReleaseError};
 use crate::{
     git::GitError,
-    journal::JournalError,
     meters,
     nip34::{
         self, Meaning,
@@ -25,6 +24,17 @@ use crate::{
 
 /// Pull requests whose refs a repository is given when it is promoted.
 const PULL_REQUESTS_OF_A_REPOSITORY: usize = 500;
+/// Identifiers to which the commit of one pull request is copied.
+const IDENTIFIERS: usize = 16;
+
+/// Where the refs of a pull request are now.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PutRefs {
+    /// The pool of one of the repositories has its commit.
+    pub(crate) any: bool,
+    /// Each has it to which it is to be copied.
+    pub(crate) all: bool,
+}
 
 impl Release {
     /// The refs of pull requests that were served before this repository was.
@@ -45,17 +55,8 @@ impl Release {
             let Ok(request) = PullRequest::read(Arc::new(event)) else {
                 continue;
             };
-            let Some(commit) = request.commit else {
-                continue;
-            };
-            let id = request.id();
-            match self.put_noted(&repo.into(), &id, commit).await? {
-                Err(error @ (GitError::Unreachable(_) | GitError::Failed(_))) => {
-                    return Err(error.into());
-                }
-                Err(error) => tracing::warn!(%repo, %id, %error, "a ref was not put"),
-                Ok(()) => {}
-            }
+            let here = BTreeMap::from([(repo.identifier.clone(), BTreeSet::from([repo.clone()]))]);
+            self.put_refs(&request, here, None).await?;
         }
         Ok(())
     }
@@ -134,7 +135,7 @@ impl Release {
         // Were they still to go for an earlier end of it, they are to stay now.
         self.purgatory.refs_gone(id);
         let named = self.spaces.named_by(&request.event);
-        let mut is_here = false;
+        let (mut is_here, mut source) = (false, None);
         let mut idle: BTreeSet<Address> = BTreeSet::new();
         for (address, pushed) in &entry.pushed {
             let counts = match address.is_prs() {
@@ -147,32 +148,27 @@ impl Release {
             }
             // Signed for now: what was staged belongs in the pool.
             let put = self.put_ref(address, id, commit).await?;
-            is_here |= put && address.is_prs();
+            if put {
+                is_here |= address.is_prs();
+                source = Some(address.identifier().clone());
+            }
         }
         if !is_related && !is_here {
             return Ok(false);
         }
-        let wanted = Wanted {
-            oids: BTreeSet::new(),
-            commits: BTreeSet::from([commit]),
-        };
-        for (identifier, repos) in self.wanting(&request, !is_related) {
-            if !self.absent(&identifier, &wanted).await?.is_empty() {
-                continue;
-            }
-            is_here = true;
-            for repo in repos {
-                let address = Address::from(repo);
-                idle.remove(&address);
-                self.put_ref(&address, id, commit).await?;
-            }
+        let wanting = self.wanting(&request, !is_related);
+        for repo in wanting.values().flatten() {
+            idle.remove(&Address::from(repo));
         }
+        let put = self.put_refs(&request, wanting, source).await?;
+        is_here |= put.any;
         if !is_here {
             return Ok(false);
         }
         self.serve(&request.event).await?;
         // Nobody would know of them any more. What stays is tried again while this waits.
-        if !self.take_pushed_away(id, idle).await? {
+        let all_gone = self.take_pushed_away(id, idle).await?;
+        if !all_gone || !put.all {
             return Ok(true);
         }
         if let Some(waited) = self.purgatory.remove_pull_request(id) {
@@ -180,6 +176,67 @@ impl Release {
             meters::released("pull_requests", now.since(waited.created));
         }
         Ok(true)
+    }
+
+    /// Puts the ref of a pull request into these repositories. Into a pool that lacks its commit, that is
+    /// copied from `source`, or from whichever it is offered to and has it; one to which it cannot be
+    /// copied now keeps no other from having it.
+    pub(crate) async fn put_refs(
+        &self,
+        request: &PullRequest,
+        wanting: BTreeMap<Identifier, BTreeSet<RepoId>>,
+        mut source: Option<Identifier>,
+    ) -> Result<PutRefs, ReleaseError> {
+        let mut done = PutRefs {
+            any: false,
+            all: true,
+        };
+        let Some(commit) = request.commit else {
+            return Ok(done);
+        };
+        let (id, mut lacking) = (request.id(), Vec::new());
+        for (identifier, repos) in wanting {
+            if !self.has_commit(&identifier, commit).await? {
+                lacking.push((identifier, repos));
+                continue;
+            }
+            done.any = true;
+            for repo in repos {
+                self.put_ref(&repo.into(), &id, commit).await?;
+            }
+            source.get_or_insert(identifier);
+        }
+        if !lacking.is_empty() && source.is_none() {
+            for identifier in request.identifiers().into_iter().take(IDENTIFIERS) {
+                if self.has_commit(&identifier, commit).await? {
+                    source = Some(identifier);
+                    break;
+                }
+            }
+        }
+        let Some(source) = source else {
+            return Ok(done);
+        };
+        for (identifier, repos) in lacking.into_iter().take(IDENTIFIERS) {
+            if let Err(error) = self.git.copy(&source, &identifier, commit).await {
+                tracing::warn!(%identifier, %id, %error, "a pull request is not there yet");
+                done.all = false;
+                continue;
+            }
+            done.any = true;
+            for repo in repos {
+                self.put_ref(&repo.into(), &id, commit).await?;
+            }
+        }
+        Ok(done)
+    }
+
+    async fn has_commit(&self, identifier: &Identifier, commit: Oid) -> Result<bool, GitError> {
+        let wanted = Wanted {
+            oids: BTreeSet::new(),
+            commits: BTreeSet::from([commit]),
+        };
+        Ok(self.absent(identifier, &wanted).await?.is_empty())
     }
 
     /// Puts the ref of a signed pull request; says whether it is there now. A repository that cannot
@@ -190,31 +247,23 @@ impl Release {
         id: &EventId,
         commit: Oid,
     ) -> Result<bool, ReleaseError> {
-        match self.put_noted(address, id, commit).await? {
+        // Noted before it is there.
+        let is_new = self.purgatory.keep_place(id, address).await?;
+        let name = RefName::nostr(id);
+        match self.git.put_ref(address, &name, commit, true).await {
             Ok(()) => Ok(true),
             Err(error @ GitError::Unreachable(_)) => Err(error.into()),
-            Err(GitError::NotFound) => Ok(false),
+            Err(GitError::NotFound) => {
+                if is_new {
+                    self.purgatory.forget_place(id, address);
+                }
+                Ok(false)
+            }
             Err(error) => {
                 tracing::warn!(repo = %address, %id, %error, "a ref was not put");
                 Ok(false)
             }
         }
-    }
-
-    /// Puts the ref of a signed pull request after it was noted that it will be there.
-    async fn put_noted(
-        &self,
-        address: &Address,
-        id: &EventId,
-        commit: Oid,
-    ) -> Result<Result<(), GitError>, JournalError> {
-        let is_new = self.purgatory.keep_place(id, address).await?;
-        let name = RefName::nostr(id);
-        let put = self.git.put_ref(address, &name, commit, true).await;
-        if is_new && put == Err(GitError::NotFound) {
-            self.purgatory.forget_place(id, address);
-        }
-        Ok(put)
     }
 
     /// Takes away one ref of a pull request; one that is not there is gone.

@@ -13,7 +13,6 @@ use nostr::Filter;
 use crate::{
     journal::WithheldStep,
     nip34::{self, id_of, pull_request::PullRequest},
-    policy::satisfiable::Wanted,
     purgatory::withheld_refs::WithheldRefs,
     release::{Release, ReleaseError},
     repository::Standing,
@@ -161,21 +160,8 @@ impl Release {
         let Some(event) = self.stored_request(id).await? else {
             return Ok(());
         };
-        let Some(commit) = event.commit else {
-            return Ok(());
-        };
-        let wanted = Wanted {
-            oids: BTreeSet::new(),
-            commits: BTreeSet::from([commit]),
-        };
-        for (identifier, repos) in self.wanting(&event, true) {
-            if !self.absent(&identifier, &wanted).await?.is_empty() {
-                continue;
-            }
-            for repo in repos {
-                self.put_ref(&repo.into(), id, commit).await?;
-            }
-        }
+        let wanting = self.wanting(&event, true);
+        self.put_refs(&event, wanting, None).await?;
         Ok(())
     }
 

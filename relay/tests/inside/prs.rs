@@ -412,3 +412,41 @@ async fn a_push_that_crosses_the_deletion_leaves_no_ref() {
     assert!(!inside.shows(&one, &event) && !inside.shows(&other, &event));
     assert!(inside.release.purgatory.places.all().is_empty());
 }
+
+#[tokio::test]
+async fn one_offered_to_two_identifiers_gets_into_both() {
+    for to_space in [true, false] {
+        let inside = Inside::new().await;
+        let (x, y) = (
+            inside.active(1, "x", &[]).await,
+            inside.active(2, "y", &[]).await,
+        );
+        let to = match to_space {
+            true => space(5, "x"),
+            false => (&x).into(),
+        };
+        let offer = |at, commit| {
+            let tags = [
+                tag(&["c", &oid(commit).to_hex()]),
+                tag(&["a", &y.coordinate()]),
+                tag(&["a", &x.coordinate()]),
+                tag(&["clone", &format!("https://grasp.example/{to}")]),
+            ];
+            sign(5, nip34::PULL_REQUEST, at, &tags)
+        };
+        let (first, second) = (offer(20, 7), offer(21, 8));
+        inside.waits(&first).await;
+        inside.pushes(&to, &first, 7).await.unwrap();
+        assert!(inside.shows(&x, &first) && inside.shows(&y, &first));
+        assert!(inside.release.purgatory.pull_requests.is_empty());
+        // Git first, and it cannot be copied yet: served, and tried again.
+        inside.git.world().uncopied = true;
+        inside.pushes(&to, &second, 8).await.unwrap();
+        inside.served(&second).await;
+        assert!(inside.shows(&x, &second) && !inside.shows(&y, &second));
+        inside.git.world().uncopied = false;
+        inside.passes(31 * MINUTE).await;
+        assert!(inside.shows(&y, &second) && inside.serves(&second).await);
+        assert!(inside.release.purgatory.pull_requests.is_empty());
+    }
+}

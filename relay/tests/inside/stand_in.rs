@@ -43,6 +43,8 @@ pub struct World {
     pub stuck: BTreeSet<Address>,
     /// Moved aside, by incarnation.
     pub retired: BTreeMap<(RepoId, String), Repo>,
+    /// Nothing is copied between pools.
+    pub uncopied: bool,
     pub aligned: u32,
     pub withheld: Vec<Entry>,
 }
@@ -373,6 +375,34 @@ impl Git for StandIn {
             if address.is_prs() && repo.refs.is_empty() {
                 world.repos.remove(address);
             }
+            Ok(())
+        })
+    }
+
+    fn copy<'a>(
+        &'a self,
+        from: &'a Identifier,
+        to: &'a Identifier,
+        commit: Oid,
+    ) -> BoxFuture<'a, Result<(), GitError>> {
+        self.answer(move |world| {
+            let has = |name| {
+                world
+                    .pool
+                    .get(name)
+                    .is_some_and(|pool| pool.contains_key(&commit))
+            };
+            if !has(from) {
+                return Err(GitError::Refused("it is not here".to_owned()));
+            }
+            if world.uncopied {
+                return Err(GitError::Failed("it cannot be copied".to_owned()));
+            }
+            world
+                .pool
+                .entry(to.clone())
+                .or_default()
+                .insert(commit, true);
             Ok(())
         })
     }
