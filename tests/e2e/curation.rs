@@ -386,3 +386,22 @@ async fn an_archive_of_everything_hunts_for_what_lists_others_alone() {
     let curation = nip11(&service).await["curation"].to_string();
     assert!(curation.contains("all other repositories"), "{curation}");
 }
+
+#[tokio::test]
+async fn a_hangup_ends_no_process_however_early_it_comes() {
+    let mut service = Service::prepare(&[]).await;
+    service.start_as(&["serve"]);
+    until("gitd is being started", || async {
+        service.gitd().is_some()
+    })
+    .await;
+    processes::send(service.pid(), Signal::HUP);
+    service.ready().await;
+    let gitd = service.gitd().unwrap();
+    for pid in [service.pid(), gitd] {
+        processes::send(pid, Signal::HUP);
+    }
+    let mut client = Client::connect(&service).await;
+    Project::active(&service, &mut client, "x").await;
+    assert!(service.gitd() == Some(gitd) && service.log().contains("SIGHUP"));
+}
