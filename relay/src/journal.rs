@@ -144,6 +144,13 @@ pub enum Record {
         /// Its coordinate.
         repository: String,
     },
+    /// When a served pull request expires (NIP-40), so that its refs go then.
+    Expiring {
+        /// The event's id, in hex.
+        id: String,
+        /// When.
+        at: Moment,
+    },
     /// An id that expired once.
     Expired {
         /// In hex.

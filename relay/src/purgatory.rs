@@ -9,6 +9,7 @@
 pub mod announcements;
 mod deadlines;
 pub mod expired;
+mod expiring;
 pub mod places;
 pub mod pull_requests;
 mod records;
@@ -21,8 +22,8 @@ use dashmap::{DashMap, DashSet, Entry};
 use grasp_proto::words::{Address, EventId, Identifier, Npub, RepoId};
 
 use self::{
-    announcements::Announcements, expired::Expired, places::Places, pull_requests::PullRequests,
-    states::States, withheld_refs::WithheldRefs,
+    announcements::Announcements, expired::Expired, expiring::Expiring, places::Places,
+    pull_requests::PullRequests, states::States, withheld_refs::WithheldRefs,
 };
 use crate::{
     clock::{Clock, Moment},
@@ -77,6 +78,7 @@ pub struct Purgatory {
     /// Where the refs of pull requests are, of what waits and of what is served.
     pub places: Places,
     expired: Expired,
+    expiring: Expiring,
     /// Repositories whose announcement has gone and that are still to go; whether each is to be
     /// retired. Empties as gitd answers.
     doomed: DashMap<RepoId, bool>,
@@ -100,6 +102,7 @@ impl Purgatory {
             pull_requests: PullRequests::default(),
             places: Places::default(),
             expired: Expired::default(),
+            expiring: Expiring::default(),
             doomed: DashMap::new(),
             owed_refs: DashMap::new(),
             withheld_refs: DashMap::new(),

@@ -13,7 +13,7 @@ use crate::{
     git::GitError,
     holding,
     hunt::heal,
-    nip34::later,
+    nip34::{later, pull_request::repositories},
     release::{Release, make_repository, release_identifier},
     repository::Standing,
     retire::RetireError,
@@ -71,6 +71,9 @@ pub async fn sweep(release: &Release, serial: &Serial) {
             Some(identifier) => serial.run(&identifier, Turn::Normal, work).await,
             None => work.await,
         }
+    }
+    for id in purgatory.expired_requests(now, A_SWEEP) {
+        end_expired(release, serial, id).await;
     }
     holding::expiry::sweep(release, serial).await;
     if let Err(error) = release.age_requests().await {
@@ -180,6 +183,29 @@ async fn expire_pull_request(release: Release, id: EventId, now: Moment) {
     release.purgatory.remove_pull_request(&id);
     expired("pull request");
     tracing::info!(pull_request = %id, "expired");
+}
+
+/// A served pull request has expired by its own word: it goes, and so do its refs.
+async fn end_expired(release: &Release, serial: &Serial, id: EventId) {
+    let event = match release.store.apart().by_id(&id).await {
+        Ok(Some(event)) => event,
+        Ok(None) => return release.purgatory.forget_expiring(&id),
+        Err(error) => {
+            tracing::error!(pull_request = %id, %error, "it does not expire yet");
+            return;
+        }
+    };
+    let identifiers = repositories(&event).into_iter().next();
+    let (worker, queue) = (release.clone(), identifiers.map(|repo| repo.identifier));
+    let work = async move {
+        if let Err(error) = worker.end_request(&event).await {
+            tracing::error!(pull_request = %id, %error, "it does not expire yet");
+        }
+    };
+    match queue {
+        Some(identifier) => serial.run(&identifier, Turn::Normal, work).await,
+        None => work.await,
+    }
 }
 
 /// Brings purgatory and store together after a start: what was released before the end is not

@@ -27,7 +27,8 @@ impl Admit {
             return Ok(Verdict::rejected(BLOCKED));
         }
         let is_related = self.is_related(&request.event).await?;
-        if !is_related && !(spaces.is_on() && !spaces.named_by(&request.event).is_empty()) {
+        let has_no_space = || !spaces.is_on() || spaces.named_by(&request.event).is_empty();
+        if !is_related && has_no_space() {
             return Ok(unrelated());
         }
         request.repositories = self.release.offered_to(&request).await?;

@@ -200,6 +200,9 @@ impl PushService {
         waits: bool,
     ) -> Result<Known, StoreError> {
         let Release { spaces, .. } = &self.release;
+        if request.has_expired(self.release.purgatory.now()) {
+            return Ok(Known::Expired);
+        }
         let belongs = match address.is_prs() {
             true => spaces.named_by(&request.event).contains(&address.repo),
             // What waits for a push to its author's own space is nobody else's.

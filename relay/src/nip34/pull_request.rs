@@ -5,6 +5,8 @@ use std::{collections::BTreeSet, sync::Arc};
 use grasp_proto::words::{EventId, Identifier, Npub, Oid, RepoId};
 use nostr::Event;
 
+use crate::clock::Moment;
+
 use super::{Malformed, author_of, id_of, repository_coordinate, values};
 
 /// A pull request or an update to one, read. Cheap to clone.
@@ -41,6 +43,17 @@ impl PullRequest {
     /// Its id.
     pub fn id(&self) -> EventId {
         id_of(&self.event)
+    }
+
+    /// When it expires by its own word (NIP-40).
+    pub fn expires(&self) -> Option<Moment> {
+        let at = self.event.tags.expiration()?;
+        Some(Moment::from_millis(at.as_secs().saturating_mul(1000)))
+    }
+
+    /// Whether it has.
+    pub fn has_expired(&self, now: Moment) -> bool {
+        self.expires().is_some_and(|at| at <= now)
     }
 
     /// The identifiers of the repositories it is offered to, each once.

@@ -18,6 +18,8 @@ pub enum Known {
     Commit(Option<Oid>),
     /// An event of this id is here and is no pull request.
     Other,
+    /// It is, and has expired.
+    Expired,
     /// It is, and does not belong where the push goes.
     Elsewhere,
 }
@@ -103,6 +105,13 @@ pub fn judge(case: &Case) -> Result<Allowed, Refused> {
                 }
                 Some(Known::Other) => {
                     return refused(format!("{}: that event is no pull request", command.name));
+                }
+                Some(Known::Expired) => {
+                    let event = short(&id);
+                    return refused(format!(
+                        "{}: pull request {event} has expired",
+                        command.name
+                    ));
                 }
                 Some(Known::Elsewhere) => {
                     let event = short(&id);
@@ -432,6 +441,7 @@ mod tests {
             (nostr.as_str(), 2, Known::Commit(Some(oid(1))), "names"),
             (&nostr, 1, Known::Elsewhere, "not by this author"),
             (&nostr, 1, Known::Other, "no pull request"),
+            (&nostr, 1, Known::Expired, "has expired"),
             ("refs/heads/main", 1, Known::Unknown, "below /prs/"),
             ("refs/heads/main", 0, Known::Unknown, "below /prs/"),
             ("refs/tags/v1", 1, Known::Unknown, "below /prs/"),

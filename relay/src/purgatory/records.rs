@@ -79,6 +79,7 @@ pub(super) fn placeholder_record(id: &EventId, entry: &pull_requests::Waiting) -
 pub(super) const ANNOUNCEMENT: u8 = b'a';
 pub(super) const CONTRIBUTION: u8 = b'c';
 pub(super) const DOOMED: u8 = b'd';
+pub(super) const EXPIRING: u8 = b'e';
 pub(super) const OWED_REFS: u8 = b'f';
 pub(super) const REQUEST: u8 = b'p';
 pub(super) const PLACEHOLDER: u8 = b'q';
@@ -214,6 +215,10 @@ impl Purgatory {
             Record::WithheldRepository { repository } => {
                 let repo = repository_coordinate(&repository).ok_or("no coordinate")?;
                 self.withheld_repositories.insert(repo);
+            }
+            Record::Expiring { id, at } => {
+                let id = EventId::from_hex(&id).map_err(|e| e.to_string())?;
+                self.expiring.restore(id, at);
             }
             Record::Expired { id, .. } => {
                 self.expired

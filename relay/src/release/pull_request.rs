@@ -6,7 +6,7 @@ use std::{
 };
 
 use grasp_proto::words::{Address, EventId, Identifier, Oid, RefKind, RefName, RepoId};
-use nostr::Filter;
+use nostr::{Event, Filter};
 
 use super::{Release, ReleaseError};
 use crate::{
@@ -19,6 +19,7 @@ use crate::{
     policy::{related, satisfiable::Wanted},
     purgatory::pull_requests,
     repository::Standing,
+    retire::RetireError,
     store::StoreError,
 };
 
@@ -123,6 +124,12 @@ impl Release {
         let Some(request) = request else {
             return Ok(false);
         };
+        if request.has_expired(self.purgatory.now()) {
+            if self.take_refs_away(id, entry.pushed.into_keys()).await {
+                self.purgatory.remove_pull_request(id);
+            }
+            return Ok(false);
+        }
         self.refuse_what_differs(id, &entry, &request).await?;
         let Some(commit) = request.commit else {
             return Ok(false);
@@ -164,6 +171,9 @@ impl Release {
         is_here |= put.any;
         if !is_here {
             return Ok(false);
+        }
+        if let Some(at) = request.expires() {
+            self.purgatory.note_expiring(*id, at).await?;
         }
         self.serve(&request.event).await?;
         // Nobody would know of them any more. What stays is tried again while this waits.
@@ -294,6 +304,20 @@ impl Release {
             }
         }
         all
+    }
+
+    /// In the queue of its identifier: a served pull request that has expired goes with its refs.
+    pub async fn end_request(&self, event: &Event) -> Result<(), RetireError> {
+        let id = nip34::id_of(event);
+        self.note_refs(event).await?;
+        self.purgatory.remove_pull_request(&id);
+        self.store.apart().remove([id]).await?;
+        self.live.removed(event);
+        // Carried out by the sweep if it cannot be now.
+        self.settle_refs(&id).await;
+        self.purgatory.forget_expiring(&id);
+        tracing::info!(pull_request = %id, "expired by its own word");
+        Ok(())
     }
 
     /// In the queue of its identifier: a ref whose event neither waits for it nor is served goes.

@@ -450,3 +450,35 @@ async fn one_offered_to_two_identifiers_gets_into_both() {
         assert!(inside.release.purgatory.pull_requests.is_empty());
     }
 }
+
+#[tokio::test]
+async fn what_expires_by_its_own_word_takes_its_refs_along() {
+    let inside = Inside::new().await;
+    let served = inside.active(1, "x", &[]).await;
+    let to = space(5, "x");
+    let at = inside.clock.now().as_secs() + 600;
+    let expiring = |commit| {
+        let tags = [
+            tag(&["c", &oid(commit).to_hex()]),
+            tag(&["a", &served.coordinate()]),
+            tag(&["clone", &format!("https://grasp.example/{to}")]),
+            tag(&["expiration", &at.to_string()]),
+        ];
+        sign(5, nip34::PULL_REQUEST, 20, &tags)
+    };
+    let (event, waiting) = (expiring(7), expiring(8));
+    inside.waits(&event).await;
+    inside.pushes(&to, &event, 7).await.unwrap();
+    inside.waits(&waiting).await;
+    inside.passes(9 * MINUTE).await;
+    assert!(inside.serves(&event).await && inside.shows(&served, &event));
+    inside.passes(2 * MINUTE).await;
+    assert!(!inside.serves(&event).await && !inside.shows(&served, &event));
+    let why = inside.pushes(&to, &waiting, 8).await.unwrap_err();
+    assert!(why.contains("has expired"), "{why}");
+    // What was pushed for it does not have it served, either.
+    inside.git.bring(&identifier("x"), &[oid(8)]);
+    inside.starts_again().await;
+    assert!(!inside.serves(&waiting).await);
+    inside.has_nothing_at(&to);
+}
