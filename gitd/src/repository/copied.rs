@@ -11,8 +11,9 @@ use tokio::io::{AsyncWriteExt, BufReader};
 use super::{
     Error, Repositories,
     fetched::NotStored,
-    git::{self, Places},
+    git,
     intake::{Intake, Refused},
+    places::Places,
     pool, refs,
 };
 
