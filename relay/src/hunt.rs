@@ -35,11 +35,13 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     meters::Meters,
+    pending::{Pending, Rotation},
     queue::{Queue, Rules},
 };
 use crate::{
     clock::{Clock, Moment},
     journal::{Journal, JournalError, Key, Record, Write},
+    release::Release,
     serial::Serial,
     verdict::Origin,
 };
@@ -133,6 +135,26 @@ impl Hunt {
     pub fn heal(&self, identifier: &Identifier) {
         let delay = self.rules.delays.after(Origin::Sync);
         self.act(|queue, now| queue.enqueue(identifier, now + delay, true, None));
+    }
+
+    /// What waited under an identifier may have been released by a push: if nothing does any more, nothing is
+    /// hunted for. Otherwise every push would stand in the queue, for as long as one is waited for.
+    pub async fn settle(&self, release: &Release, identifier: &Identifier) {
+        let nothing_waits = async || {
+            let (release, identifier) = (release.clone(), identifier.clone());
+            let look = move || Pending::of(&release, &identifier, Rotation::default()).is_nothing();
+            tokio::task::spawn_blocking(look).await.unwrap_or(false)
+        };
+        if !nothing_waits().await {
+            return;
+        }
+        let due = self.act(|queue, _| queue.settled(identifier));
+        // What came in between has been taken out with the rest.
+        if let Some(due) = due
+            && !nothing_waits().await
+        {
+            self.act(|queue, _| queue.enqueue(identifier, due, false, None));
+        }
     }
 
     /// How long a lease holds.

@@ -20,6 +20,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     clock::Moment,
     git::{GitError, Refs},
+    hunt::Hunt,
     meters,
     nip34::{Meaning, announcement::Announcement, later, pull_request::PullRequest, state::State},
     policy::{
@@ -58,6 +59,8 @@ pub struct PushService {
     release: Release,
     serial: Serial,
     curation: Curation,
+    /// What looks elsewhere for what pushes bring.
+    hunt: Option<Hunt>,
     /// Forgotten an hour after their last sign of life, as other pushes come.
     pushes: Arc<DashMap<String, Granted>>,
     /// When those to be forgotten were last looked for.
@@ -128,8 +131,18 @@ impl PushService {
             release,
             serial,
             curation,
+            hunt: None,
             pushes: Arc::default(),
             looked: Arc::default(),
+        }
+    }
+
+    /// The same; what a push has brought is taken out of what is hunted for.
+    #[must_use]
+    pub fn with_hunt(self, hunt: Hunt) -> Self {
+        Self {
+            hunt: Some(hunt),
+            ..self
         }
     }
 
@@ -515,7 +528,14 @@ impl PushService {
         tokio::spawn(async move {
             let name = identifier.clone();
             let (release, serial) = (service.release.clone(), service.serial.clone());
-            let work = async move { release_identifier(&release, &serial, &name).await };
+            let hunt = service.hunt.clone();
+            let work = async move {
+                let released = release_identifier(&release, &serial, &name).await;
+                if let Some(hunt) = hunt {
+                    hunt.settle(&release, &name).await;
+                }
+                released
+            };
             if let Err(error) = service.serial.run(&identifier, Turn::Normal, work).await {
                 service
                     .release

@@ -324,6 +324,19 @@ impl Queue {
         }
     }
 
+    /// Nothing is missing under an identifier any more: unless somebody hunts for it, or what
+    /// is served lacks objects, it is in the queue no more. Says when it was due.
+    pub fn settled(&mut self, identifier: &Identifier) -> Option<Moment> {
+        let entry = self.entries.get(identifier)?;
+        let due = entry.timing.due();
+        if !matches!(entry.place, Place::Later) || entry.healing {
+            return None;
+        }
+        self.unplace(identifier);
+        self.entries.remove(identifier);
+        Some(due)
+    }
+
     /// A worker is heard of.
     pub fn seen(&mut self, worker: &str, now: Moment) {
         self.workers.seen(worker, now);

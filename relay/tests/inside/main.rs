@@ -203,13 +203,14 @@ impl Inside {
             door: Admit::new(
                 release.clone(),
                 serial.clone(),
-                hunt,
+                hunt.clone(),
                 curation.clone(),
                 196_608,
             ),
             hunter,
             tokens,
-            push: PushService::new(release.clone(), serial.clone(), curation.clone()),
+            push: PushService::new(release.clone(), serial.clone(), curation.clone())
+                .with_hunt(hunt),
             curation,
             clock,
             git,

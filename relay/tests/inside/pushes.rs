@@ -81,8 +81,14 @@ async fn a_push_serves_its_events_before_it_is_answered() {
     let (id, objects) = inside.authorize(&repo, &commands).await.unwrap();
     assert_eq!(objects, wire::Objects::SignedFor);
     inside.git.bring(&identifier("x"), &[oid(1)]);
+    let queued = || inside.hunter.hunt.act(|queue, _| queue.len());
+    assert_eq!(queued(), 1);
     assert_eq!(inside.commit(&id, &repo, &commands).await, [""]);
     assert!(inside.serves(&first).await && inside.serves(&second).await);
+    // Nothing is to be looked for elsewhere any more; that comes behind the answer.
+    while queued() > 0 {
+        tokio::task::yield_now().await;
+    }
     // Again, and the same push anew: both change nothing.
     assert_eq!(inside.commit(&id, &repo, &commands).await, [""]);
     let (_, objects) = inside.authorize(&repo, &commands).await.unwrap();

@@ -137,6 +137,22 @@ fn ten_events_in_a_hundred_milliseconds_are_one_attempt() {
 }
 
 #[test]
+fn what_is_settled_is_hunted_for_no_more_unless_somebody_does() {
+    let mut at = At::new();
+    at.synced("x");
+    let due = at.now + RULES.delays.synced;
+    assert_eq!(at.queue.settled(&name("x")), Some(due));
+    assert!(at.queue.is_empty() && at.queue.next_moment().is_none());
+    assert_eq!(at.queue.settled(&name("x")), None);
+    let lease = at.leased("x");
+    assert_eq!(at.queue.settled(&name("x")), None);
+    assert_eq!(at.step(&lease, &[]), Ok(Step::Ended(Why::NothingLeft)));
+    assert!(at.queue.settled(&name("x")).is_some());
+    at.queue.enqueue(&name("y"), at.now, true, None);
+    assert_eq!(at.queue.settled(&name("y")), None);
+}
+
+#[test]
 fn what_stays_missing_is_tried_again_later_and_later() {
     let mut at = At::new();
     at.synced("x");
