@@ -8,7 +8,7 @@
 //!
 //! Beside them, of each address whose version an author deleted, which that was: earlier ones stay out.
 //!
-//! Of both together the latest [`MOST`] are kept, on the journal's shelf:
+//! Of both together the latest `MOST` are kept, on the journal's shelf:
 //!
 //! ```text
 //! x <event id>                      a tombstone

@@ -4,7 +4,7 @@
 //! brings older versions of its format up to its own. So what is there is looked at first, without
 //! writing. The format is told by the names of its tables, its version, and by some events: they must
 //! decode, have the ids they lie under, and be in the indexes where they would be looked for. That it is all
-//! there is told before it is opened ([`length`]). Servers
+//! there is told before it is opened (`length`). Servers
 //! built on the same library (nostr-lmdb, versions 1 and 2 of its format) left it like that.
 
 mod length;
