@@ -218,8 +218,12 @@ pub async fn run(
 
     let internal = CancellationToken::new();
     let guard = |roles| Guard::new(&config.tokens, roles);
-    let push = PushService::new(release.clone(), serial.clone(), config.curation.clone())
-        .with_hunt(hunt.clone());
+    let push = PushService::new(
+        release.clone(),
+        serial.clone(),
+        config.curation.clone(),
+        hunt.clone(),
+    );
     let push = PushServer::new(push)
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);

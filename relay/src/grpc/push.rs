@@ -60,7 +60,7 @@ pub struct PushService {
     serial: Serial,
     curation: Curation,
     /// What looks elsewhere for what pushes bring.
-    hunt: Option<Hunt>,
+    hunt: Hunt,
     /// Forgotten an hour after their last sign of life, as other pushes come.
     pushes: Arc<DashMap<String, Granted>>,
     /// When those to be forgotten were last looked for.
@@ -125,24 +125,16 @@ fn asked(
 }
 
 impl PushService {
-    /// The service over `release`, in the queues of `serial`, where `curation` allows it.
-    pub fn new(release: Release, serial: Serial, curation: Curation) -> Self {
+    /// The service over `release`, in the queues of `serial`, where `curation` allows it. What a push has
+    /// brought leaves `hunt`.
+    pub fn new(release: Release, serial: Serial, curation: Curation, hunt: Hunt) -> Self {
         Self {
             release,
             serial,
             curation,
-            hunt: None,
+            hunt,
             pushes: Arc::default(),
             looked: Arc::default(),
-        }
-    }
-
-    /// The same; what a push has brought is taken out of what is hunted for.
-    #[must_use]
-    pub fn with_hunt(self, hunt: Hunt) -> Self {
-        Self {
-            hunt: Some(hunt),
-            ..self
         }
     }
 
@@ -531,9 +523,7 @@ impl PushService {
             let hunt = service.hunt.clone();
             let work = async move {
                 let released = release_identifier(&release, &serial, &name).await;
-                if let Some(hunt) = hunt {
-                    hunt.settle(&release, &name).await;
-                }
+                hunt.settle(&release, &name).await;
                 released
             };
             if let Err(error) = service.serial.run(&identifier, Turn::Normal, work).await {

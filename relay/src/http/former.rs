@@ -1,13 +1,15 @@
 //! The names by which dashboards made for `ngit-grasp` ask for what is counted here under others.
 //!
-//! Made from the page of metrics when it is asked for, so that nothing is counted twice. What is in the
-//! page under the same name already has no line here.
+//! Made from the page of metrics when it is asked for, so that nothing is counted twice. What that has by
+//! its former name already is not among them.
 
 use std::{
     collections::BTreeMap,
     fmt::{self, Write},
     time::Duration,
 };
+
+use crate::sync::reports::Health;
 
 /// Samples of a page: name, labels with their braces or nothing, value.
 fn samples(page: &str) -> impl Iterator<Item = (&str, &str, f64)> {
@@ -39,14 +41,11 @@ const SAME: [(&str, &str); 5] = [
     ("ngit_repo_bytes_total", "ngit_git_top_repos_bytes"),
 ];
 
-/// A gauge that says which of these relays are given up.
-const DEAD: f64 = 3.0;
-
 /// The series that dashboards of `ngit-grasp` read, from a page of ours.
 pub fn names(page: &str, uptime: Duration, version: &str) -> String {
     let mut gauges: BTreeMap<(&str, String), f64> = BTreeMap::new();
     let mut counters: BTreeMap<(&str, String), f64> = BTreeMap::new();
-    let mut dead = 0.0;
+    let (given_up, mut dead) = (f64::from(Health::Dead.number()), 0.0);
     for (name, labels, value) in samples(page) {
         if let Some((_, former)) = SAME.iter().find(|(ours, _)| *ours == name) {
             gauges.insert((former, labels.to_owned()), value);
@@ -87,7 +86,7 @@ pub fn names(page: &str, uptime: Duration, version: &str) -> String {
                 count("ngit_git_push_authorization_total", labels);
             }
             // It says one of a few small numbers.
-            "ngit_sync_relay_status" if (value - DEAD).abs() < f64::EPSILON => dead += 1.0,
+            "ngit_sync_relay_status" if (value - given_up).abs() < f64::EPSILON => dead += 1.0,
             _ => {}
         }
     }

@@ -209,8 +209,7 @@ impl Inside {
             ),
             hunter,
             tokens,
-            push: PushService::new(release.clone(), serial.clone(), curation.clone())
-                .with_hunt(hunt),
+            push: PushService::new(release.clone(), serial.clone(), curation.clone(), hunt),
             curation,
             clock,
             git,

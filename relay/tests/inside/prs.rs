@@ -307,8 +307,12 @@ async fn switched_off_nothing_is_taken_and_nothing_goes() {
     let ours = Domain::parse("grasp.example").unwrap();
     let off = Spaces::new(ours, false);
     inside.release.spaces = off;
-    let release = inside.release.clone();
-    inside.push = PushService::new(release, inside.serial.clone(), inside.curation.clone());
+    inside.push = PushService::new(
+        inside.release.clone(),
+        inside.serial.clone(),
+        inside.curation.clone(),
+        inside.hunter.hunt.clone(),
+    );
     let why = inside.pushes(&to, &waiting, 8).await.unwrap_err();
     assert!(why.contains("nothing is taken"), "{why}");
     inside.passes(31 * MINUTE).await;
