@@ -1,8 +1,10 @@
 //! The main job in one command: announce a repository, publish its state, push it, see it
 //! released, clone it back and compare; and, if asked, let another service find it there.
 //!
-//! It speaks to the server as any client would, so it works with every GRASP server.
+//! It speaks to the server as any client would, so it works with every GRASP server. What it published
+//! on a server of somebody's is deleted at the end, however that comes, unless it is to be kept.
 
+mod leftovers;
 mod relay;
 mod repository;
 mod service;
@@ -13,6 +15,7 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
+use clap::{Arg, ArgAction, ArgMatches, Command, ValueHint, value_parser};
 use nostr::{
     Event, EventId, Keys,
     event::{EventBuilder, FinalizeEvent, Kind, Tag},
@@ -20,6 +23,8 @@ use nostr::{
 };
 use url::Url;
 
+use crate::text::{complain, plain, print};
+use leftovers::Leftovers;
 use relay::Relay;
 use repository::{Refs, git};
 use service::Service;
@@ -37,38 +42,111 @@ const HUNTER: [(&str, &str); 2] = [
     ("NGIT_SYNC_DEFAULT_DELAY_SECS", "0"),
 ];
 
+/// The command line.
+pub fn command() -> Command {
+    Command::new("demo")
+        .about("Announce, push, release and clone a repository, and say how it went")
+        .after_help(
+            "On a server of somebody's, what was published is deleted at the end (NIP-09), also after a \
+             failure or Ctrl-C, unless --keep is given.",
+        )
+        .arg(
+            Arg::new("path")
+                .value_name("PATH")
+                .value_parser(value_parser!(PathBuf))
+                .value_hint(ValueHint::DirPath)
+                .help("A git repository; it is only read. Without it, a small one is made"),
+        )
+        .arg(
+            Arg::new("server")
+                .long("server")
+                .value_name("URL")
+                .value_hint(ValueHint::Url)
+                .help("A GRASP server, instead of a temporary one started for this"),
+        )
+        .arg(
+            Arg::new("keep")
+                .long("keep")
+                .action(ArgAction::SetTrue)
+                .requires("server")
+                .help("Leave the repository on the server, and print the key that it belongs to"),
+        )
+        .arg(
+            Arg::new("hunt")
+                .long("hunt")
+                .action(ArgAction::SetTrue)
+                .help("Besides, start another service, announce it there, and let it find the data"),
+        )
+}
+
 /// What is to be shown.
 pub struct Demo {
     /// A repository of the user's.
-    pub path: Option<PathBuf>,
+    path: Option<PathBuf>,
     /// A server, instead of a temporary one.
-    pub server: Option<String>,
+    server: Option<String>,
+    /// What was published stays there.
+    keep: bool,
     /// Besides, let another service find the repository there.
-    pub hunt: bool,
+    hunt: bool,
+}
+
+impl From<&ArgMatches> for Demo {
+    fn from(given: &ArgMatches) -> Self {
+        Self {
+            path: given.get_one::<PathBuf>("path").cloned(),
+            server: given.get_one::<String>("server").cloned(),
+            keep: given.get_flag("keep"),
+            hunt: given.get_flag("hunt"),
+        }
+    }
 }
 
 /// Shows it.
 pub async fn run(demo: Demo) -> anyhow::Result<()> {
     let temporary = tempfile::Builder::new().prefix("graspd-demo-").tempdir()?;
+    let path = temporary.path().to_owned();
+    let stop = grasp_proto::process::stop_on_signal(move || {
+        let _ = std::fs::remove_dir_all(path);
+    })?;
+    let leftovers = Leftovers::new(demo.server.is_some() && !demo.keep);
     let outcome = tokio::select! {
-        outcome = demonstrate(demo, temporary.path()) => outcome,
-        _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+        outcome = demonstrate(demo, temporary.path(), &leftovers) => outcome,
+        () = stop.cancelled() => Err(anyhow::anyhow!("interrupted")),
     };
-    if outcome.is_err() {
-        for name in ["service", "hunter"] {
-            let log = std::fs::read_to_string(temporary.path().join(name).join("log"));
-            let log = log.unwrap_or_default();
-            let lines: Vec<&str> = log.lines().collect();
-            if lines.is_empty() {
-                continue;
-            }
-            eprintln!("the {name}'s last words:");
-            for line in &lines[lines.len().saturating_sub(20)..] {
-                eprintln!("  {line}");
-            }
+    if outcome.is_err() && !is_closed(&outcome) {
+        say_last_words(temporary.path());
+    }
+    let deleted = leftovers.delete().await;
+    match (&outcome, &deleted) {
+        // Both are told; what went wrong first is what the command fails of.
+        (Err(_), Err(error)) => complain(&format!("graspd: {error:#}")),
+        (_, Ok(Some(words))) if !is_closed(&outcome) => print(words.as_bytes())?,
+        _ => {}
+    }
+    outcome.and(deleted.map(|_| ()))
+}
+
+/// Whether nobody reads any more what is told.
+fn is_closed(outcome: &anyhow::Result<()>) -> bool {
+    let closed = |error: &anyhow::Error| error.is::<crate::text::PipeClosed>();
+    outcome.as_ref().err().is_some_and(closed)
+}
+
+/// What the services that were started wrote into their logs last.
+fn say_last_words(temporary: &Path) {
+    for name in ["service", "hunter"] {
+        let log = std::fs::read_to_string(temporary.join(name).join("log"));
+        let log = log.unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        if lines.is_empty() {
+            continue;
+        }
+        complain(&format!("the {name}'s last words:"));
+        for line in &lines[lines.len().saturating_sub(20)..] {
+            complain(&format!("  {line}"));
         }
     }
-    outcome
 }
 
 /// Prints each step with the time it took.
@@ -86,26 +164,31 @@ impl Steps {
         }
     }
 
-    fn done(&mut self, what: &str) {
+    fn done(&mut self, what: &str) -> anyhow::Result<()> {
         let now = Instant::now();
         let millis = (now - self.last).as_secs_f64() * 1000.0;
-        println!("{millis:>9.1} ms  {what}");
         self.last = now;
+        print(format!("{millis:>9.1} ms  {what}\n").as_bytes())
     }
 
-    fn note(what: &str) {
-        println!("              {what}");
+    fn note(what: &str) -> anyhow::Result<()> {
+        print(format!("              {what}\n").as_bytes())
     }
 
-    fn said(words: &str) {
-        for line in words.lines() {
-            println!("              server: {line}");
-        }
+    fn said(words: &str) -> anyhow::Result<()> {
+        let lines = words.lines().map(plain);
+        let lines = lines.map(|line| format!("              server: {line}\n"));
+        print(lines.collect::<String>().as_bytes())
     }
 }
 
-async fn demonstrate(demo: Demo, temporary: &Path) -> anyhow::Result<()> {
-    let Demo { path, server, hunt } = demo;
+async fn demonstrate(demo: Demo, temporary: &Path, leftovers: &Leftovers) -> anyhow::Result<()> {
+    let Demo {
+        path,
+        server,
+        keep,
+        hunt,
+    } = demo;
     let mut steps = Steps::begin();
     let began = steps.began;
 
@@ -115,7 +198,7 @@ async fn demonstrate(demo: Demo, temporary: &Path) -> anyhow::Result<()> {
         !refs.values.is_empty(),
         "the repository has no branch and no tag yet"
     );
-    steps.done(&format!("repository {name}: {}", refs.summary()));
+    steps.done(&format!("repository {name}: {}", refs.summary()))?;
 
     let service = match &server {
         Some(_) => None,
@@ -136,16 +219,23 @@ async fn demonstrate(demo: Demo, temporary: &Path) -> anyhow::Result<()> {
     steps.done(&format!(
         "service {how}: {} and {}",
         server.web, server.relay
-    ));
+    ))?;
 
     let keys = Keys::generate();
+    leftovers.may_come(&server.relay, &keys);
     let npub = keys.public_key().to_bech32()?;
     let clone_url = server.clone_url(&npub, &name)?;
-    steps.done(&format!("key made: {npub}"));
+    steps.done(&format!("key made: {npub}"))?;
+    if keep {
+        // Now: whatever comes, it is the only way to change or delete what is there.
+        let secret = keys.secret_key().to_bech32()?;
+        Steps::note(&format!("its secret, which is kept nowhere else: {secret}"))?;
+    }
 
     let root = first_commit(&repository, &refs).await;
     let places = [(clone_url.as_str(), server.relay.as_str())];
     let announcement = announcement(&keys, &name, &places, root.as_deref())?;
+    leftovers.add(&announcement);
     publish(
         &mut relay,
         &announcement,
@@ -154,30 +244,31 @@ async fn demonstrate(demo: Demo, temporary: &Path) -> anyhow::Result<()> {
     )
     .await?;
     let state = state(&keys, &name, &refs)?;
+    leftovers.add(&state);
     publish(&mut relay, &state, &mut steps, "state published (30618)").await?;
     let events = [announcement.id, state.id];
     let early = relay.count(&events).await?;
     steps.done(&format!(
         "before the push the server serves {early} of the 2 events"
-    ));
+    ))?;
 
     let said = push(&repository, &clone_url, &refs).await?;
-    steps.done(&format!("git push {clone_url}"));
-    Steps::said(&said);
+    steps.done(&format!("git push {clone_url}"))?;
+    Steps::said(&said)?;
 
     let waited = released(&mut relay, &events).await?;
     steps.done(&format!(
         "released: both events are served, {waited} after the push"
-    ));
+    ))?;
 
     clone_and_compare(&clone_url, &temporary.join("clone.git"), &refs).await?;
-    steps.done(&format!("git clone {clone_url}"));
-    Steps::note("compared: every branch, every tag and HEAD are equal, nothing is missing");
+    steps.done(&format!("git clone {clone_url}"))?;
+    Steps::note("compared: every branch, every tag and HEAD are equal, nothing is missing")?;
 
     if hunt {
         let hunter = Service::start(&temporary.join("hunter"), &HUNTER).await?;
         let other = Server::parse(&hunter.url)?;
-        steps.done(&format!("another service started: {}", other.web));
+        steps.done(&format!("another service started: {}", other.web))?;
         let other_url = other.clone_url(&npub, &name)?;
         let places = [
             (other_url.as_str(), other.relay.as_str()),
@@ -192,10 +283,10 @@ async fn demonstrate(demo: Demo, temporary: &Path) -> anyhow::Result<()> {
         steps.done(&format!(
             "found and released: it fetched the data from {} by itself, {waited} after the events",
             server.web
-        ));
+        ))?;
         clone_and_compare(&other_url, &temporary.join("found.git"), &refs).await?;
-        steps.done(&format!("git clone {other_url}"));
-        Steps::note("compared: equal again");
+        steps.done(&format!("git clone {other_url}"))?;
+        Steps::note("compared: equal again")?;
         drop(relay);
         hunter.stop().await?;
     }
@@ -203,10 +294,13 @@ async fn demonstrate(demo: Demo, temporary: &Path) -> anyhow::Result<()> {
     drop(relay);
     if let Some(service) = service {
         service.stop().await?;
-        steps.done("service stopped");
+        steps.done("service stopped")?;
     }
-    println!("{:>9.1} ms  in all", began.elapsed().as_secs_f64() * 1000.0);
-    Ok(())
+    if keep {
+        Steps::note(&format!("kept: {clone_url}"))?;
+    }
+    let millis = began.elapsed().as_secs_f64() * 1000.0;
+    print(format!("{millis:>9.1} ms  in all\n").as_bytes())
 }
 
 /// Clones all of what is at `url` into `copy`, and checks that it is what it shall be.
@@ -227,14 +321,10 @@ async fn clone_and_compare(url: &str, copy: &Path, refs: &Refs) -> anyhow::Resul
 /// The user's repository, or a small one; with the identifier it is announced under.
 async fn choose(path: Option<PathBuf>, temporary: &Path) -> anyhow::Result<(PathBuf, String)> {
     if let Some(path) = path {
-        if let Some(found) = repository::open(&path).await {
-            repository::check(&found).await?;
-            return Ok((found, identifier(&path)));
-        }
-        println!(
-            "{} is no git repository; a small one is made instead",
-            path.display()
-        );
+        let found = repository::open(&path).await;
+        let found = found.with_context(|| format!("{} is no git repository", path.display()))?;
+        repository::check(&found).await?;
+        return Ok((found, identifier(&path)));
     }
     let made = temporary.join("hello");
     repository::make(&made).await?;
@@ -346,8 +436,8 @@ async fn publish(
     what: &str,
 ) -> anyhow::Result<()> {
     let verdict = relay.publish(event).await?;
-    steps.done(what);
-    Steps::said(&format!("OK {} {:?}", verdict.accepted, verdict.message));
+    steps.done(what)?;
+    Steps::said(&format!("OK {} {:?}", verdict.accepted, verdict.message))?;
     ensure!(
         verdict.accepted,
         "the server refused the event: {}",

@@ -2,8 +2,9 @@
 //! engines, systemd, scripts.
 //!
 //! Run beside the process and with its settings, it needs no other tool. The relay is asked at its
-//! public listener, gitd for the standard gRPC health service. A syncworker listens nowhere: what
-//! can be told from outside is whether relay and gitd answer to its credential.
+//! public listener, as it is set or as a service that runs here has noted it ([`crate::service`]); gitd
+//! for the standard gRPC health service. A syncworker listens nowhere: what can be told from outside is
+//! whether relay and gitd answer to its credential.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -13,12 +14,14 @@ use std::{
 use anyhow::{Context, bail};
 use grasp_proto::{
     process::settings::{BadSetting, Settings},
-    transport::{self, Role},
+    transport::{self, Endpoint, Role},
 };
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::{Request, body::Bytes, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+
+use crate::service::listener;
 
 /// How long all of it may take: less than what those who ask are given.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -50,7 +53,13 @@ async fn ask(settings: &Settings, role: Role) -> anyhow::Result<()> {
 
 /// The public listener, as it is reached from this machine.
 fn public(settings: &Settings) -> Result<SocketAddr, BadSetting> {
-    let bind: SocketAddr = settings.parse("NGIT_BIND_ADDRESS", "an address like 0.0.0.0:7334")?;
+    const BIND: &str = "NGIT_BIND_ADDRESS";
+    let is_said = settings.is_set(BIND) && !settings.is_set("NGIT_RUN_DIR");
+    let noted = if is_said { None } else { listener(settings) };
+    let bind: SocketAddr = match noted {
+        Some(bind) => bind,
+        None => settings.parse(BIND, "an address like 0.0.0.0:7334")?,
+    };
     let ip = match bind.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
@@ -83,7 +92,10 @@ async fn serves(settings: &Settings, name: &'static str, role: Role) -> anyhow::
     let answer = transport::serves(endpoint.authorized(&settings.token_of(role)?)).await;
     answer
         .map_err(anyhow::Error::msg)
-        .with_context(|| format!("{endpoint} ({name})"))
+        .with_context(|| match &endpoint {
+            Endpoint::Unix(_) => format!("the service at {name}"),
+            endpoint => format!("the service at {endpoint} ({name})"),
+        })
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     os::unix::process::CommandExt,
-    path::PathBuf,
+    path::Path,
     process::Command,
     time::Duration,
 };
@@ -17,6 +17,7 @@ use anyhow::Context;
 use grasp_proto::{
     process::{
         self,
+        data_lock::DataLock,
         settings::{BadSetting, Settings, Source},
     },
     transport::{Endpoint, Role, Token},
@@ -24,7 +25,10 @@ use grasp_proto::{
 use tokio::net::TcpSocket;
 use tokio_util::sync::CancellationToken;
 
-use crate::{run_dir::RunDir, supervisor::Supervisor};
+use crate::{
+    run_dir::{self, RunDir},
+    supervisor::Supervisor,
+};
 
 /// How much longer than its own grace gitd may take to end.
 const KILL_AFTER: Duration = Duration::from_secs(2);
@@ -39,31 +43,27 @@ pub async fn serve(mut settings: Settings) -> anyhow::Result<()> {
     if settings.switch("NGIT_TEST")? {
         tracing::warn!("NGIT_TEST IS SET: quick clocks and open doors, for tests only");
     }
-    let run = RunDir::for_sockets().context("cannot make a private run directory")?;
+    let run = RunDir::for_sockets(settings.get("NGIT_RUN_DIR"))
+        .context("the run directory (NGIT_RUN_DIR) cannot be used")?;
     let temporary = forgettable_repositories(&mut settings)?;
-    connect_processes(&mut settings, &run);
+    connect_processes(&mut settings, run.path());
 
     let relay = grasp_relay::Config::from_settings(&settings)?;
     // Read here only so that a bad value is said before anything is started.
     grasp_gitd::Config::from_settings(&settings)?;
     grasp_syncworker::Config::from_settings(&settings)?;
-    let workers: usize = settings.parse_with("NGIT_WORKERS", |text| match text.parse() {
-        Ok(number @ 0..=256) => Ok(number),
-        _ => Err("a number from 0 to 256".to_owned()),
-    })?;
-    if workers > 1 && settings.is_set("NGIT_WORKER_METRICS_ADDRESS") {
-        let right = "unset where several workers are started together: they cannot share it";
-        return Err(settings.bad("NGIT_WORKER_METRICS_ADDRESS", right).into());
-    }
+    let workers = number_of_workers(&settings)?;
     let grace = relay.grace;
+    // Before anything is started that would touch what lies there.
+    let lock = grasp_relay::lock_data(&relay).await?;
     leave_note(&run, &settings, &relay)?;
 
     let mut gitd = Supervisor::start("gitd", child_command(Role::Gitd, &settings))?;
     let mut children = vec![gitd.killer()];
-    let directories: Vec<PathBuf> = [Some(&run), temporary.as_ref()]
+    let directories: Vec<_> = [Some(&run), temporary.as_ref()]
         .into_iter()
         .flatten()
-        .map(|directory| directory.path().to_owned())
+        .map(RunDir::remover)
         .collect();
     let workers: Vec<Supervisor> = (0..workers)
         .map(|_| Supervisor::start("syncworker", child_command(Role::Worker, &settings)))
@@ -77,8 +77,8 @@ pub async fn serve(mut settings: Settings) -> anyhow::Result<()> {
         for kill in children {
             kill();
         }
-        for directory in directories {
-            let _ = std::fs::remove_dir_all(directory);
+        for remove in &directories {
+            remove();
         }
     })?;
 
@@ -102,12 +102,44 @@ pub async fn serve(mut settings: Settings) -> anyhow::Result<()> {
         std::future::pending().await
     };
     let outcome = tokio::select! {
-        outcome = run_relay(relay, stop.clone(), reserved) => outcome,
+        outcome = run_relay(relay, lock, stop.clone(), reserved) => outcome,
         never = leave => never,
     };
     let ends = workers.into_iter().chain([gitd]);
     futures::future::join_all(ends.map(|child| child.stop(grace + KILL_AFTER))).await;
     outcome
+}
+
+/// How many syncworkers are to be started.
+fn number_of_workers(settings: &Settings) -> Result<usize, BadSetting> {
+    let workers = settings.parse("NGIT_WORKERS", "a number from 0 to 256")?;
+    if workers > 1 && settings.is_set("NGIT_WORKER_METRICS_ADDRESS") {
+        let right = "unset where several workers are started together: they cannot share it";
+        return Err(settings.bad("NGIT_WORKER_METRICS_ADDRESS", right));
+    }
+    Ok(workers)
+}
+
+/// What [`serve`] would say of the settings, of each part of the service for itself; nothing is made or
+/// started.
+pub fn check(mut settings: Settings) -> Vec<Result<(), String>> {
+    assume_domain(&mut settings);
+    // Where the sockets would lie is found out at the start.
+    connect_processes(&mut settings, Path::new("/run/graspd"));
+    let told = |result: Result<(), BadSetting>| result.map_err(|error| error.to_string());
+    let relay = grasp_relay::Config::from_settings(&settings);
+    let data = match &relay {
+        Ok(config) => grasp_relay::check_data_path(config).map_err(|error| error.to_string()),
+        Err(_) => Ok(()),
+    };
+    vec![
+        told(relay.map(drop)),
+        data,
+        told(grasp_gitd::Config::from_settings(&settings).map(drop)),
+        told(grasp_syncworker::Config::from_settings(&settings).map(drop)),
+        told(number_of_workers(&settings).map(drop)),
+        grasp_gitd::check_git().map_err(|error| error.to_string()),
+    ]
 }
 
 /// By which the operator's commands find this service.
@@ -117,17 +149,31 @@ fn leave_note(
     relay: &grasp_relay::Config,
 ) -> anyhow::Result<()> {
     let bind = settings.get("NGIT_BIND_ADDRESS").unwrap_or_default();
-    run.leave_note(&[
-        ("NGIT_BIND_ADDRESS", bind),
-        ("NGIT_DOMAIN", &relay.domain.to_string()),
-        ("NGIT_RELAY_GRPC_ADDRESS", &relay.grpc.to_string()),
-        ("NGIT_INTERNAL_TOKEN_RELAY", relay.tokens.relay.expose()),
-    ])
-    .context("cannot write into the run directory")
+    let (domain, grpc) = (relay.domain.to_string(), relay.grpc.to_string());
+    let mut lines = vec![
+        ("NGIT_BIND_ADDRESS", bind.to_owned()),
+        ("NGIT_DOMAIN", domain),
+        ("NGIT_RELAY_GRPC_ADDRESS", grpc),
+        (
+            "NGIT_INTERNAL_TOKEN_RELAY",
+            relay.tokens.relay.expose().to_owned(),
+        ),
+    ];
+    for name in ["NGIT_RELAY_DATA_PATH", "NGIT_GIT_DATA_PATH"] {
+        // A path with a line break in it could not be read back.
+        if let Some(Ok(path)) = settings.get(name).map(std::path::absolute)
+            && let Some(path) = path.to_str().filter(|path| !path.contains('\n'))
+        {
+            lines.push((name, path.to_owned()));
+        }
+    }
+    run.leave_note(&lines)
+        .context("cannot write into the run directory")
 }
 
 async fn run_relay(
     config: grasp_relay::Config,
+    lock: Option<DataLock>,
     stop: CancellationToken,
     reserved: Option<TcpSocket>,
 ) -> anyhow::Result<()> {
@@ -139,7 +185,7 @@ async fn run_relay(
         drop(reserved);
         announce(&domain.to_string(), domain.is_local(), address);
     };
-    grasp_relay::run(config, stop, ready).await?;
+    grasp_relay::run_on_locked_data(config, lock, stop, ready).await?;
     tracing::info!("stopped");
     Ok(())
 }
@@ -215,15 +261,15 @@ fn forgettable_repositories(settings: &mut Settings) -> anyhow::Result<Option<Ru
 }
 
 /// Sockets and credentials that nobody set.
-fn connect_processes(settings: &mut Settings, run: &RunDir) {
+fn connect_processes(settings: &mut Settings, run: &Path) {
     const MADE: Source = Source::Derived("made for this run");
     for (name, socket) in [
-        ("NGIT_RELAY_GRPC_ADDRESS", "relay.sock"),
-        ("NGIT_GITD_GRPC_ADDRESS", "gitd.sock"),
-        ("NGIT_GITD_HTTP_ADDRESS", "git-http.sock"),
+        ("NGIT_RELAY_GRPC_ADDRESS", run_dir::RELAY_SOCKET),
+        ("NGIT_GITD_GRPC_ADDRESS", run_dir::GITD_SOCKET),
+        ("NGIT_GITD_HTTP_ADDRESS", run_dir::GIT_HTTP_SOCKET),
     ] {
         if !settings.is_set(name) {
-            let path = run.path().join(socket);
+            let path = run.join(socket);
             settings.set(name, format!("unix:{}", path.display()), MADE);
         }
     }

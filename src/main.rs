@@ -1,11 +1,14 @@
 //! graspd: one role, or all of them.
 //!
-//! Everything of substance is in the crates; this is the door: what was asked for, what is told
-//! ([`grasp_proto::process::settings`]), and [`launcher`], which starts the whole service.
+//! Everything of substance is in the crates; this is the door: what was asked for ([`cli`]), what is
+//! told ([`grasp_proto::process::settings`]), and [`launcher`], which starts the whole service.
 
 mod backoff;
 mod backup;
+mod cli;
+mod config;
 mod demo;
+mod export;
 mod health;
 mod import;
 mod launcher;
@@ -23,7 +26,7 @@ use std::{
 };
 
 use anyhow::Context;
-use clap::{Arg, ArgAction, ArgMatches, Command, ValueHint, value_parser};
+use clap::ArgMatches;
 use clap_complete::Shell;
 use grasp_proto::{
     process::{
@@ -33,136 +36,29 @@ use grasp_proto::{
     transport::Role,
 };
 
-const EXAMPLES: &str = "\
-Examples:
-  graspd demo                                   see it work, on a repository made for it
-  graspd demo ~/src/project                     the same with your own, which is only read
-  graspd demo --hunt                            besides, a second service finds it on the first
-  graspd                                        serve on http://localhost:7334, data in ./data
-  NGIT_DOMAIN=git.example.com graspd            serve git.example.com from behind a TLS proxy
-  graspd --bind-address 127.0.0.1:0 --database-backend memory
-                                                a free port, nothing kept
-  graspd status                                 what waits and what is looked for, right now
-  graspd import wss://old.example               take over the events of another server
-  graspd repos --sort size                      every repository, what it takes and what waits
-  graspd backup /srv/backup/graspd              everything at one moment, while it runs
-  graspd config                                 what is in effect, and where it comes from
-  graspd completions bash > /etc/bash_completion.d/graspd
-
-Every setting is a flag, an environment variable (NGIT_...) or a line of the file .env, in this
-order of precedence. `graspd --help` lists them all.";
-
-fn command() -> Command {
-    let settings = settings::flags().map(|flag| {
-        flag.hide_short_help(true)
-            .help_heading("Settings")
-            .value_hint(ValueHint::Other)
-    });
-    let role = |name: &'static str| {
-        Command::new(name).about(format!(
-            "Run the {name} alone, with internal addresses and tokens as set"
-        ))
-    };
-    Command::new("graspd")
-        .version(env!("CARGO_PKG_VERSION"))
-        .about("A GRASP server: a Nostr relay and a Git smart-HTTP server behind one address")
-        .after_help(EXAMPLES)
-        .args(settings)
-        .subcommand(Command::new("serve").about("Start the whole service (the default)"))
-        .subcommand(role("relay"))
-        .subcommand(role("gitd"))
-        .subcommand(role("syncworker"))
-        .subcommand(
-            Command::new("status")
-                .about("Show what waits, what is hunted for, where, and by whom")
-                .arg(
-                    Arg::new("json")
-                        .long("json")
-                        .action(ArgAction::SetTrue)
-                        .help("As JSON; moments in milliseconds since 1970"),
-                )
-                .arg(
-                    Arg::new("most")
-                        .long("most")
-                        .value_name("LINES")
-                        .value_parser(value_parser!(u32).range(1..=10_000))
-                        .default_value("20")
-                        .help("The most lines of each list"),
-                ),
-        )
-        .subcommand(import::command())
-        .subcommands(operator::commands())
-        .subcommands(backup::commands())
-        .subcommand(
-            Command::new("health")
-                .about("Say by the exit code whether a process that runs here does its work")
-                .arg(
-                    Arg::new("role")
-                        .value_name("ROLE")
-                        .value_parser(["relay", "gitd", "syncworker"])
-                        .default_value("relay")
-                        .help("Which, if it was started apart; the relay speaks for a whole service"),
-                ),
-        )
-        .subcommand(
-            Command::new("demo")
-                .about("Announce, push, release and clone a repository, and say how it went")
-                .arg(
-                    Arg::new("path")
-                        .value_name("PATH")
-                        .value_parser(value_parser!(std::path::PathBuf))
-                        .value_hint(ValueHint::DirPath)
-                        .help("A git repository; it is only read. Without it, a small one is made"),
-                )
-                .arg(
-                    Arg::new("server")
-                        .long("server")
-                        .value_name("URL")
-                        .value_hint(ValueHint::Url)
-                        .help("A GRASP server, instead of a temporary one started for this"),
-                )
-                .arg(
-                    Arg::new("hunt")
-                        .long("hunt")
-                        .action(ArgAction::SetTrue)
-                        .help("Besides, start another service, announce it there, and let it find the data"),
-                ),
-        )
-        .subcommand(
-            Command::new("config")
-                .about("Print the settings in effect and where each comes from, secrets hidden")
-                .arg(
-                    Arg::new("reference")
-                        .long("reference")
-                        .action(ArgAction::SetTrue)
-                        .help("Print the reference of all settings, as markdown"),
-                ),
-        )
-        .subcommand(
-            Command::new("completions")
-                .about("Print completions for a shell")
-                .arg(
-                    Arg::new("shell")
-                        .required(true)
-                        .value_parser(value_parser!(Shell)),
-                ),
-        )
-}
+use text::print;
 
 fn main() -> ExitCode {
+    process::return_freed_memory();
     process::die_with_parent();
-    let matches = command().get_matches();
+    let (all, line) = cli::ask_for_all(std::env::args_os());
+    let matches = cli::command(all).get_matches_from(line);
     match run(&matches) {
+        // `graspd config | head` is nobody's failure.
+        Err(error) if error.is::<text::PipeClosed>() => ExitCode::SUCCESS,
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if is_child() {
                 // The parent reads it and says it.
                 let _ = writeln!(io::stdout(), "{error:#}");
             } else {
-                eprintln!("graspd: {error:#}");
+                text::complain(&format!("graspd: {error:#}"));
             }
             // As for a wrong flag.
-            ExitCode::from(if error.is::<BadSetting>() { 2 } else { 1 })
+            let is_setting = error.is::<BadSetting>()
+                || error.is::<config::Refused>()
+                || error.is::<settings::dot_env::DotEnvError>();
+            ExitCode::from(if is_setting { 2 } else { 1 })
         }
     }
 }
@@ -176,22 +72,12 @@ fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         Some(("completions", given)) => {
             let shell = *given.get_one::<Shell>("shell").context("no shell")?;
             let mut script = Vec::new();
-            clap_complete::generate(shell, &mut command(), "graspd", &mut script);
+            clap_complete::generate(shell, &mut cli::command(true), "graspd", &mut script);
             print(&script)
         }
-        Some(("config", given)) if given.get_flag("reference") => {
-            print(settings::reference().as_bytes())
-        }
-        Some(("config", given)) => {
-            let mut settings = load(given)?;
-            launcher::assume_domain(&mut settings);
-            print(effective(&settings).as_bytes())
-        }
-        Some(("demo", given)) => runtime()?.block_on(demo::run(demo::Demo {
-            path: given.get_one::<std::path::PathBuf>("path").cloned(),
-            server: given.get_one::<String>("server").cloned(),
-            hunt: given.get_flag("hunt"),
-        })),
+        Some(("version", _)) => print(format!("graspd {}\n", env!("CARGO_PKG_VERSION")).as_bytes()),
+        Some(("config", given)) => config::run(given),
+        Some(("demo", given)) => runtime()?.block_on(demo::run(demo::Demo::from(given))),
         Some(("relay", given)) => role(given, Role::Relay, async |settings| {
             let config = grasp_relay::Config::from_settings(&settings)?;
             let stop = process::stop_on_signal(|| {})?;
@@ -220,7 +106,14 @@ fn run(matches: &ArgMatches) -> anyhow::Result<()> {
             let settings = load(given)?;
             runtime()?.block_on(import::run(&settings, import::Import::from(given)))
         }
-        Some((name @ (operator::REPOS | operator::HOLDING | operator::CLEANUP), given)) => {
+        Some(("export", given)) => {
+            let settings = load(given)?;
+            runtime()?.block_on(export::run(given, &settings))
+        }
+        Some((
+            name @ (operator::REPOS | operator::HOLDING | operator::PURGE | operator::CLEANUP),
+            given,
+        )) => {
             let settings = load(given)?;
             runtime()?.block_on(operator::run(name, given, &settings))
         }
@@ -284,33 +177,9 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .context("cannot start the runtime")
 }
 
-/// As lines for a `.env` file, each with where its value came from.
-fn effective(settings: &Settings) -> String {
-    settings
-        .effective()
-        .map(|(variable, value, source)| match value {
-            Some(value) => format!("{}={value}  # {source}\n", variable.name),
-            None => format!("# {} is not set\n", variable.name),
-        })
-        .collect()
-}
-
-fn print(text: &[u8]) -> anyhow::Result<()> {
-    match io::stdout().write_all(text) {
-        // `graspd config | head` is nobody's failure.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => other.context("cannot write"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_command_line_is_consistent() {
-        command().debug_assert();
-    }
 
     #[test]
     fn the_reference_in_docs_is_what_the_code_says() {

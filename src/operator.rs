@@ -1,4 +1,4 @@
-//! The operator's commands about repositories: `graspd repos`, `graspd holding`,
+//! The operator's commands about repositories: `graspd repos`, `graspd holding`, `graspd purge`,
 //! `graspd cleanup-empty-repos`.
 //!
 //! Each asks the relay of a running service ([`crate::service`]); nothing is looked up or changed
@@ -6,6 +6,7 @@
 
 mod cleanup;
 mod holding;
+mod purge;
 mod repos;
 
 use anyhow::Context;
@@ -20,10 +21,16 @@ use serde_json::{Value, json};
 pub use self::repos::COMMAND as REPOS;
 pub use cleanup::COMMAND as CLEANUP;
 pub use holding::COMMAND as HOLDING;
+pub use purge::COMMAND as PURGE;
 
 /// The commands.
-pub fn commands() -> [Command; 3] {
-    [repos::command(), holding::command(), cleanup::command()]
+pub fn commands() -> [Command; 4] {
+    [
+        repos::command(),
+        holding::command(),
+        purge::command(),
+        cleanup::command(),
+    ]
 }
 
 /// Does what one of the commands says.
@@ -31,6 +38,7 @@ pub async fn run(name: &str, given: &ArgMatches, settings: &Settings) -> anyhow:
     match name {
         REPOS => repos::run(given, settings).await,
         HOLDING => holding::run(given, settings).await,
+        PURGE => purge::run(given, settings).await,
         _ => cleanup::run(given, settings).await,
     }
 }
@@ -50,7 +58,7 @@ fn dry_run_flag() -> Arg {
 }
 
 /// `<npub>` or 64 hex digits.
-fn read_owner(text: &str) -> Result<Npub, String> {
+pub fn read_owner(text: &str) -> Result<Npub, String> {
     let hex = Npub::from_hex(text);
     hex.or_else(|_| Npub::from_npub(text))
         .map_err(|_| "give an npub1… or 64 hex digits".to_owned())

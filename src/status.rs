@@ -5,7 +5,7 @@
 use std::fmt::Write;
 
 use grasp_proto::{
-    contract::relay::{RelayState, StatusRequest, StatusResponse, SyncStatus},
+    contract::relay::{DomainStatus, RelayState, StatusRequest, StatusResponse, SyncStatus},
     process::settings::Settings,
 };
 use serde_json::{Value, json};
@@ -31,6 +31,14 @@ async fn ask(settings: &Settings, most: u32) -> anyhow::Result<StatusResponse> {
     Ok(answer
         .map_err(|status| service.failed(&status))?
         .into_inner())
+}
+
+/// How often in a row a server of a domain was set aside.
+fn times(domain: &DomainStatus) -> String {
+    match domain.times_set_aside {
+        1 => "once".to_owned(),
+        times => format!("{times} times in a row"),
+    }
 }
 
 fn to_text(status: &StatusResponse) -> String {
@@ -110,7 +118,8 @@ fn to_text(status: &StatusResponse) -> String {
                     domain.waiting.to_string(),
                     match domain.set_aside_until_millis {
                         0 => "-".to_owned(),
-                        until => when(until, now),
+                        until if until <= now => format!("being probed ({})", times(domain)),
+                        until => format!("{} ({})", when(until, now), times(domain)),
                     },
                 ]
             })
@@ -280,6 +289,7 @@ fn to_json(status: &StatusResponse) -> Value {
             "last_minute": domain.last_minute,
             "waiting": domain.waiting,
             "set_aside_until_millis": domain.set_aside_until_millis,
+            "times_set_aside": domain.times_set_aside,
         })
     });
     let workers = status.workers.iter().map(|worker| {

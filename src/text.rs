@@ -1,6 +1,31 @@
 //! What the operator's commands print: spans, sizes, tables, and words of strangers.
 
-use std::{fmt::Write, time::SystemTime};
+use std::{
+    fmt::Write as _,
+    io::{self, Write as _},
+    time::SystemTime,
+};
+
+use anyhow::Context;
+
+/// Whoever read what a command prints does not do so any more: the command ends, and nothing went wrong.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody reads what is printed")]
+pub struct PipeClosed;
+
+/// Writes to standard output, at once.
+pub fn print(text: &[u8]) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(PipeClosed.into()),
+        written => written.context("cannot write to standard output"),
+    }
+}
+
+/// Writes a line to standard error, if anybody reads it.
+pub fn complain(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
 
 /// What time it is, in milliseconds since 1970.
 pub fn now_millis() -> u64 {

@@ -4,7 +4,7 @@
 //! on what else is there, and a disk would hide that.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     hint::black_box,
     sync::Arc,
     time::{Duration, Instant},
@@ -138,11 +138,13 @@ impl Setting {
             expires,
             soft_expired: false,
             repository_made: true,
+            kept: None,
         });
         self.purgatory.states.insert(states::Waiting {
             state,
             created,
             expires,
+            kept: None,
         });
         added
     }
@@ -181,14 +183,17 @@ impl Setting {
             })
             .map(|entry| entry.state)
             .collect();
-        let allowed = judge(&Case {
+        let verdict = judge(&Case {
             address: &added.repo.clone().into(),
             commands,
+            atomic: false,
             current: &BTreeMap::new(),
             states: &states,
+            here: &BTreeSet::new(),
             known: &BTreeMap::new(),
-        })?;
-        ensure!(allowed.state.is_some(), "no state allows it");
+            waiting: &BTreeMap::new(),
+        });
+        ensure!(verdict.allowed.state.is_some(), "no state allows it");
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use grasp_proto::words::Address;
+use grasp_proto::{process::help_line, words::Address};
 
 /// Most repositories that are named.
 pub const MOST_NAMED: usize = 1000;
@@ -71,6 +71,7 @@ impl Busiest {
         let shown = counts.iter().filter(|(address, _)| is_shown(address));
         for (address, count) in shown.take(self.named) {
             if text.is_empty() {
+                text = help_line(NAME);
                 let _ = writeln!(text, "# TYPE {NAME} counter");
             }
             let repo = escaped(&address.to_string());
@@ -106,8 +107,11 @@ mod tests {
             busiest.moved(&address(name), bytes);
         }
         let (a, b) = (address("a"), address("b"));
-        let expected =
-            format!("# TYPE {NAME} counter\n{NAME}{{repo=\"{a}\"}} 10\n{NAME}{{repo=\"{b}\"}} 7\n");
+        let help = help_line(NAME);
+        assert!(help.starts_with("# HELP "));
+        let expected = format!(
+            "{help}# TYPE {NAME} counter\n{NAME}{{repo=\"{a}\"}} 10\n{NAME}{{repo=\"{b}\"}} 7\n"
+        );
         assert_eq!(busiest.render(|_| true), expected);
         let without = busiest.render(|address| *address != a);
         assert!(without.contains("/b.git\"} 7\n") && without.contains("/c.git\"} 1\n"));
@@ -135,7 +139,7 @@ mod tests {
                 "{text}"
             );
         }
-        assert_eq!(text.lines().count(), 4);
+        assert_eq!(text.lines().count(), 5);
     }
 
     #[test]

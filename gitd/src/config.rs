@@ -3,11 +3,18 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use grasp_proto::{
-    process::settings::{BadSetting, Settings},
+    process::{
+        disk::DiskSpace,
+        settings::{BadSetting, Settings},
+    },
     transport::{Endpoint, Tokens},
 };
 
-use crate::{busiest::MOST_NAMED, repository::unsigned::Limits, smart_http::door::Door};
+use crate::{
+    busiest::MOST_NAMED,
+    repository::{git::ProcessLimits, marks::Keep, pack_scan::PackLimits, unsigned::Limits},
+    smart_http::door::Door,
+};
 
 /// The settings of one gitd.
 #[derive(Debug, Clone)]
@@ -34,8 +41,16 @@ pub struct Config {
     pub max_pack_bytes: u64,
     /// Largest pack that nobody has signed for.
     pub max_staged_pack_bytes: u64,
+    /// What one pack may hold.
+    pub pack_limits: PackLimits,
+    /// What one git process may take.
+    pub process_limits: ProcessLimits,
+    /// How long what no ref leads to is kept.
+    pub keep: Keep,
     /// How much may lie here that nobody has signed for.
     pub unsigned: Limits,
+    /// Free space below which nothing new is taken in, in bytes.
+    pub min_free_bytes: u64,
     /// How many repositories are named in the metrics.
     pub named_repositories: usize,
     /// Whether addresses below `/prs/` are answered (GRASP-06).
@@ -46,6 +61,11 @@ impl Config {
     /// Reads the settings that concern gitd.
     pub fn from_settings(settings: &Settings) -> Result<Self, BadSetting> {
         const BYTES: &str = "a number of bytes";
+        let seconds = |name| {
+            let seconds = settings.parse(name, "a number of seconds")?;
+            Ok::<_, BadSetting>(Duration::from_secs(seconds))
+        };
+        settings.check_values()?;
         let data = settings.parse_with("NGIT_GIT_DATA_PATH", |path| {
             std::path::absolute(path).map_err(|error| format!("a path ({error})"))
         })?;
@@ -66,15 +86,34 @@ impl Config {
                 .to_owned(),
             door: Arc::new(Door::from_settings(settings, &tokens)?),
             tokens,
-            grace: Duration::from_secs(
-                settings.parse("NGIT_SHUTDOWN_GRACE_SECS", "a number of seconds")?,
-            ),
+            grace: seconds("NGIT_SHUTDOWN_GRACE_SECS")?,
             max_pack_bytes: settings.parse("NGIT_GIT_MAX_PACK_BYTES", BYTES)?,
             max_staged_pack_bytes: settings.parse("NGIT_GIT_MAX_STAGED_PACK_BYTES", BYTES)?,
+            pack_limits: PackLimits {
+                objects: settings.parse("NGIT_GIT_MAX_PACK_OBJECTS", "a number of objects")?,
+                blob_bytes: settings.parse("NGIT_GIT_MAX_FILE_BYTES", BYTES)?,
+                metadata_bytes: settings.parse("NGIT_GIT_MAX_METADATA_BYTES", BYTES)?,
+                delta_bytes: settings.parse("NGIT_GIT_MAX_DELTA_BYTES", BYTES)?,
+                inflated_bytes: settings.parse("NGIT_GIT_MAX_INFLATED_BYTES", BYTES)?,
+                inflated_ratio: settings.parse(
+                    "NGIT_GIT_MAX_INFLATED_RATIO",
+                    "a number of bytes for each byte",
+                )?,
+            },
+            process_limits: ProcessLimits {
+                memory_bytes: settings.parse("NGIT_GIT_PROCESS_MEMORY_BYTES", BYTES)?,
+                cpu_secs: settings.parse("NGIT_GIT_PROCESS_CPU_SECS", "a number of seconds")?,
+            },
+            keep: Keep {
+                former: seconds("NGIT_GIT_UNREACHABLE_RETENTION_SECS")?,
+                offered: seconds("NGIT_GIT_UNREACHABLE_RETENTION_SECS")?
+                    .max(seconds("NGIT_ARCHIVE_RETENTION_SECS")?),
+            },
             unsigned: Limits {
                 all: settings.parse("NGIT_UNSIGNED_MAX_BYTES", BYTES)?,
                 of_one: settings.parse("NGIT_UNSIGNED_MAX_BYTES_PER_IP", BYTES)?,
             },
+            min_free_bytes: DiskSpace::floor(settings)?,
             named_repositories: settings.parse_with(
                 "NGIT_METRICS_TOP_N_REPOS",
                 |text| match text.parse() {

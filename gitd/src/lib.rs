@@ -14,6 +14,7 @@
 //! judges nothing: a ref moves only when the relay says so.
 
 pub mod busiest;
+pub mod clock;
 pub mod config;
 pub mod grpc;
 mod meters;
@@ -27,7 +28,12 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use futures::future::BoxFuture;
 use grasp_proto::{
     contract::git::{packs_server::PacksServer, repositories_server::RepositoriesServer},
-    process::{Ready, Standing, drain, metrics},
+    process::{
+        Ready, Standing,
+        data_lock::{self, DataLock, LockError},
+        disk::DiskSpace,
+        drain, metrics,
+    },
     transport::{self, GrantKey, Guard, Role},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -42,6 +48,7 @@ use repository::{
     consolidate::Consolidator,
     copied::Copier,
     git::{self, BadGit},
+    intake::IntakeLimits,
     places::Places,
 };
 use smart_http::{Server, pace::Budget};
@@ -65,6 +72,9 @@ const COPIED: usize = 2;
 /// Bytes that the commands of all pushes may take of memory.
 const COMMANDS: usize = 64 * 1024 * 1024;
 
+/// Bytes that may be read of the packs of all pushes before these can be taken in, besides a little of each.
+const READ_AHEAD: usize = 32 * 1024 * 1024;
+
 /// Bytes that the requests of all readers may take of the disk.
 const REQUESTS: usize = 1024 * 1024 * 1024;
 
@@ -85,6 +95,12 @@ pub enum Error {
         /// Why.
         error: repository::Error,
     },
+    /// The data directory is not ours.
+    #[error(transparent)]
+    Locked(#[from] LockError),
+    /// A task of the process's own.
+    #[error("a task of gitd ended: {0}")]
+    Task(#[from] tokio::task::JoinError),
     /// A listener cannot be opened.
     #[error("cannot listen on {endpoint}: {error}")]
     Listen {
@@ -99,22 +115,41 @@ pub enum Error {
 }
 
 /// Ready means: what was opened at the start is still there.
-struct Storage(PathBuf);
+struct Storage {
+    data: PathBuf,
+    disk: DiskSpace,
+}
 
 impl Ready for Storage {
     fn ready(&self) -> BoxFuture<'_, Result<(), String>> {
         Box::pin(async move {
-            match tokio::fs::metadata(&self.0).await {
+            match tokio::fs::metadata(&self.data).await {
                 Ok(found) if found.is_dir() => Ok(()),
                 Ok(_) => Err("the git data path is no directory any more".to_owned()),
                 Err(error) => Err(format!("the git data path cannot be read: {error}")),
             }
         })
     }
+
+    fn shortage(&self) -> Option<String> {
+        self.disk.shortage()
+    }
+}
+
+/// Whether git is there, and new enough.
+pub fn check_git() -> Result<(), Error> {
+    Ok(git::check()?)
 }
 
 /// Runs gitd until `stop`, then lets transfers end within their grace.
 pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
+    // It begins here.
+    clock::now();
+    // Before anything is touched, a listener's socket included.
+    let data = config.data.clone();
+    let _lock =
+        tokio::task::spawn_blocking(move || DataLock::take(&data, Role::Gitd, data_lock::PATIENCE))
+            .await??;
     metrics();
     meters::begin();
     let standing = Standing::new(Role::Gitd, stop.clone());
@@ -124,14 +159,19 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
         endpoint: config.metrics.clone().unwrap_or(config.grpc.clone()),
         error,
     })?;
-    git::check()?;
+    git::limit_processes(config.process_limits);
+    check_git()?;
     let (consolidator, pools) = Consolidator::new();
     let consolidator = Arc::new(consolidator);
+    let disk = DiskSpace::new(Role::Gitd, Some(config.data.clone()), config.min_free_bytes);
+    let space = disk.clone();
     let repositories = {
         let (data, consolidator) = (config.data.clone(), Arc::clone(&consolidator));
-        let (limits, prs) = (config.unsigned, config.prs);
+        let (limits, keep, prs) = (config.unsigned, config.keep.clone(), config.prs);
+        let intake = IntakeLimits::new(config.pack_limits);
         let open = move || {
-            let repositories = Repositories::open(data, consolidator, limits)?;
+            let repositories =
+                Repositories::open(data, consolidator, limits, intake, keep)?.with_disk(space);
             if prs {
                 repositories.prepare_prs()?;
             }
@@ -190,6 +230,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
         writers: Places::new(WRITERS),
         stagers: Places::new(STAGERS),
         commands: Budget::new(COMMANDS),
+        read_ahead: Budget::new(READ_AHEAD),
         requests: Budget::new(REQUESTS),
         tasks: tasks.clone(),
         kill: kill.clone(),
@@ -204,7 +245,11 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
     let http = tokio::spawn(smart_http::serve(server, http_listener, stop_http.clone()));
     // Ends with this process; what it was at is found and done again at the next start.
     let consolidating = tokio::spawn(async move { consolidator.work(pools, repositories).await });
-    standing.is_up(Arc::new(Storage(config.data.clone())));
+    let watching = tokio::spawn(disk.clone().watch());
+    standing.is_up(Arc::new(Storage {
+        data: config.data.clone(),
+        disk,
+    }));
     tracing::info!(http = %config.http, grpc = %config.grpc, data = %config.data.display(), "gitd is up");
 
     let early = tokio::select! {
@@ -222,6 +267,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Error> {
         kill.cancel();
         drain(tasks.wait(), LAST_CALLS).await;
     }
+    watching.abort();
     consolidating.abort();
     let _ = consolidating.await;
     stop_grpc.cancel();

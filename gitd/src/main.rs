@@ -5,13 +5,14 @@ use std::path::Path;
 use grasp_gitd::Config;
 use grasp_proto::{
     process::{
-        die_with_parent, init_logging, outlive_hangups, raise_file_limit, settings::Settings,
-        stop_on_signal,
+        die_with_parent, init_logging, outlive_hangups, raise_file_limit, return_freed_memory,
+        settings::Settings, stop_on_signal,
     },
     transport::Role,
 };
 
 fn main() -> anyhow::Result<()> {
+    return_freed_memory();
     die_with_parent();
     let settings = Settings::load([], Path::new("."))?;
     let runtime = tokio::runtime::Runtime::new()?;

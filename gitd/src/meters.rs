@@ -92,7 +92,7 @@ pub fn begin() {
     ] {
         metrics::gauge!(gauge).set(0.0);
     }
-    for reason in ["pack", "broken", "ours"] {
+    for reason in ["pack", "broken", "full", "ours"] {
         metrics::counter!("ngit_git_intake_refused_total", "reason" => reason).absolute(0);
     }
     for limit in ["git_requests", "git_bytes", "git_transfers"] {
@@ -105,7 +105,7 @@ pub fn begin() {
         metrics::counter!("ngit_git_consolidations_total", "outcome" => outcome).absolute(0);
         metrics::counter!("ngit_git_fetches_total", "outcome" => outcome).absolute(0);
     }
-    for outcome in ["ok", "refused"] {
+    for outcome in ["ok", "partial", "refused"] {
         metrics::counter!("ngit_git_pushes_total", "outcome" => outcome).absolute(0);
     }
     for direction in ["in", "out"] {

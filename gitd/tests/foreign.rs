@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fs, path::Path, time::SystemTime};
 
 use common::*;
 use grasp_proto::{
-    contract::git::{CreateRequest, DeleteRequest, Withheld, WithholdRequest},
+    contract::git::{CreateRequest, DeleteRequest, RestoreRequest, Withheld, WithholdRequest},
     words::{Oid, RepoId},
 };
 use tonic::Code;
@@ -201,9 +201,32 @@ async fn what_another_server_left_is_moved_aside_rather_than_deleted() {
         assert!(!service.view(repo).exists());
     }
     assert_eq!(children(&service.data().join(".retired")).len(), 2);
-    // Announced again, its data is here.
-    service.create(&adopted).await;
+    // Another in its place has nothing of it; it has, when it is back.
     let name = "refs/heads/main";
+    service.create(&adopted).await;
+    let aligned = service.align(&adopted, &[(name, head)], &[]).await;
+    assert_eq!(aligned.unwrap_err().code(), Code::FailedPrecondition);
+    let repository = Some((&adopted).into());
+    let request = DeleteRequest {
+        repository,
+        ..DeleteRequest::default()
+    };
+    service.git.clone().delete(request).await.unwrap();
+    let retired = children(&service.data().join(".retired"));
+    let of_adopted = format!("{}-", adopted.owner.to_hex());
+    let aside = retired.iter().find(|path| {
+        path.file_name()
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .starts_with(&of_adopted)
+    });
+    let incarnation = fs::read_to_string(aside.unwrap().join("grasp-incarnation")).unwrap();
+    let request = RestoreRequest {
+        repository: Some((&adopted).into()),
+        incarnation: incarnation.trim().to_owned(),
+    };
+    service.git.clone().restore(request).await.unwrap();
     service.align(&adopted, &[(name, head)], &[]).await.unwrap();
     let directory = service.directory.path();
     git(

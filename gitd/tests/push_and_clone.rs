@@ -2,7 +2,10 @@
 
 mod common;
 
+use std::sync::atomic::Ordering;
+
 use common::*;
+use grasp_gitd::relay::{Push, Relay};
 use grasp_proto::words::RepoId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -382,7 +385,11 @@ async fn wrong_requests_get_clear_answers() {
             command("refs/heads/a", &one, "object-format=sha256"),
             "ERR",
         ),
-        (&push, two, "ng refs/heads/a another command"),
+        (
+            &push,
+            two,
+            "ng refs/heads/a this push is atomic, and refs/heads/a..b is refused",
+        ),
         (&fetch, "zzzz".to_owned(), "ERR"),
         (&fetch, "0014command=nonsense\n0000".to_owned(), "ERR"),
     ] {
@@ -570,11 +577,12 @@ async fn silence_keeps_nobody_waiting() {
     for _ in 0..70 {
         let head = format!(
             "POST /{repo}/git-upload-pack HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\
+             Expect: 100-continue\r\n\
              Content-Type: Application/X-Git-Upload-Pack-Request\r\n\r\n0011command=fetch"
         );
         let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
         stream.write_all(head.as_bytes()).await.unwrap();
-        // The head of the answer: the request is being read.
+        // 100 Continue: the request is being read.
         stream.read_u8().await.unwrap();
         silent.push(stream);
     }
@@ -735,4 +743,30 @@ async fn pushes_race_for_one_branch_and_one_wins_each_time() {
     assert!(heads.contains(&refs[0].1));
     let view = service.view(&repo);
     git(&view, &["fsck", "--strict"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_relay_is_told_of_a_push_that_runs() {
+    let mut service = Service::start().await;
+    let repo = repo(1, "told");
+    let push = Push {
+        address: (&repo).into(),
+        incarnation: service.create(&repo).await,
+        commands: Vec::new(),
+        atomic: false,
+    };
+    let relay = service.grpc_relay();
+    let asked = || service.relay.asked.lock().unwrap().len();
+    assert!(relay.keep_alive("granted", &push).await);
+    assert_eq!(asked(), 0);
+    service.relay.forgot.store(true, Ordering::SeqCst);
+    assert!(relay.keep_alive("granted", &push).await);
+    let named = service.relay.asked.lock().unwrap().pop().unwrap();
+    assert_eq!(named.push_id, "granted");
+    assert_eq!(named.incarnation, push.incarnation);
+    assert!(relay.keep_alive("granted", &push).await);
+    assert_eq!(asked(), 0);
+    // One that is not there is told as soon as it is.
+    service.stop_relay().await;
+    assert!(!relay.keep_alive("granted", &push).await);
 }

@@ -71,11 +71,12 @@ async fn filled(service: &Service, repo: &RepoId) -> (String, PathBuf) {
 
 async fn clones(service: &Service, repo: &RepoId, name: &str) {
     let directory = service.directory.path();
-    git(directory, &["clone", "-q", &service.url(repo), name]).await;
+    let clone = ["clone", "-q", "-b", "main", &service.url(repo), name];
+    git(directory, &clone).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_retired_repository_is_restored_as_it_was() {
+async fn a_retired_repository_is_restored_and_shows_what_a_state_says() {
     let mut service = Service::start().await;
     let repo = repo(1, "größe -x");
     let (incarnation, path) = filled(&service, &repo).await;
@@ -96,8 +97,27 @@ async fn a_retired_repository_is_restored_as_it_was() {
         for _ in 0..2 {
             restore(&service, &repo, &incarnation).await.unwrap();
         }
-        assert_eq!(service.refs(&repo).await, before);
         assert!(retired(&service).await.is_empty());
+        // It has its objects, and neither ref nor HEAD before events name them.
+        assert_eq!(service.refs(&repo).await, []);
+        let head = std::fs::read_to_string(service.view(&repo).join("HEAD")).unwrap();
+        assert_eq!(head, "ref: refs/heads/master\n");
+        let (name, oid) = &before[0];
+        assert!(!service.missing(&repo, *oid, false).await);
+        service.align(&repo, &[(name, *oid)], &[]).await.unwrap();
+        let (offered, oid) = &before[1];
+        let other = format!("refs/nostr/{}", "cd".repeat(32));
+        if round == 1 {
+            // Nobody else's.
+            service.align(&repo, &[], &[]).await.unwrap();
+            assert!(service.put_ref(&repo, &other, *oid, true).await.is_err());
+        }
+        service.put_ref(&repo, offered, *oid, true).await.unwrap();
+        service
+            .align(&repo, &[(name, before[0].1)], &[])
+            .await
+            .unwrap();
+        assert_eq!(service.refs(&repo).await, before);
         clones(&service, &repo, &format!("clone-{round}")).await;
     }
     assert_eq!(service.create(&repo).await, incarnation);
@@ -107,7 +127,7 @@ async fn a_retired_repository_is_restored_as_it_was() {
 async fn nothing_is_restored_over_another() {
     let service = Service::start().await;
     let repo = repo(1, "taken");
-    let (incarnation, _) = filled(&service, &repo).await;
+    let (incarnation, path) = filled(&service, &repo).await;
     retire(&service, &repo).await;
     let other = service.create(&repo).await;
     assert_ne!(other, incarnation);
@@ -121,6 +141,9 @@ async fn nothing_is_restored_over_another() {
     };
     service.git.clone().delete(delete).await.unwrap();
     restore(&service, &repo, &incarnation).await.unwrap();
+    let tip = rev(&path, "main").await;
+    let main = [("refs/heads/main", tip)];
+    service.align(&repo, &main, &[]).await.unwrap();
     clones(&service, &repo, "clone").await;
     let unknown = restore(&service, &common::repo(2, "taken"), "00ff").await;
     assert_eq!(unknown, Err(Code::NotFound));

@@ -185,23 +185,67 @@ async fn of_a_mixed_push_the_branch_claims_what_was_staged() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn placeholders_are_bounded() {
-    let service = Service::start().await;
+    let service = Service::with(&[("NGIT_TRUSTED_PROXY_CIDRS", "127.0.0.0/8")]).await;
     let repo = repo(1, "bounded");
     service.create(&repo).await;
     let path = work(service.directory.path(), "work", 1).await;
-    let specs: Vec<String> = (0..256)
-        .map(|n| format!("main:{}", nostr(&format!("{n:02x}"))))
-        .collect();
     let url = service.url(&repo);
-    let mut args = vec!["push", "-q", &url];
-    args.extend(specs.iter().map(String::as_str));
-    git(&path, &args).await;
-    let spec = format!("main:refs/nostr/{}01", "02".repeat(31));
-    let shown = said(&try_git(&path, &["push", &url, &spec]).await);
+    let push = async |client: u16, specs: &[String]| {
+        let from = format!("http.extraHeader=X-Forwarded-For: 192.0.2.{client}");
+        let mut args = vec!["-c", &from, "push", "-q", &url];
+        args.extend(specs.iter().map(String::as_str));
+        said(&try_git(&path, &args).await)
+    };
+    let specs = |numbers: std::ops::Range<u16>| -> Vec<String> {
+        let spec = |n| format!("main:refs/nostr/{n:064x}");
+        numbers.map(spec).collect()
+    };
+    // One client has a share of them, and all together what there is.
+    for client in 0..4 {
+        let own = client * 64;
+        assert_eq!(push(client, &specs(own..own + 63)).await, "");
+        if client == 0 {
+            let shown = push(client, &specs(1000..1002)).await;
+            assert!(shown.contains("there is to be room for others"), "{shown}");
+        }
+        assert_eq!(push(client, &specs(own + 63..own + 64)).await, "");
+    }
+    let shown = push(9, &specs(1000..1001)).await;
     assert!(
         shown.contains("256 uploads that wait for their event"),
         "{shown}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_commits_wait_for_one_event_and_nobody_takes_all_of_its_room() {
+    let service = Service::with(&[("NGIT_TRUSTED_PROXY_CIDRS", "127.0.0.0/8")]).await;
+    let repo = repo(1, "several");
+    service.create(&repo).await;
+    let path = work(service.directory.path(), "work", 9).await;
+    let url = service.url(&repo);
+    let name = nostr("ab");
+    let push = async |client: &str, what: &str| {
+        let from = format!("http.extraHeader=X-Forwarded-For: {client}");
+        let spec = format!("+{what}:{name}");
+        said(&try_git(&path, &["-c", &from, "push", "-q", &url, &spec]).await)
+    };
+    // What the relay says of each but the first: it waits beside it, and the ref stays.
+    assert_eq!(push("192.0.2.1", "main~8").await, "");
+    service.judge(Judgement::StageBeside);
+    for back in 1..8 {
+        assert_eq!(push("192.0.2.1", &format!("main~{back}")).await, "");
+    }
+    let shown = push("192.0.2.1", "main").await;
+    assert!(shown.contains("wait for one event"), "{shown}");
+    assert_eq!(push("192.0.2.2", "main").await, "");
+    let [first, last] = [rev(&path, "main~8").await, rev(&path, "main").await];
+    assert_eq!(service.refs(&repo).await, [(name.clone(), first)]);
+    // The event is here, and chooses.
+    service.put_ref(&repo, &name, last, true).await.unwrap();
+    assert_eq!(service.refs(&repo).await, [(name, last)]);
+    git(&service.view(&repo), &["fsck", "--strict"]).await;
+    assert!(children(&service.view(&repo).join("staged")).is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -356,7 +400,7 @@ async fn what_a_killed_process_left_is_put_in_order() {
 
 /// An upload that has begun and does not go on.
 async fn half_an_upload(service: &Service, repo: &RepoId) -> tokio::net::TcpStream {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::AsyncWriteExt;
     let address = service.base.trim_start_matches("http://").to_owned();
     let mut stream = tokio::net::TcpStream::connect(&address).await.unwrap();
     let (zero, one) = ("0".repeat(40), "1".repeat(40));
@@ -367,8 +411,10 @@ async fn half_an_upload(service: &Service, repo: &RepoId) -> tokio::net::TcpStre
          Content-Type: application/x-git-receive-pack-request\r\n\r\n{body}"
     );
     stream.write_all(request.as_bytes()).await.unwrap();
-    // The head of the answer comes when the commands were read.
-    stream.read_u8().await.unwrap();
+    // The relay is asked when the commands were read.
+    while service.relay.asked.lock().unwrap().is_empty() {
+        tokio::task::yield_now().await;
+    }
     stream
 }
 

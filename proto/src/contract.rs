@@ -3,6 +3,8 @@
 //! A message that came in is turned into words at once; what cannot be is answered with
 //! `INVALID_ARGUMENT` and the reason.
 
+pub mod event_size;
+
 use tonic::Status;
 
 use crate::words::{Address, Endpoint, Identifier, NotAWord, Npub, Oid, RefName, RepoId};

@@ -2,6 +2,9 @@
 //!
 //! What it is told lives in [`settings`].
 
+mod allocator;
+pub mod data_lock;
+pub mod disk;
 mod logging;
 mod metrics;
 mod operator;
@@ -15,9 +18,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
-    logging::init_logging,
-    metrics::{metrics, render_metrics, resident_bytes},
-    operator::{Listening, Ready, Standing},
+    allocator::return_freed_memory,
+    logging::{check_logging, init_logging},
+    metrics::{DESCRIPTIONS, description_of, help_line, metrics, render_metrics, resident_bytes},
+    operator::{Listening, MetricsPage, Ready, Standing, readiness_text},
 };
 
 /// A token that is cancelled by the first SIGTERM or SIGINT. The second one calls `at_once`, for

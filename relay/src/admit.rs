@@ -9,6 +9,7 @@ mod announcement;
 mod deletion;
 mod pull_request;
 mod state;
+mod strangers;
 mod vanish;
 
 use std::{
@@ -17,31 +18,41 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use futures::future::BoxFuture;
-use grasp_proto::{transport::Trace, words::EventId};
-use nostr::{Event, Timestamp};
+use grasp_proto::{
+    transport::Trace,
+    words::{EventId, Identifier},
+};
+use nostr::{Event, PublicKey, Timestamp};
 
 use crate::{
     clock::Moment,
+    disks::Disks,
+    expiry,
     hunt::Hunt,
     journal::JournalError,
     meters,
     nip34::{
-        DELETION, Meaning, announcement::Announcement, author_of, id_of, later,
-        pull_request::PullRequest, state::State,
+        DELETION, Meaning, announcement::Announcement, author_of, bounds, has_expired, id_of,
+        later, pull_request::PullRequest, state::State,
     },
     policy::{
         curation::{BANNED, BLOCKED, Curation},
-        related, vanish as vanishing,
+        event_size::EventSizeLimits,
+        related,
+        reposts::carries_protected,
+        vanish as vanishing,
     },
+    purgatory::room::Full,
     release::{Release, ReleaseError},
     requests::{AgeingError, KeptOut},
     retire::RetireError,
     serial::{Serial, Turn},
     store::{Saved, StoreError},
+    strangers::Strangers,
     verdict::{Door, Origin, Verdict},
 };
 
@@ -52,30 +63,56 @@ pub const WAITS: &str = "purgatory: won't be served until git data arrives";
 /// requests, which anybody can file, do not.
 const OWN_EVENTS: usize = 100;
 
+/// What is said of a state that no push and no fetch can ever fulfil.
+const UNFULFILLABLE: &str = "a state names at least one branch or tag, and each at an object id";
+
 /// What is said of an event that belongs to nothing served here.
 pub const UNRELATED: &str = "blocked: not related to a repository or event that is served here";
 
 /// What is said of an ephemeral event (NIP-01) that was found on another relay.
 pub const NOT_SYNCED: &str = "blocked: ephemeral events are taken from clients only";
 
+/// What is said of a version that loses against the one that is here.
+pub const REPLACED: &str = "duplicate: a later version of it is here";
+
+/// What is said of a repost that carries a protected event (NIP-70).
+const CARRIES_PROTECTED: &str = "blocked: it carries a protected event";
+
 /// What is said of a protected event (NIP-70) that was found on another relay.
 pub const PROTECTED: &str = "blocked: a protected event is taken from its author only";
 
 /// Something of ours failed while an event was judged. The event can be sent again.
 #[derive(Debug, thiserror::Error)]
-enum Failed {
+pub enum Failed {
+    /// The event store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The journal.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// What is taken out of service.
     #[error(transparent)]
     Retire(#[from] RetireError),
+    /// What is released.
     #[error(transparent)]
     Release(#[from] ReleaseError),
+    /// Requests to delete and to vanish.
     #[error(transparent)]
     Requests(#[from] AgeingError),
+    /// A task of its own.
     #[error("it stopped half-way: {0}")]
     Task(#[from] tokio::task::JoinError),
+}
+
+/// What every event must keep to, and who may do without belonging to anything.
+#[derive(Debug, Clone, Copy)]
+pub struct EventBounds {
+    /// How large events may be.
+    pub sizes: EventSizeLimits,
+    /// How far `created_at` may be ahead of now.
+    pub ahead: Duration,
+    /// The service's own key.
+    pub service: PublicKey,
 }
 
 /// The door. Cheap to clone.
@@ -85,7 +122,9 @@ pub struct Admit {
     serial: Serial,
     hunt: Hunt,
     curation: Curation,
-    max_event_bytes: usize,
+    bounds: EventBounds,
+    disks: Disks,
+    strangers: Arc<Strangers>,
     /// Requests to delete or to vanish stored so far: while this stands still, none crossed an event.
     deletions: Arc<AtomicU64>,
 }
@@ -117,6 +156,8 @@ enum Wish {
     Delete(EventId),
     /// Its author asked to vanish: what the author wrote is not held, requests go too.
     Vanish,
+    /// It has expired by its own word.
+    Expire,
 }
 
 /// The rejection of an event that says something its kind does not allow.
@@ -124,7 +165,13 @@ fn malformed(error: impl std::fmt::Display) -> Verdict {
     Verdict::rejected(format!("invalid: {error}"))
 }
 
+/// A version that others of the same address come before: whoever published both has what they want.
 fn replaced() -> Verdict {
+    Verdict::accepted(REPLACED)
+}
+
+/// A version of what was taken out of service by a later one, which is not here.
+fn gone() -> Verdict {
     Verdict::rejected("invalid: replaced by a later version")
 }
 
@@ -140,6 +187,11 @@ fn mistaken() -> Verdict {
     malformed("the first 182 bytes of its identifier are those of another of its author's")
 }
 
+/// There is no room for it where it would wait.
+fn no_room(full: Full) -> Verdict {
+    Verdict::rejected(format!("error: {full}"))
+}
+
 fn waits_already() -> Verdict {
     Verdict::accepted("duplicate: in purgatory")
 }
@@ -152,23 +204,41 @@ impl Admit {
         serial: Serial,
         hunt: Hunt,
         curation: Curation,
-        max_event_bytes: usize,
+        bounds: EventBounds,
+        strangers: Arc<Strangers>,
     ) -> Self {
         Self {
             release,
             serial,
             hunt,
             curation,
-            max_event_bytes,
+            bounds,
+            strangers,
+            disks: Disks::unlimited(),
             deletions: Arc::default(),
         }
     }
 
+    /// What it lets events into.
+    pub fn release(&self) -> &Release {
+        &self.release
+    }
+
+    /// The same, where disks may fill up.
+    #[must_use]
+    pub fn with_disks(mut self, disks: Disks) -> Self {
+        self.disks = disks;
+        self
+    }
+
     /// What can be said of an event without knowing anything else.
     fn well_formed(&self, event: &Event) -> Option<Verdict> {
-        if event.as_json().len() > self.max_event_bytes {
-            let most = self.max_event_bytes;
+        let most = self.bounds.sizes.of(event.kind);
+        if event.as_json().len() > most {
             return Some(malformed(format!("larger than {most} bytes")));
+        }
+        if let Err(error) = bounds::check(event) {
+            return Some(malformed(error));
         }
         if !event.verify_id() {
             return Some(malformed("the id is not that of the event"));
@@ -176,8 +246,15 @@ impl Admit {
         if !event.verify_signature() {
             return Some(malformed("the signature is wrong"));
         }
-        if event.is_expired_at(Timestamp::from(self.now().as_secs())) {
+        let now = Timestamp::from(self.release.purgatory.wall().as_secs());
+        if has_expired(event, now) {
             return Some(malformed("expired"));
+        }
+        if event.created_at > now + self.bounds.ahead {
+            return Some(malformed("created_at is too far in the future"));
+        }
+        if carries_protected(event) {
+            return Some(Verdict::rejected(CARRIES_PROTECTED));
         }
         None
     }
@@ -193,9 +270,12 @@ impl Admit {
         if let Some(verdict) = self.well_formed(&event) {
             return Ok(verdict);
         }
+        if let Err(full) = self.disks.check_event(&event) {
+            return Ok(Verdict::rejected(format!("error: {full}")));
+        }
         let deletions = self.deletions.load(Ordering::SeqCst);
         let falls = self.release.holding.falls_so_far();
-        let verdict = self.judge_kind(event.clone(), origin).await?;
+        let verdict = self.judge_expiring(event.clone(), origin).await?;
         // Its deletion may have come while it was judged, and found nothing to delete.
         if verdict.ok
             && self.deletions.load(Ordering::SeqCst) != deletions
@@ -222,17 +302,33 @@ impl Admit {
         Ok(verdict)
     }
 
+    /// Judges an event; when it expires is known before it is accepted.
+    async fn judge_expiring(&self, event: Arc<Event>, origin: Origin) -> Result<Verdict, Failed> {
+        let expires = expiry::moment_of(&event).filter(|_| !event.kind.is_ephemeral());
+        let Some(at) = expires else {
+            return self.judge_kind(event, origin).await;
+        };
+        let (id, purgatory) = (id_of(&event), &self.release.purgatory);
+        purgatory.note_expiring(id, at).await?;
+        let verdict = self.judge_kind(event, origin).await;
+        let is_kept = purgatory.holds(&id) || self.release.store.apart().has(&id).await?;
+        if !is_kept && self.release.holding.event(&id).await?.is_none() {
+            purgatory.forget_expiring(&id);
+        }
+        verdict
+    }
+
     async fn is_left_over(&self, event: &Event) -> Result<bool, StoreError> {
         Ok(Meaning::of(event.kind) == Meaning::Other
             && self.release.store.has(&id_of(event)).await?
-            && !self.is_related(event).await?)
+            && !self.belongs(event).await?)
     }
 
     async fn judge_kind(&self, event: Arc<Event>, origin: Origin) -> Result<Verdict, Failed> {
         let id = id_of(&event);
         if event.kind.is_ephemeral() {
             return match origin {
-                Origin::User => self.ephemeral(&event).await,
+                Origin::User(_) | Origin::Operator => self.ephemeral(&event).await,
                 // No store knows it again: it would go round for ever between services that follow
                 // each other.
                 Origin::Sync => Ok(Verdict::rejected(NOT_SYNCED)),
@@ -240,9 +336,12 @@ impl Admit {
         }
         if event.kind != DELETION {
             if self.release.store.has(&id).await? {
+                if origin.is_meant() {
+                    self.sent_again(event).await?;
+                }
                 return Ok(known());
             }
-            if origin == Origin::Sync && self.release.purgatory.expired_once(&id) {
+            if origin == Origin::Sync && self.release.purgatory.expired_lately(&id) {
                 let why = "invalid: previously expired from purgatory without git data";
                 return Ok(Verdict::rejected(why));
             }
@@ -263,34 +362,69 @@ impl Admit {
                     let door = self.clone();
                     let identifier = announcement.repo.identifier.clone();
                     let work = async move { door.announcement(announcement, origin).await };
-                    self.serial.run(&identifier, Turn::Normal, work).await
+                    let verdict = self.serial.run(&identifier, Turn::Normal, work).await?;
+                    self.was_sent([identifier], &verdict, origin);
+                    Ok(verdict)
                 }
                 Err(error) => Ok(malformed(error)),
             },
             Meaning::State => match State::read(event) {
+                Ok(state) if state.is_unfulfillable() => Ok(malformed(UNFULFILLABLE)),
                 Ok(state) => {
                     let door = self.clone();
                     let identifier = state.identifier.clone();
                     let work = async move { door.state(state, origin).await };
-                    self.serial.run(&identifier, Turn::Normal, work).await
+                    let verdict = self.serial.run(&identifier, Turn::Normal, work).await?;
+                    self.was_sent([identifier], &verdict, origin);
+                    Ok(verdict)
                 }
                 Err(error) => Ok(malformed(error)),
             },
             Meaning::PullRequest => match PullRequest::read(event) {
-                Ok(request) => self.pull_request_in_turn(request, origin).await,
+                Ok(request) if request.commit.is_none() => {
+                    Ok(malformed("the c tag is no object id"))
+                }
+                Ok(request) => {
+                    let identifiers = request.identifiers();
+                    let verdict = self.pull_request_in_turn(request, origin).await?;
+                    self.was_sent(identifiers, &verdict, origin);
+                    Ok(verdict)
+                }
                 Err(error) => Ok(malformed(error)),
             },
-            Meaning::Deletion => self.deletion(event).await,
+            Meaning::Deletion => {
+                let keep = Box::pin(self.deletion(event.clone()));
+                self.of_anybody(event, origin, keep).await
+            }
             Meaning::Vanish if vanishing::names(&event, self.curation.rules().ours()) => {
-                self.vanish(event).await
+                let keep = Box::pin(self.vanish(event.clone()));
+                self.of_anybody(event, origin, keep).await
             }
             // Accepted, whoever sends it, says the protocol; but on other relays anybody can leave as
             // many as he has keys: of what is found there only that of people known here counts.
             Meaning::GraspList if origin == Origin::Sync && !self.is_known(&event).await? => {
                 Ok(unrelated())
             }
-            Meaning::GraspList => self.keep(&event).await,
+            Meaning::GraspList => {
+                self.of_anybody(event.clone(), origin, Box::pin(self.keep(&event)))
+                    .await
+            }
             Meaning::Vanish | Meaning::Other => self.other(&event).await,
+        }
+    }
+
+    /// Whoever sends an event of a repository directly has its data, as a rule: what expired for want of it
+    /// may come back.
+    fn was_sent(
+        &self,
+        identifiers: impl IntoIterator<Item = Identifier>,
+        verdict: &Verdict,
+        origin: Origin,
+    ) {
+        if origin.is_meant() && verdict.ok {
+            for identifier in identifiers {
+                self.release.data_may_be_there(&identifier);
+            }
         }
     }
 
@@ -334,15 +468,21 @@ impl Admit {
         related::is_related(event, &self.release.repositories, &self.release.store).await
     }
 
+    /// Whether an event of a kind without a rule of its own has a place here: it belongs to something
+    /// that is served, or is the service's own.
+    async fn belongs(&self, event: &Event) -> Result<bool, StoreError> {
+        Ok(event.pubkey == self.bounds.service || self.is_related(event).await?)
+    }
+
     async fn other(&self, event: &Event) -> Result<Verdict, Failed> {
-        match self.is_related(event).await? {
+        match self.belongs(event).await? {
             true => self.keep(event).await,
             false => Ok(unrelated()),
         }
     }
 
     async fn ephemeral(&self, event: &Event) -> Result<Verdict, Failed> {
-        if !self.is_related(event).await? {
+        if !self.belongs(event).await? {
             return Ok(unrelated());
         }
         Ok(match self.release.live.publish_once(event) {

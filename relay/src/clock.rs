@@ -5,9 +5,10 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 /// A moment of wall-clock time, in milliseconds since 1970: it means the same after a restart.
@@ -32,6 +33,13 @@ impl Moment {
         self.0
     }
 
+    /// So much earlier.
+    #[must_use]
+    pub fn before(self, by: Duration) -> Self {
+        let millis = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
+        Self(self.0.saturating_sub(millis))
+    }
+
     /// How long it is since `earlier`; nothing if that is still to come.
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
@@ -49,9 +57,9 @@ impl std::ops::Add<Duration> for Moment {
 
 /// Where the relay's sense of time comes from. Cheap to clone; clones tell the same time.
 ///
-/// The system's clock is read once, when this one is made, and goes on from there as time passes: a
-/// wall clock that is set anew, forward or back, neither ends a lease nor holds a deadline up. So
-/// its moments mean the same after a restart, as near as the wall clock was right at both starts,
+/// The system's clock is read once, when this one is made, and goes on from there as time passes, while
+/// the machine is suspended too: a wall clock that is set anew, forward or back, neither ends a lease nor
+/// holds a deadline up. So its moments mean the same after a restart, as near as the wall clock was right at both starts,
 /// and may differ from the wall clock's by what that was corrected since: for what another process
 /// compares with its own wall clock there is [`Clock::wall`].
 #[derive(Debug, Clone)]
@@ -59,8 +67,8 @@ pub struct Clock(Source);
 
 #[derive(Debug, Clone)]
 enum Source {
-    /// It was this moment then.
-    Passing(Moment, Instant),
+    /// It was this moment when the machine had been up for so long.
+    Passing(Moment, Duration),
     /// Moved by hand.
     Set(Arc<AtomicU64>),
 }
@@ -70,10 +78,21 @@ fn wall() -> Moment {
     Moment(0) + since.unwrap_or_default()
 }
 
+/// How long the machine has been up, the time that it was suspended for included.
+fn uptime() -> Duration {
+    #[cfg(target_os = "linux")]
+    const ID: ClockId = ClockId::Boottime;
+    #[cfg(not(target_os = "linux"))]
+    const ID: ClockId = ClockId::Monotonic;
+    let up = clock_gettime(ID);
+    let seconds = u64::try_from(up.tv_sec).unwrap_or_default();
+    Duration::new(seconds, u32::try_from(up.tv_nsec).unwrap_or_default())
+}
+
 impl Clock {
     /// A clock that begins at the system's time.
     pub fn system() -> Self {
-        Self(Source::Passing(wall(), Instant::now()))
+        Self(Source::Passing(wall(), uptime()))
     }
 
     /// A clock that stands still until it is moved.
@@ -84,7 +103,7 @@ impl Clock {
     /// What time it is: never earlier than it was, and later by what has passed.
     pub fn now(&self) -> Moment {
         match &self.0 {
-            Source::Passing(began, since) => *began + since.elapsed(),
+            Source::Passing(began, since) => *began + uptime().saturating_sub(*since),
             Source::Set(set) => Moment(set.load(Ordering::SeqCst)),
         }
     }

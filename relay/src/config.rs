@@ -1,5 +1,7 @@
 //! What the relay is told.
 
+mod about;
+
 use std::{
     fs, io,
     io::Write,
@@ -11,15 +13,24 @@ use std::{
 
 use grasp_proto::{
     client::Networks,
-    process::settings::{BadSetting, Settings},
+    contract::event_size::MAX_EVENT_BYTES,
+    process::{
+        disk::DiskSpace,
+        settings::{BadSetting, Settings},
+    },
     transport::{Endpoint, Tokens},
 };
 use nostr::{Keys, key::SecretKey};
 
+pub use self::about::About;
 use crate::{
+    data_path::Accepted,
     domain::Domain,
     hunt::{budget, entry::Delays, queue::Rules},
-    policy::{curation::Curation, prs::Spaces},
+    maintainers::MaintainerRule,
+    policy::{curation::Curation, event_size::EventSizeLimits, prs::Spaces},
+    purgatory::{kept::KeptAliveLimits, room::RoomLimits},
+    strangers::StrangerLimits,
     sync::rejected::Durations,
     targets::relay_url::Named,
 };
@@ -42,8 +53,10 @@ pub struct Limits {
     pub max_subscriptions: usize,
     /// Most stored events one filter is answered with.
     pub filter_limit: usize,
-    /// Largest event, in bytes of its JSON.
-    pub max_event_bytes: usize,
+    /// Largest events.
+    pub event_sizes: EventSizeLimits,
+    /// How far an event's `created_at` may be ahead of now.
+    pub created_at_ahead: Duration,
     /// Most events one connection may send in a minute.
     pub events_per_minute: u32,
 }
@@ -57,6 +70,20 @@ pub struct ClientLimits {
     pub events_per_minute: u64,
     /// Whom they do not hold.
     pub unlimited: Networks,
+}
+
+/// Furthest that events may be set to lie ahead: a year.
+const MAX_SECONDS_AHEAD: u64 = 365 * 24 * 60 * 60;
+
+fn read_event_size(text: &str) -> Result<usize, String> {
+    let expected = format!("a number from 1 to {MAX_EVENT_BYTES}");
+    let read = read_positive(text, &expected)?;
+    (read <= MAX_EVENT_BYTES).then_some(read).ok_or(expected)
+}
+
+fn read_seconds_ahead(text: &str) -> Result<u64, String> {
+    let read = text.parse().ok().filter(|secs| *secs <= MAX_SECONDS_AHEAD);
+    read.ok_or_else(|| format!("seconds, from 0 to {MAX_SECONDS_AHEAD}"))
 }
 
 /// What the hunt for git data goes by.
@@ -162,6 +189,34 @@ impl HuntConfig {
     }
 }
 
+fn kept_alive(settings: &Settings) -> Result<KeptAliveLimits, BadSetting> {
+    let number = |name, unit: &str| settings.parse::<u64>(name, unit);
+    let entries = |name| settings.parse::<usize>(name, "a number of events");
+    let hours = number("NGIT_PURGATORY_KEPT_ALIVE_HOURS", "hours")?;
+    Ok(KeptAliveLimits {
+        whole: Duration::from_secs(hours.saturating_mul(60 * 60)),
+        per_author: entries("NGIT_PURGATORY_KEPT_ALIVE_PER_AUTHOR")?,
+        per_domain: entries("NGIT_PURGATORY_KEPT_ALIVE_PER_DOMAIN")?,
+    })
+}
+
+fn purgatory_room(settings: &Settings) -> Result<RoomLimits, BadSetting> {
+    let bytes = |name| settings.parse::<usize>(name, "a number of bytes");
+    Ok(RoomLimits {
+        of_all: bytes("NGIT_PURGATORY_MAX_BYTES")?,
+        of_author: bytes("NGIT_PURGATORY_MAX_BYTES_PER_AUTHOR")?,
+    })
+}
+
+fn strangers(settings: &Settings) -> Result<StrangerLimits, BadSetting> {
+    let bytes = |name| settings.parse::<usize>(name, "a number of bytes");
+    Ok(StrangerLimits {
+        of_all: bytes("NGIT_STRANGERS_MAX_BYTES")?,
+        of_author: bytes("NGIT_STRANGERS_MAX_BYTES_PER_AUTHOR")?,
+        of_client: settings.parse("NGIT_STRANGERS_MAX_BYTES_PER_IP", "a number of bytes")?,
+    })
+}
+
 /// What becomes of what is deleted.
 #[derive(Debug, Clone, Copy)]
 pub struct Deletions {
@@ -196,8 +251,12 @@ pub struct Config {
     pub name: String,
     /// NIP-11 description.
     pub description: String,
+    /// What else NIP-11 says of the service and its operator.
+    pub about: About,
     /// The service's own keys.
     pub keys: Keys,
+    /// Where they are to be kept, if they were made just now.
+    pub new_key_file: Option<PathBuf>,
     /// Peers whose forwarded client address is believed.
     pub trusted_proxies: Networks,
     /// Limits on one connection.
@@ -206,6 +265,12 @@ pub struct Config {
     pub client_limits: ClientLimits,
     /// The hunt for git data.
     pub hunt: HuntConfig,
+    /// What is kept alive in purgatory for its sake.
+    pub kept_alive: KeptAliveLimits,
+    /// What may be stored of authors who do not belong here.
+    pub strangers: StrangerLimits,
+    /// How much may wait in purgatory.
+    pub purgatory_room: RoomLimits,
     /// Relay-to-relay sync.
     pub sync: SyncConfig,
     /// Which repositories and authors are wanted here.
@@ -214,6 +279,8 @@ pub struct Config {
     pub spaces: Spaces,
     /// What becomes of what is deleted.
     pub deletions: Deletions,
+    /// Whose states count for a repository.
+    pub maintainer_rule: MaintainerRule,
     /// Workers run, so that what is missing here is looked for elsewhere (GRASP-02).
     pub hunts: bool,
     /// Whether `/metrics` answers.
@@ -228,6 +295,14 @@ pub struct Config {
     pub gitd_grpc: Endpoint,
     /// Where gitd's smart HTTP is found.
     pub gitd_http: Endpoint,
+    /// Where the metrics of the whole service are answered, if not at the public listener.
+    pub public_metrics_address: Option<Endpoint>,
+    /// What the operator has accepted of the data path.
+    pub accepted: Accepted,
+    /// Where repositories lie, if that is on this machine: to tell of a disk that is full.
+    pub git_data_path: PathBuf,
+    /// Free space below which nothing new is taken, in bytes.
+    pub min_free_bytes: u64,
     /// Where monitoring is answered besides, if anywhere.
     pub metrics_address: Option<Endpoint>,
     /// The credentials of internal calls.
@@ -237,9 +312,11 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads the settings; makes the service's key if it has none yet.
+    /// Reads the settings. Nothing is written: a key that the service has not had yet is kept by
+    /// [`Config::keep_key`].
     pub fn from_settings(settings: &Settings) -> Result<Self, BadSetting> {
         refuse_what_is_not_here(settings)?;
+        settings.check_values()?;
         let bind: SocketAddr =
             settings.parse("NGIT_BIND_ADDRESS", "an address like 0.0.0.0:7334")?;
         let domain = match settings.get("NGIT_DOMAIN") {
@@ -263,6 +340,7 @@ impl Config {
         let trusted_proxies = settings.parse_with("NGIT_TRUSTED_PROXY_CIDRS", Networks::parse)?;
         let count = "a number greater than 0";
         let positive = |name| settings.parse_with(name, |text| read_positive(text, count));
+        let event_size = |name| settings.parse_with(name, read_event_size);
         let unlimited_if_0 = "a number; 0: no limit";
         let max_connections = match settings.get("NGIT_MAX_CONNECTIONS") {
             Some(_) => Some(settings.parse("NGIT_MAX_CONNECTIONS", unlimited_if_0)?),
@@ -272,7 +350,14 @@ impl Config {
             max_connections: max_connections.filter(|most| *most > 0),
             max_subscriptions: positive("NGIT_RELAY_MAX_SUBSCRIPTIONS")?,
             filter_limit: positive("NGIT_RELAY_FILTER_LIMIT")?,
-            max_event_bytes: positive("NGIT_RELAY_MAX_EVENT_SIZE_BYTES")?,
+            event_sizes: EventSizeLimits {
+                most_kinds: event_size("NGIT_RELAY_MAX_EVENT_SIZE_BYTES")?,
+                states: event_size("NGIT_RELAY_MAX_STATE_SIZE_BYTES")?,
+            },
+            created_at_ahead: Duration::from_secs(
+                settings
+                    .parse_with("NGIT_RELAY_CREATED_AT_UPPER_LIMIT_SECS", read_seconds_ahead)?,
+            ),
             events_per_minute: settings.parse("NGIT_RELAY_EVENTS_PER_MINUTE", unlimited_if_0)?,
         };
         let client_limits = ClientLimits {
@@ -289,15 +374,24 @@ impl Config {
             str::to_owned,
         );
         let test = settings.switch("NGIT_TEST")?;
+        let (keys, new_key_file) = owner_keys(settings, &data_path, backend)?;
         Ok(Self {
             hunt: HuntConfig::from_settings(settings, test)?,
+            kept_alive: kept_alive(settings)?,
+            purgatory_room: purgatory_room(settings)?,
+            strangers: strangers(settings)?,
             sync: SyncConfig::from_settings(settings, test)?,
             curation: Curation::from_settings(settings, &domain)?,
             spaces: Spaces::new(domain.clone(), settings.switch("NGIT_GRASP06_ENABLE")?),
             deletions: Deletions::from_settings(settings)?,
+            maintainer_rule: settings.parse_with("NGIT_MAINTAINER_RULE", |text| {
+                MaintainerRule::parse(text).ok_or_else(|| "confirmed or listed".to_owned())
+            })?,
             // What else may be wrong with it, whoever starts them says.
             hunts: settings.get("NGIT_WORKERS").map(str::trim) != Some("0"),
-            keys: owner_keys(settings, &data_path, backend)?,
+            about: About::from_settings(settings)?,
+            keys,
+            new_key_file,
             domain,
             bind,
             data_path,
@@ -316,10 +410,23 @@ impl Config {
             grpc: settings.endpoint("NGIT_RELAY_GRPC_ADDRESS")?,
             gitd_grpc: settings.endpoint("NGIT_GITD_GRPC_ADDRESS")?,
             gitd_http: settings.endpoint("NGIT_GITD_HTTP_ADDRESS")?,
+            public_metrics_address: settings.monitoring("NGIT_METRICS_ADDRESS")?,
+            accepted: Accepted::from_settings(settings)?,
+            git_data_path: PathBuf::from(settings.get("NGIT_GIT_DATA_PATH").unwrap_or_default()),
+            min_free_bytes: DiskSpace::floor(settings)?,
             metrics_address: settings.monitoring("NGIT_RELAY_METRICS_ADDRESS")?,
             tokens: settings.tokens()?,
             grace: Duration::from_secs(settings.parse("NGIT_SHUTDOWN_GRACE_SECS", "seconds")?),
         })
+    }
+
+    /// Keeps the service's key, if it was made just now. To be called once the data directory is this
+    /// process's own.
+    pub fn keep_key(&self) -> io::Result<()> {
+        match &self.new_key_file {
+            Some(path) => keep_key(path, &self.keys),
+            None => Ok(()),
+        }
     }
 }
 
@@ -347,11 +454,16 @@ fn read_positive(text: &str, expected: &str) -> Result<usize, String> {
 /// The file the service's key is kept in.
 const OWNER_FILE: &str = ".relay-owner.nsec";
 
-fn owner_keys(settings: &Settings, data: &Path, backend: Backend) -> Result<Keys, BadSetting> {
+/// The service's keys, and where they are to be kept if they are new.
+fn owner_keys(
+    settings: &Settings,
+    data: &Path,
+    backend: Backend,
+) -> Result<(Keys, Option<PathBuf>), BadSetting> {
     const NAME: &str = "NGIT_RELAY_OWNER_NSEC";
     let read = |text: &str| {
         SecretKey::parse(text.trim())
-            .map(Keys::new)
+            .map(|key| (Keys::new(key), None))
             .map_err(|_| settings.bad(NAME, "an nsec or 64 hex digits"))
     };
     if let Some(text) = settings.secret(NAME, "NGIT_RELAY_OWNER_NSEC_FILE")? {
@@ -373,12 +485,7 @@ fn owner_keys(settings: &Settings, data: &Path, backend: Backend) -> Result<Keys
             }
         }
     }
-    let keys = Keys::generate();
-    if backend == Backend::Lmdb {
-        keep_key(&kept, &keys)
-            .map_err(|error| settings.bad("NGIT_RELAY_DATA_PATH", format!("writable ({error})")))?;
-    }
-    Ok(keys)
+    Ok((Keys::generate(), (backend == Backend::Lmdb).then_some(kept)))
 }
 
 fn keep_key(path: &Path, keys: &Keys) -> io::Result<()> {
@@ -427,6 +534,16 @@ mod tests {
     fn bad_values_name_themselves() {
         for (name, value) in [
             ("NGIT_RELAY_FILTER_LIMIT", "0"),
+            ("NGIT_RELAY_MAX_EVENT_SIZE_BYTES", "100000000"),
+            ("NGIT_RELAY_MAX_STATE_SIZE_BYTES", "0"),
+            ("NGIT_RELAY_MAX_STATE_SIZE_BYTES", "100000000"),
+            ("NGIT_RELAY_CREATED_AT_UPPER_LIMIT_SECS", "-1"),
+            ("NGIT_RELAY_CREATED_AT_UPPER_LIMIT_SECS", "99999999999"),
+            ("NGIT_OPERATOR_PUBKEY", "npub1nonsense"),
+            ("NGIT_RELAY_CONTACT", "call me"),
+            ("NGIT_RELAY_ICON", "icon.svg"),
+            ("NGIT_RELAY_BANNER", "ftp://relay.example/banner.png"),
+            ("NGIT_RELAY_TERMS_OF_SERVICE", "be kind"),
             ("NGIT_SYNC_LOOP_INTERVAL_MS", "0"),
             ("NGIT_SYNC_MAX_CONCURRENT_PER_DOMAIN", "none"),
             ("NGIT_SYNC_MAX_PER_MINUTE_PER_DOMAIN", "0"),
@@ -446,6 +563,7 @@ mod tests {
             ("NGIT_RELAY_EVENTS_PER_MINUTE_PER_IP", "-1"),
             ("NGIT_UNLIMITED_CIDRS", "home"),
             ("NGIT_DATABASE_BACKEND", "sqlite"),
+            ("NGIT_MAINTAINER_RULE", "Confirmed"),
             ("NGIT_RELAY_OWNER_NSEC", "nsec1nonsense"),
         ] {
             let error = Config::from_settings(&settings(&[(name, value)])).unwrap_err();
@@ -517,6 +635,8 @@ mod tests {
             ("NGIT_DATABASE_BACKEND", "lmdb"),
         ];
         let first = Config::from_settings(&settings(&pairs)).unwrap();
+        assert_eq!(fs::read_dir(path).unwrap().count(), 0);
+        first.keep_key().unwrap();
         let again = Config::from_settings(&settings(&pairs)).unwrap();
         assert_eq!(first.keys.public_key(), again.keys.public_key());
         let mode = fs::metadata(directory.path().join(OWNER_FILE))

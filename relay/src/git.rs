@@ -2,7 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::Duration,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use futures::{StreamExt, future::BoxFuture, stream::BoxStream};
@@ -18,7 +19,10 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use crate::policy::lists::Entry;
+use crate::{
+    clock::{Clock, Moment},
+    policy::lists::Entry,
+};
 
 /// Why gitd did not do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -64,14 +68,16 @@ pub struct Refs {
     pub refs: BTreeMap<RefName, Oid>,
     /// Which of the repositories that ever lay there this is.
     pub incarnation: String,
+    /// The branch that HEAD names, there or not; `None`: it names none.
+    pub head: Option<RefName>,
 }
 
 /// Which objects are not here, or not what they must be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Absent(pub BTreeSet<Oid>);
 
-/// What a repository shall look like.
-#[derive(Debug, Clone)]
+/// What a repository shall look like. By default: no branches and tags, and HEAD as it is.
+#[derive(Debug, Clone, Default)]
 pub struct Alignment {
     /// The branches and tags, and no others.
     pub refs: Vec<(RefName, Oid)>,
@@ -186,11 +192,20 @@ pub trait Git: Send + Sync + 'static {
         commit: Oid,
     ) -> BoxFuture<'a, Result<(), GitError>>;
 
+    /// Takes the objects of an identifier off the disk that nobody can reach; gives how many bytes that
+    /// were.
+    fn prune<'a>(&'a self, identifier: &'a Identifier) -> BoxFuture<'a, Result<u64, GitError>>;
+
     /// Just these are not served over HTTP from now on, by whichever way gitd is reached.
     fn withhold(&self, entries: Vec<Entry>) -> BoxFuture<'_, Result<(), GitError>>;
 
     /// Whether gitd answers.
     fn reachable(&self) -> BoxFuture<'_, bool>;
+
+    /// What gitd's clock says now, by which it checks grants; `None`: it has not been asked.
+    fn clock(&self) -> Option<Moment> {
+        None
+    }
 
     /// Whether gitd answers and is not on its way out: then it finishes what runs, and lets nobody in.
     fn serves(&self) -> BoxFuture<'_, bool> {
@@ -198,11 +213,16 @@ pub trait Git: Send + Sync + 'static {
     }
 }
 
+/// How long gitd may take to say that it is there.
+const HEALTH_DEADLINE: Duration = Duration::from_secs(2);
+
 /// [`Git`] over gRPC.
 #[derive(Debug, Clone)]
 pub struct Gitd {
     client: RepositoriesClient<AuthorizedChannel>,
     health: HealthClient<AuthorizedChannel>,
+    /// What its clock said then.
+    clock: Arc<Mutex<Option<(Moment, Instant)>>>,
 }
 
 impl Gitd {
@@ -214,6 +234,7 @@ impl Gitd {
                 .max_decoding_message_size(MAX_MESSAGE)
                 .max_encoding_message_size(MAX_MESSAGE),
             health: HealthClient::new(channel),
+            clock: Arc::default(),
         }
     }
 }
@@ -222,10 +243,33 @@ impl Gitd {
     /// What it says of itself; `None`: it does not answer.
     async fn health(&self) -> Option<ServingStatus> {
         let mut request = tonic::Request::new(HealthCheckRequest::default());
-        request.set_timeout(Duration::from_secs(2));
+        request.set_timeout(HEALTH_DEADLINE);
         let answer = self.health.clone().check(request).await.ok()?;
         Some(answer.into_inner().status())
     }
+
+    /// Asks what its clock says: two machines' clocks need not agree.
+    async fn ask_clock(&self) {
+        let mut request = tonic::Request::new(wire::ClockRequest {});
+        request.set_timeout(HEALTH_DEADLINE);
+        let asked = Instant::now();
+        let Ok(answer) = self.client.clone().clock(request).await else {
+            return;
+        };
+        let said = Moment::from_millis(answer.into_inner().millis);
+        let halfway = asked + asked.elapsed() / 2;
+        *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = Some((said, halfway));
+        tell_difference(said + halfway.elapsed());
+    }
+}
+
+/// Shows by how much gitd's clock is ahead of this machine's.
+#[allow(clippy::cast_precision_loss)]
+fn tell_difference(gitd: Moment) {
+    let ours = Clock::system().wall();
+    let (ahead, behind) = (gitd.since(ours), ours.since(gitd));
+    let seconds = ahead.as_secs_f64() - behind.as_secs_f64();
+    metrics::gauge!("ngit_git_storage_clock_ahead_seconds").set(seconds);
 }
 
 /// Room for the refs of the largest state: an event has at most some thousand of them.
@@ -389,6 +433,7 @@ impl Git for Gitd {
                 if !batch.incarnation.is_empty() {
                     refs.incarnation = batch.incarnation;
                 }
+                refs.head = refs.head.or_else(|| RefName::parse(&batch.head).ok());
                 for entry in batch.refs {
                     if let (name, Some(oid)) = words(entry.into_words())? {
                         refs.refs.insert(name, oid);
@@ -508,6 +553,16 @@ impl Git for Gitd {
         })
     }
 
+    fn prune<'a>(&'a self, identifier: &'a Identifier) -> BoxFuture<'a, Result<u64, GitError>> {
+        let mut client = self.client.clone();
+        let mut request = tonic::Request::new(wire::PruneRequest {
+            identifier: identifier.to_string(),
+        });
+        // As long as packing a very large pool may take.
+        request.set_timeout(Duration::from_secs(24 * 3600));
+        Box::pin(async move { Ok(client.prune(request).await?.into_inner().bytes) })
+    }
+
     fn withhold(&self, entries: Vec<Entry>) -> BoxFuture<'_, Result<(), GitError>> {
         const BATCH: usize = 1000;
         let entry = |entry: &Entry| match entry {
@@ -536,7 +591,12 @@ impl Git for Gitd {
     }
 
     fn reachable(&self) -> BoxFuture<'_, bool> {
-        Box::pin(async move { self.health().await.is_some() })
+        Box::pin(async move { tokio::join!(self.health(), self.ask_clock()).0.is_some() })
+    }
+
+    fn clock(&self) -> Option<Moment> {
+        let clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        clock.map(|(said, then)| said + then.elapsed())
     }
 
     fn serves(&self) -> BoxFuture<'_, bool> {

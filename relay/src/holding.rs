@@ -52,6 +52,8 @@ pub enum Reason {
     MovedAway,
     /// Its author asked to vanish.
     Vanished,
+    /// Its announcement expired by its own word (NIP-40).
+    Expired,
     /// It was moved aside before there were holds.
     Unknown,
 }
@@ -242,7 +244,8 @@ impl Holding {
         reason: Reason,
     ) -> Result<(), JournalError> {
         let announcement = (reason != Reason::Vanished).then_some(event);
-        let deleted = (reason == Reason::Deleted).then(|| left::Version::of(event));
+        let deleted =
+            matches!(reason, Reason::Deleted | Reason::Expired).then(|| left::Version::of(event));
         let now = self.clock.now();
         self.index().returning.remove(repo);
         let begun = self.change(repo, |hold| {

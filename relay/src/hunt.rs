@@ -12,6 +12,7 @@
 pub mod budget;
 pub mod costly;
 pub mod entry;
+mod failing;
 pub mod heal;
 mod meters;
 pub mod pending;
@@ -20,6 +21,7 @@ pub mod records;
 pub mod sight;
 mod steps;
 mod take_in;
+pub mod tries;
 pub mod urls;
 pub mod workers;
 
@@ -41,6 +43,7 @@ use self::{
 use crate::{
     clock::{Clock, Moment},
     journal::{Journal, JournalError, Key, Record, Write},
+    purgatory::kept::Progress,
     release::Release,
     serial::Serial,
     verdict::Origin,
@@ -66,6 +69,8 @@ pub struct Hunt {
     clock: Clock,
     /// Under each identifier one after another takes in what has come.
     taking: Serial,
+    /// Workers are started with the service.
+    has_own_workers: bool,
     /// Identifiers that are seen to in the background, each once.
     background: Arc<DashMap<Identifier, ()>>,
 }
@@ -96,6 +101,7 @@ impl Hunt {
             journal,
             clock,
             taking: Serial::default(),
+            has_own_workers: true,
             background: Arc::default(),
         };
         if let Write::Keep(key, record) = Write::run(run) {
@@ -103,6 +109,16 @@ impl Hunt {
         }
         hunt.act(|_, _| ());
         Ok(hunt)
+    }
+
+    /// No worker is started with the service: until one that is started apart is heard of, nothing is
+    /// hunted for.
+    #[must_use]
+    pub fn without_own_workers(self) -> Self {
+        Self {
+            has_own_workers: false,
+            ..self
+        }
     }
 
     /// Does something with the queue. What is to be on disk is on its way when this returns.
@@ -154,6 +170,15 @@ impl Hunt {
             && !nothing_waits().await
         {
             self.act(|queue, _| queue.enqueue(identifier, due, false, None));
+        }
+    }
+
+    /// How far the hunt has come for what waits under an identifier since then.
+    pub fn progress(&self, identifier: &Identifier, since: Moment) -> Progress {
+        let inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.has_own_workers || inside.queue.workers.was_one_seen() {
+            true => inside.queue.progress(identifier, since),
+            false => Progress::NotHunted,
         }
     }
 

@@ -84,7 +84,7 @@ pub enum Record {
     Placeholder {
         /// The event's id, in hex.
         id: String,
-        /// Where which commit was pushed: coordinate and hex.
+        /// Where which commits were pushed: coordinate and hex, one for each.
         pushed: Vec<(String, String)>,
         /// What was pushed below `/prs/`, likewise.
         #[serde(default)]
@@ -151,12 +151,37 @@ pub enum Record {
         /// When.
         at: Moment,
     },
-    /// An id that expired once.
+    /// The state that the refs of a repository were made equal to last.
+    AppliedState {
+        /// Which repository: its coordinate.
+        repository: String,
+        /// The state's id, in hex.
+        id: String,
+        /// Its author, in hex.
+        author: String,
+        /// Its `created_at`, in seconds.
+        created_at: u64,
+    },
+    /// The rule of maintainers that what is served was decided by.
+    MaintainerRule {
+        /// Its word.
+        rule: String,
+    },
+    /// An id that expired.
     Expired {
         /// In hex.
         id: String,
-        /// When.
+        /// When, the last time.
         at: Moment,
+        /// How often.
+        #[serde(default)]
+        times: u32,
+        /// Until when sync may not bring it back; absent in records of versions that did not say.
+        #[serde(default)]
+        until: Option<Moment>,
+        /// What it waited under.
+        #[serde(default)]
+        identifiers: Vec<String>,
     },
     /// How often the relay has started, so that numbers of the hunt are not given twice.
     Run {
@@ -564,6 +589,9 @@ mod tests {
         Record::Expired {
             id: format!("{n:064x}"),
             at: Moment::from_millis(n),
+            times: 1,
+            until: None,
+            identifiers: Vec::new(),
         }
     }
 

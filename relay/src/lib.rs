@@ -14,7 +14,12 @@
 pub mod admit;
 pub mod clock;
 pub mod config;
+pub mod data_path;
+mod disks;
 pub mod domain;
+pub mod event_json;
+pub mod expiry;
+mod former_server;
 pub mod git;
 pub mod grpc;
 pub mod holding;
@@ -32,24 +37,35 @@ pub mod repository;
 pub mod requests;
 pub mod restore;
 pub mod retire;
+pub mod rule_change;
 pub mod serial;
 pub mod session;
 pub mod store;
+pub mod strangers;
 pub mod sweep;
 pub mod sync;
+mod tally;
 pub mod targets;
 pub mod verdict;
 pub mod withhold;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use futures::future::BoxFuture;
+use futures::{StreamExt, future::BoxFuture};
 use grasp_proto::{
-    contract::relay::{
-        admin_server::AdminServer, hunt_server::HuntServer, push_server::PushServer,
-        relay_sync_server::RelaySyncServer,
+    contract::{
+        event_size::MAX_MESSAGE_BYTES,
+        git::RepositoryDescription,
+        relay::{
+            admin_server::AdminServer, hunt_server::HuntServer, push_server::PushServer,
+            relay_sync_server::RelaySyncServer,
+        },
     },
-    process::{self, Ready, Standing, restoring},
+    process::{
+        self, Ready, Standing,
+        data_lock::{self, DataLock, LockError},
+        restoring,
+    },
     transport::{self, GrantKey, Guard, Role},
 };
 use nostr::Filter;
@@ -60,21 +76,22 @@ use tonic::service::interceptor::InterceptedService;
 pub use config::Config;
 
 use crate::{
-    admit::Admit,
+    admit::{Admit, EventBounds},
     clock::Clock,
     config::Backend,
-    git::{Git, Gitd},
+    data_path::DataPathError,
+    disks::Disks,
+    former_server::TakeOverError,
+    git::{Git, GitError, Gitd},
     grpc::{
-        admin::AdminService,
-        hunt::HuntService,
-        push::PushService,
-        relay_sync::{self, RelaySyncService},
+        admin::AdminService, hunt::HuntService, push::PushService, relay_sync::RelaySyncService,
     },
     holding::Holding,
     http::Face,
     hunt::{Hunt, Hunter, heal},
     journal::{Journal, JournalError},
     live::Live,
+    maintainers::MaintainerRule,
     purgatory::Purgatory,
     release::Release,
     repository::Repositories,
@@ -85,6 +102,7 @@ use crate::{
         Store, StoreError,
         format::{self, Foreign},
     },
+    strangers::Strangers,
     sync::{Hooks, Overview, Syncing, judge::Judge},
     targets::{feed::Wanted, relay_url::Named},
 };
@@ -107,9 +125,30 @@ pub enum Error {
     /// What was being taken out of service when the last process ended.
     #[error(transparent)]
     Retire(#[from] retire::RetireError),
+    /// Events that expire and were here already.
+    #[error(transparent)]
+    Expiring(#[from] release::ReleaseError),
     /// The data directory.
     #[error(transparent)]
     NotWhole(#[from] restoring::NotWhole),
+    /// The data path is another process's.
+    #[error(transparent)]
+    Locked(#[from] LockError),
+    /// What lies in the data path is not to be gone on with.
+    #[error(transparent)]
+    DataPath(#[from] DataPathError),
+    /// What another server left.
+    #[error(transparent)]
+    TakeOver(#[from] TakeOverError),
+    /// The git storage, which was asked what it has.
+    #[error(transparent)]
+    Git(#[from] GitError),
+    /// The service's key cannot be kept.
+    #[error("NGIT_RELAY_DATA_PATH is {}, where nothing can be written: {}", .0.display(), .1)]
+    Key(PathBuf, std::io::Error),
+    /// Another rule of maintainers.
+    #[error(transparent)]
+    RuleChange(#[from] rule_change::RuleChangeError),
     /// A listener.
     #[error("cannot listen on {0}: {1}")]
     Listen(String, std::io::Error),
@@ -135,10 +174,32 @@ pub async fn run(
     stop: CancellationToken,
     ready: impl FnOnce(SocketAddr) + Send,
 ) -> Result<(), Error> {
+    let lock = lock_data(&config).await?;
+    Box::pin(run_on_locked_data(config, lock, stop, ready)).await
+}
+
+/// Makes the data path this process's own; `None`: nothing is kept in it.
+pub async fn lock_data(config: &Config) -> Result<Option<DataLock>, Error> {
+    if config.backend == Backend::Memory {
+        return Ok(None);
+    }
+    let directory = config.data_path.clone();
+    let take = move || DataLock::take(&directory, Role::Relay, data_lock::PATIENCE);
+    Ok(Some(tokio::task::spawn_blocking(take).await??))
+}
+
+/// [`run`] with what [`lock_data`] gave, which ends with it.
+pub async fn run_on_locked_data(
+    config: Config,
+    _lock: Option<DataLock>,
+    stop: CancellationToken,
+    ready: impl FnOnce(SocketAddr) + Send,
+) -> Result<(), Error> {
     // Before anything that takes its time: whoever asks meanwhile is heard afterwards.
     let hangups = withhold::hangups();
     withhold::read_again(&config.curation).await;
     let config = Arc::new(config);
+    nip34::set_created_at_ahead(config.limits.created_at_ahead);
     // From the first on nothing is counted in vain.
     process::metrics();
     meters::begin();
@@ -149,12 +210,20 @@ pub async fn run(
     if config.test {
         tracing::warn!("NGIT_TEST is set: quick clocks, for tests only");
     }
-    if config.backend == Backend::Lmdb {
-        let directory = config.data_path.clone();
-        tokio::task::spawn_blocking(move || format::check(&directory)).await??;
-        restoring::check_whole(&config.data_path)?;
+    let git: Arc<dyn Git> = Arc::new(Gitd::new(&config.gitd_grpc, &config.tokens.relay));
+    let found = look_at_own_data(&config).await?;
+    if let Some(found) = &found
+        && !is_first_start_or_known(&config, found, &*git, &stop).await?
+    {
+        return Ok(());
     }
+    config
+        .keep_key()
+        .map_err(|error| Error::Key(config.data_path.clone(), error))?;
     let store = Store::open(config.backend, &config.data_path).await?;
+    if let Some(found) = found {
+        own_data(&config, &store, &found).await?;
+    }
     let (journal, records) = open_journal(&config).await?;
     let clock = Clock::system();
     let hunt = Hunt::open(config.hunt.rules, journal.clone(), clock.clone(), &records).await?;
@@ -168,15 +237,29 @@ pub async fn run(
         &records,
     )
     .await?;
-    let purgatory = Arc::new(Purgatory::new(journal.clone(), clock.clone()));
-    let repositories = Arc::new(Repositories::default());
+    let hunt = match config.hunts {
+        true => hunt,
+        false => hunt.without_own_workers(),
+    };
+    let purgatory = Purgatory::with_limits(
+        journal.clone(),
+        clock.clone(),
+        config.kept_alive,
+        config.purgatory_room,
+    );
+    let purgatory = Arc::new(purgatory);
+    let repositories = Arc::new(Repositories::new(config.maintainer_rule));
+    if config.maintainer_rule == MaintainerRule::Listed {
+        tracing::warn!(
+            "NGIT_MAINTAINER_RULE is listed: whoever is named as a maintainer counts without agreeing, \
+             and so does whoever they name"
+        );
+    }
     config.curation.rules().tell();
     withhold::load_served(&store, &repositories, &config.curation.rules()).await?;
     purgatory.restore(records);
-    let gitd = Gitd::new(&config.gitd_grpc, &config.tokens.relay);
-    let git: Arc<dyn Git> = Arc::new(gitd);
     let holding = Holding::open(journal.clone(), clock.clone(), config.deletions.held_for).await?;
-    let requests = Requests::new(journal, clock.clone(), config.deletions.acted_on);
+    let requests = Requests::new(journal.clone(), clock.clone(), config.deletions.acted_on);
     if !requests.acts() {
         tracing::warn!(
             "NGIT_DELETION_REQUEST_DISRESPECTOR is set: requests to delete or to vanish are served, \
@@ -197,18 +280,30 @@ pub async fn run(
         unfinished: Arc::default(),
     };
     let serial = Serial::default();
+    // Before anything is judged by it.
+    rule_change::adopt(&release, &config.curation.rules()).await?;
     sweep::reconcile(&release).await?;
     // Before anybody can ask for anything.
     withhold::apply(&release, &serial, &config.curation).await?;
-    let door = Arc::new(Admit::new(
+    let disks = Disks::of(&config);
+    let strangers = Strangers::open(journal, clock.clone(), config.strangers).await?;
+    let door = Admit::new(
         release.clone(),
         serial.clone(),
         hunt.clone(),
         config.curation.clone(),
-        config.limits.max_event_bytes,
-    ));
+        EventBounds {
+            sizes: config.limits.event_sizes,
+            ahead: config.limits.created_at_ahead,
+            service: config.keys.public_key(),
+        },
+        Arc::new(strangers),
+    );
+    let door = Arc::new(door.with_disks(disks.clone()));
     let wanted = Wanted::new(config.domain.clone());
     let judge = Judge::new(door.clone(), config.sync.rejected, clock);
+    store.hides_expired(purgatory.expiring());
+    expiry::adopt(&release).await?;
     let hooks = Arc::new(Hooks {
         wanted: wanted.clone(),
         judge: judge.clone(),
@@ -223,7 +318,8 @@ pub async fn run(
         serial.clone(),
         config.curation.clone(),
         hunt.clone(),
-    );
+    )
+    .with_disks(disks.clone());
     let push = PushServer::new(push)
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
@@ -247,8 +343,8 @@ pub async fn run(
         stop.clone(),
     );
     let relay_sync = RelaySyncServer::new(relay_sync)
-        .max_decoding_message_size(relay_sync::MAX_MESSAGE)
-        .max_encoding_message_size(relay_sync::MAX_MESSAGE);
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let admin = AdminService::new(
         release.clone(),
         serial.clone(),
@@ -261,7 +357,7 @@ pub async fn run(
         judge: judge.clone(),
     })
     .with_door(door.clone());
-    let admin = AdminServer::new(admin);
+    let admin = AdminServer::new(admin).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let routes = transport::standard_routes_until(&config.tokens, stop.clone())
         .await
         .add_service(InterceptedService::new(push, guard(&[Role::Gitd])))
@@ -295,7 +391,14 @@ pub async fn run(
     if let Err(error) = holding::expiry::adopt_retired(&release).await {
         tracing::error!(%error, "retired repositories of before are not looked for");
     }
+    if config.backend == Backend::Lmdb {
+        // Before anybody can send what was deleted once more.
+        let (relay_data, git_data) = (&config.data_path, &config.git_data_path);
+        former_server::take_over(relay_data, git_data, &*door, &release.store).await?;
+    }
     door.resume_requests().await;
+    // What waits is tried next, and what is served compared.
+    release.repositories.forget_changed();
     sweep::try_everything(&release, &serial).await;
     holding::give_back::resume(&release);
     let returning = tokio::spawn(holding::give_back::run(
@@ -308,7 +411,14 @@ pub async fn run(
     let sweeping = tokio::spawn(sweep::run(
         release.clone(),
         serial.clone(),
+        hunt.clone(),
         sweep::EVERY,
+        internal.clone(),
+    ));
+
+    let expiring = tokio::spawn(expiry::run(
+        Admit::clone(&door),
+        expiry::EVERY,
         internal.clone(),
     ));
 
@@ -349,22 +459,37 @@ pub async fn run(
         door,
         live: release.live.clone(),
         database: store.database(),
-        ready: Arc::new(Readiness(release.clone())),
+        ready: Arc::new(Readiness {
+            release: release.clone(),
+            disks: disks.clone(),
+        }),
         patience: Patience::default(),
     };
     standing.is_up(face.ready.clone());
+    let joined = Standing::showing(Role::Relay, stop.clone(), http::metrics_of_all(&config));
+    joined.is_up(face.ready.clone());
+    let address_of_metrics = config
+        .public_metrics_address
+        .as_ref()
+        .filter(|_| config.metrics);
+    let _joined = joined
+        .listen(address_of_metrics)
+        .await
+        .map_err(|error| Error::Listen("the address of NGIT_METRICS_ADDRESS".to_owned(), error))?;
+    let watching = tokio::spawn(disks.watch());
     ready(address);
     let face = tokio::spawn(http::serve(face, public, stop.clone(), config.grace));
     // The public face ends by `stop` alone; anything else that ends, ends the process.
     tokio::pin!(
-        services, returning, sweeping, clockwork, healing, leasing, judging, feeding, curating,
-        telling, face
+        services, returning, sweeping, expiring, clockwork, healing, leasing, judging, feeding,
+        curating, telling, watching, face
     );
     tokio::select! {
         ended = &mut face => ended?,
         ended = &mut services => ended??,
         ended = &mut returning => ended?,
         ended = &mut sweeping => ended?,
+        ended = &mut expiring => ended?,
         ended = &mut clockwork => ended?,
         ended = &mut healing => ended?,
         ended = &mut leasing => ended?,
@@ -372,8 +497,112 @@ pub async fn run(
         ended = &mut feeding => ended?,
         ended = &mut curating => ended?,
         ended = &mut telling => ended?,
+        ended = &mut watching => ended?,
     }
     internal.cancel();
+    Ok(())
+}
+
+/// What lies in the data path, if this service may go on with it; `None`: nothing is kept.
+async fn look_at_own_data(config: &Config) -> Result<Option<data_path::Found>, Error> {
+    if config.backend == Backend::Memory {
+        return Ok(None);
+    }
+    let looked_at = config.clone();
+    let look = move || look_at_data(&looked_at);
+    Ok(Some(tokio::task::spawn_blocking(look).await??))
+}
+
+/// Refuses an empty data path where the git storage has what this service served before. `false`: the
+/// process is to stop.
+async fn is_first_start_or_known(
+    config: &Config,
+    found: &data_path::Found,
+    git: &dyn Git,
+    stop: &CancellationToken,
+) -> Result<bool, Error> {
+    if !found.is_new() || config.accepted.missing_events {
+        return Ok(true);
+    }
+    if !wait_for_gitd(git, stop).await {
+        return Ok(false);
+    }
+    match has_repositories_of_ours(git).await? {
+        false => Ok(true),
+        true => Err(DataPathError::NoEvents {
+            directory: config.data_path.clone(),
+            beside: "repositories of this service",
+        }
+        .into()),
+    }
+}
+
+/// Looks at the data path alone, without writing. Blocks.
+fn look_at_data(config: &Config) -> Result<data_path::Found, Error> {
+    let directory = &config.data_path;
+    restoring::check_whole(directory)?;
+    let found = data_path::Found::look(directory)?;
+    found.judge(directory, &config.domain, config.accepted)?;
+    format::check(directory)?;
+    Ok(found)
+}
+
+/// Refuses a data path that [`run`] would refuse for what lies in it; writes nothing. Blocks.
+pub fn check_data_path(config: &Config) -> Result<(), Error> {
+    match config.backend {
+        Backend::Memory => Ok(()),
+        Backend::Lmdb => look_at_data(config).map(drop),
+    }
+}
+
+/// Whether the git storage has a repository with something in it that a graspd made or adopted.
+async fn has_repositories_of_ours(git: &dyn Git) -> Result<bool, GitError> {
+    let mut descriptions = git.describe(None, None).await?;
+    while let Some(batch) = descriptions.next().await {
+        let is_ours = |one: &RepositoryDescription| !one.incarnation.is_empty() && !one.is_empty;
+        if batch?.iter().any(is_ours) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Makes sure that the events are this domain's, and notes it.
+async fn own_data(config: &Config, store: &Store, found: &data_path::Found) -> Result<(), Error> {
+    let (directory, domain) = (&config.data_path, &config.domain);
+    if found.domain.is_none() && found.has_events {
+        let events = store.query(Filter::new().kind(nip34::ANNOUNCEMENT)).await?;
+        let events = events.into_iter().map(Arc::new);
+        let announcements: Vec<_> = events
+            .filter_map(|event| nip34::announcement::Announcement::read(event).ok())
+            .collect();
+        let archives = config.curation.rules().has_archive();
+        data_path::judge_announcements(
+            directory,
+            &announcements,
+            domain,
+            archives,
+            config.accepted,
+        )?;
+    }
+    let now = domain.to_string();
+    let is_same = found.domain.as_ref() == Some(&now);
+    if config.accepted.domain_change && is_same {
+        tracing::warn!("NGIT_ACCEPT_DOMAIN_CHANGE is set and nothing needs it any more: unset it");
+    }
+    if config.accepted.missing_events && found.has_events {
+        tracing::warn!("NGIT_ACCEPT_MISSING_EVENTS is set and nothing needs it any more: unset it");
+    }
+    if !is_same {
+        if let Some(before) = &found.domain {
+            tracing::warn!(
+                before,
+                now,
+                "the data of another domain is this one's from now on"
+            );
+        }
+        data_path::note_domain(directory, domain)?;
+    }
     Ok(())
 }
 
@@ -415,19 +644,26 @@ async fn wait_for_gitd(git: &dyn Git, stop: &CancellationToken) -> bool {
 }
 
 /// Ready means: gitd answers and events can be read.
-struct Readiness(Release);
+struct Readiness {
+    release: Release,
+    disks: Disks,
+}
 
 impl Ready for Readiness {
     fn ready(&self) -> BoxFuture<'_, Result<(), String>> {
         Box::pin(async move {
-            if !self.0.git.serves().await {
+            if !self.release.git.serves().await {
                 return Err("the git storage does not answer, or is being stopped".to_owned());
             }
             let probe = Filter::new().kind(nip34::ANNOUNCEMENT).limit(1);
-            match self.0.store.query(probe).await {
+            match self.release.store.query(probe).await {
                 Ok(_) => Ok(()),
                 Err(error) => Err(error.to_string()),
             }
         })
+    }
+
+    fn shortage(&self) -> Option<String> {
+        self.disks.shortage()
     }
 }

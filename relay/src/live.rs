@@ -8,6 +8,8 @@
 //! An event is compared only with subscriptions that share something with it: every filter is
 //! entered under the values of its most telling field, and an event looks under its own values.
 
+mod filter_room;
+pub mod kept_filter;
 mod once;
 pub mod outbox;
 
@@ -16,21 +18,30 @@ use std::{
     fmt,
     hash::BuildHasher,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak,
         atomic::{AtomicU64, Ordering},
     },
 };
 
-use nostr::{Event, Filter, filter::MatchEventOptions};
+use grasp_proto::client::Client;
+use nostr::{Event, Timestamp};
 
+pub use self::filter_room::Taking;
 use self::{
+    filter_room::{FilterRoom, Short},
+    kept_filter::{KeptFilter, Telling},
     once::Once,
-    outbox::{Outbox, Outgoing},
+    outbox::{EventText, Outbox, Outgoing, TextRoom},
 };
+use crate::{meters, nip34::has_expired, session::message};
 
-/// Most bytes of filters that one connection's subscriptions may hold, counted as they were sent.
-/// A relay that follows a thousand repositories needs about one megabyte.
-const FILTER_BYTES: usize = 4 << 20;
+/// What an entry of the index takes, in bytes: itself, and its share of what a tree leaves empty.
+const INDEX_ENTRY: usize = 48;
+/// Subscriptions that are ended, one after the other, to make room for one.
+const GIVE_WAY: usize = 64;
+/// What the client is told whose subscription gives way.
+const GAVE_WAY: &str =
+    "rate-limited: the relay is short of memory for filters, and this is the largest; ask for less";
 
 /// What an index entry stands for; only its hash is kept. A collision costs one comparison.
 #[derive(Hash)]
@@ -48,9 +59,9 @@ pub struct Subscription {
     number: u64,
     /// Its id, as JSON.
     id: Arc<str>,
-    filters: Vec<Filter>,
-    /// Bytes of the message that made it.
-    weight: usize,
+    filters: Box<[KeptFilter]>,
+    /// What it takes, until nobody works with it any more.
+    taking: Taking,
     outbox: Arc<Outbox>,
 }
 
@@ -66,13 +77,12 @@ impl Subscription {
     }
 
     /// What it asks for.
-    pub fn filters(&self) -> &[Filter] {
+    pub fn filters(&self) -> &[KeptFilter] {
         &self.filters
     }
 
     fn wants(&self, event: &Event) -> bool {
-        let options = MatchEventOptions::new();
-        self.filters.iter().any(|f| f.match_event(event, options))
+        self.filters.iter().any(|filter| filter.matches(event))
     }
 }
 
@@ -98,6 +108,10 @@ pub struct Live {
     hasher: RandomState,
     numbers: AtomicU64,
     ephemeral: Mutex<Once>,
+    filter_room: Arc<FilterRoom>,
+    text_room: Arc<TextRoom>,
+    /// As many as there are.
+    connections: Mutex<HashMap<u64, Weak<Inner>>>,
 }
 
 impl Live {
@@ -142,7 +156,7 @@ impl Live {
     }
 
     fn hand_out(&self, event: &Event) {
-        if event.is_expired() {
+        if has_expired(event, Timestamp::now()) {
             return;
         }
         let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
@@ -159,7 +173,7 @@ impl Live {
         if wanted.is_empty() {
             return;
         }
-        let json: Arc<str> = event.as_json().into();
+        let json = EventText::live(event.as_json(), &self.text_room);
         for (number, subscription) in wanted {
             let message = Outgoing::Event {
                 subscription: subscription.id.clone(),
@@ -167,15 +181,63 @@ impl Live {
             };
             subscription.outbox.live(number, event.id, message);
         }
+        drop(index);
+        drop(json);
+        self.make_room_for_texts();
     }
 
-    /// Registers a connection. It is forgotten, with its subscriptions, when dropped.
-    pub fn connect(self: &Arc<Self>) -> Connection {
-        Connection {
-            live: self.clone(),
+    /// While too much waits for slow readers, over all, the connection for which most waits is ended.
+    fn make_room_for_texts(&self) {
+        while self.text_room.is_full() {
+            let connections = self.connections();
+            let outboxes = connections.values().filter_map(Weak::upgrade);
+            let outboxes = outboxes.map(|connection| connection.outbox.clone());
+            let fullest = outboxes.max_by_key(|outbox| outbox.bytes());
+            drop(connections);
+            match fullest {
+                Some(outbox) if outbox.is_long() => outbox.overflow(),
+                _ => return,
+            }
+        }
+    }
+
+    fn connections(&self) -> MutexGuard<'_, HashMap<u64, Weak<Inner>>> {
+        let connections = self.connections.lock();
+        connections.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Registers a connection; of a client, if that has limits. It is forgotten, with its subscriptions, when
+    /// dropped.
+    pub fn connect(self: &Arc<Self>, client: Option<Client>) -> Connection {
+        let inner = Arc::new(Inner {
+            number: self.numbers.fetch_add(1, Ordering::Relaxed),
+            client,
             outbox: Arc::new(Outbox::new()),
             subscriptions: Mutex::default(),
+        });
+        let entry = Arc::downgrade(&inner);
+        self.connections().insert(inner.number, entry);
+        let live = self.clone();
+        Connection { live, inner }
+    }
+
+    /// Room for filters of a connection: where there is none, the largest subscriptions of whoever takes
+    /// most are ended.
+    fn take(&self, inner: &Inner, bytes: usize) -> Result<Taking, TooMuch> {
+        for _ in 0..GIVE_WAY {
+            match self.filter_room.take(inner.number, inner.client, bytes) {
+                Ok(taking) => return Ok(taking),
+                Err(Short::Refused(reason)) => return Err(reason),
+                Err(Short::Before(number)) => {
+                    let connection = self.connections().get(&number).and_then(Weak::upgrade);
+                    let gave_way = connection.is_some_and(|one| one.gives_way(self));
+                    if !gave_way {
+                        break;
+                    }
+                }
+            }
         }
+        Err(TooMuch::OfAll)
     }
 
     fn hashes_of_event(&self, event: &Event) -> Vec<u64> {
@@ -194,25 +256,19 @@ impl Live {
     }
 
     /// Under what a filter is entered: whatever matches it has one of these.
-    fn hashes_of_filter(&self, filter: &Filter) -> Vec<u64> {
+    fn hashes_of_filter(&self, filter: &KeptFilter) -> Vec<u64> {
         let hash = |key: Key| self.hasher.hash_one(key);
-        // The library takes an empty list for one that is not there.
-        if let Some(ids) = filter.ids.as_ref().filter(|ids| !ids.is_empty()) {
-            return ids.iter().map(|id| hash(Key::Id(id.as_bytes()))).collect();
+        match filter.telling() {
+            Telling::Nothing => Vec::new(),
+            Telling::Ids(ids) => ids.iter().map(|id| hash(Key::Id(id))).collect(),
+            Telling::Tags(letter, values) => {
+                let letter = letter.as_char();
+                values.map(|v| hash(Key::Tag(letter, v))).collect()
+            }
+            Telling::Authors(keys) => keys.iter().map(|key| hash(Key::Author(key))).collect(),
+            Telling::Kinds(kinds) => kinds.iter().map(|kind| hash(Key::Kind(*kind))).collect(),
+            Telling::Anything => vec![hash(Key::Any)],
         }
-        let fewest = filter.generic_tags.iter().min_by_key(|(_, v)| v.len());
-        if let Some((letter, values)) = fewest {
-            let letter = letter.as_char();
-            return values.iter().map(|v| hash(Key::Tag(letter, v))).collect();
-        }
-        if let Some(authors) = filter.authors.as_ref().filter(|a| !a.is_empty()) {
-            let key = |author: &nostr::PublicKey| hash(Key::Author(author.as_bytes()));
-            return authors.iter().map(key).collect();
-        }
-        if let Some(kinds) = filter.kinds.as_ref().filter(|k| !k.is_empty()) {
-            return kinds.iter().map(|k| hash(Key::Kind(k.as_u16()))).collect();
-        }
-        vec![hash(Key::Any)]
     }
 
     fn enter(&self, subscription: &Arc<Subscription>) {
@@ -246,66 +302,98 @@ pub enum TooMuch {
     /// Their filters are as big as allowed.
     #[error("the filters of all subscriptions together are too big; close some first")]
     Filters,
+    /// So are those of all connections of a client.
+    #[error("the filters of all your connections together are too big; close some first")]
+    OfClient,
+    /// So are those of all connections, and these would be the largest.
+    #[error("the relay is short of memory for filters; ask for less, or try again later")]
+    OfAll,
 }
 
-#[derive(Debug, Default)]
-struct Subscriptions {
-    by_id: HashMap<Arc<str>, Arc<Subscription>>,
-    weight: usize,
+type Subscriptions = HashMap<Arc<str>, Arc<Subscription>>;
+
+/// What others may need of a connection.
+#[derive(Debug)]
+struct Inner {
+    number: u64,
+    client: Option<Client>,
+    outbox: Arc<Outbox>,
+    subscriptions: Mutex<Subscriptions>,
+}
+
+impl Inner {
+    fn subscriptions(&self) -> MutexGuard<'_, Subscriptions> {
+        let lock = self.subscriptions.lock();
+        lock.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn drop_subscription(&self, live: &Live, own: &mut Subscriptions, subscription: &Subscription) {
+        live.leave(subscription);
+        metrics::gauge!("ngit_websocket_subscriptions").decrement(1.0);
+        self.outbox.forget(subscription.number);
+        own.remove(&subscription.id);
+    }
+
+    /// Ends its largest subscription, and tells the client; says whether there was one.
+    fn gives_way(&self, live: &Live) -> bool {
+        let mut own = self.subscriptions();
+        let largest = own.values().max_by_key(|one| one.taking.bytes()).cloned();
+        let Some(largest) = largest else { return false };
+        self.drop_subscription(live, &mut own, &largest);
+        meters::limited("filters");
+        let closed = message::closed(&largest.id, GAVE_WAY);
+        self.outbox.tell(Outgoing::Text(closed));
+        true
+    }
 }
 
 /// One connection, as far as live events go.
 #[derive(Debug)]
 pub struct Connection {
     live: Arc<Live>,
-    outbox: Arc<Outbox>,
-    subscriptions: Mutex<Subscriptions>,
+    inner: Arc<Inner>,
 }
 
 impl Connection {
     /// What is sent on this connection.
     pub fn outbox(&self) -> &Arc<Outbox> {
-        &self.outbox
+        &self.inner.outbox
     }
 
-    fn subscriptions(&self) -> MutexGuard<'_, Subscriptions> {
-        let lock = self.subscriptions.lock();
-        lock.unwrap_or_else(PoisonError::into_inner)
+    /// Room for a filter that waits to be answered, and is no subscription.
+    pub fn take(&self, filter: &KeptFilter) -> Result<Taking, TooMuch> {
+        self.live.take(&self.inner, filter.memory())
     }
 
     /// Subscribes, in the place of the subscription that had this id. Live events that match are
-    /// held in the outbox from now on, until it is told that the stored ones were sent. `id` is
-    /// JSON; `weight` is the size of the message that asked for it.
+    /// held in the outbox from now on, until it is told that the stored ones were sent. `id` is JSON. If
+    /// it is not made, the one that had its id is over all the same.
     pub fn subscribe(
         &self,
         id: &str,
-        filters: Vec<Filter>,
-        weight: usize,
+        filters: Box<[KeptFilter]>,
         most: usize,
     ) -> Result<Arc<Subscription>, TooMuch> {
-        let mut own = self.subscriptions();
-        let replaced = own.by_id.get(id).cloned();
-        let replaced_weight = replaced.as_ref().map_or(0, |old| old.weight);
-        if replaced.is_none() && own.by_id.len() >= most {
+        self.unsubscribe(id);
+        let entries = |filter| self.live.hashes_of_filter(filter).len() * INDEX_ENTRY;
+        let filters_take = filters.iter().map(|one| one.memory() + entries(one));
+        let takes = size_of::<Subscription>() + id.len() + filters_take.sum::<usize>();
+        if self.inner.subscriptions().len() >= most {
             return Err(TooMuch::Subscriptions);
         }
-        if own.weight - replaced_weight + weight > FILTER_BYTES {
-            return Err(TooMuch::Filters);
-        }
-        if let Some(old) = replaced {
-            self.drop_subscription(&mut own, &old);
-        }
+        // Without a lock of ours: another's subscriptions may have to give way.
+        let taking = self.live.take(&self.inner, takes)?;
         let subscription = Arc::new(Subscription {
             number: self.live.numbers.fetch_add(1, Ordering::Relaxed),
             id: id.into(),
             filters,
-            weight,
-            outbox: self.outbox.clone(),
+            taking,
+            outbox: self.inner.outbox.clone(),
         });
-        own.weight += weight;
+        let mut own = self.inner.subscriptions();
         let entry = subscription.clone();
-        own.by_id.insert(subscription.id.clone(), entry);
-        self.outbox.hold(subscription.number);
+        own.insert(subscription.id.clone(), entry);
+        self.inner.outbox.hold(subscription.number);
         metrics::gauge!("ngit_websocket_subscriptions").increment(1.0);
         self.live.enter(&subscription);
         Ok(subscription)
@@ -313,36 +401,31 @@ impl Connection {
 
     /// Ends the subscription of this id (as JSON); says whether there was one.
     pub fn unsubscribe(&self, id: &str) -> bool {
-        let mut own = self.subscriptions();
-        let Some(subscription) = own.by_id.get(id).cloned() else {
+        let mut own = self.inner.subscriptions();
+        let Some(subscription) = own.get(id).cloned() else {
             return false;
         };
-        self.drop_subscription(&mut own, &subscription);
+        self.inner
+            .drop_subscription(&self.live, &mut own, &subscription);
         true
     }
 
     /// Ends this very subscription, unless another has taken its place.
     pub fn end(&self, subscription: &Subscription) {
-        let mut own = self.subscriptions();
-        let current = own.by_id.get(&subscription.id);
+        let mut own = self.inner.subscriptions();
+        let current = own.get(&subscription.id);
         if current.is_some_and(|current| current.number == subscription.number) {
-            self.drop_subscription(&mut own, subscription);
+            self.inner
+                .drop_subscription(&self.live, &mut own, subscription);
         }
-    }
-
-    fn drop_subscription(&self, own: &mut Subscriptions, subscription: &Subscription) {
-        self.live.leave(subscription);
-        metrics::gauge!("ngit_websocket_subscriptions").decrement(1.0);
-        self.outbox.forget(subscription.number);
-        own.by_id.remove(&subscription.id);
-        own.weight -= subscription.weight;
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        for subscription in self.subscriptions().by_id.values() {
-            self.live.leave(subscription);
+        self.live.connections().remove(&self.inner.number);
+        for (_, subscription) in self.inner.subscriptions().drain() {
+            self.live.leave(&subscription);
         }
     }
 }
@@ -354,10 +437,13 @@ mod tests {
         time::{Duration, Instant},
     };
 
-    use nostr::{EventBuilder, Keys, Kind, Tag, Timestamp, event::FinalizeEvent};
+    use nostr::{
+        EventBuilder, Filter, Keys, Kind, Tag, event::FinalizeEvent, filter::MatchEventOptions,
+    };
     use proptest::prelude::*;
 
     use super::{outbox::Next, *};
+    use crate::store::matches_nothing;
 
     fn event(keys: &Keys, kind: u16, tags: &[[&str; 2]]) -> Event {
         EventBuilder::new(Kind::from_u16(kind), "")
@@ -367,10 +453,10 @@ mod tests {
     }
 
     fn subscribed(live: &Arc<Live>, filters: &[&str]) -> Connection {
-        let connection = live.connect();
-        let filters = filters.iter().map(|f| Filter::from_json(f).unwrap());
+        let connection = live.connect(None);
+        let filters = filters.iter().map(|f| Filter::from_json(f).unwrap().into());
         let subscription = connection
-            .subscribe("\"s\"", filters.collect(), 1, 10)
+            .subscribe("\"s\"", filters.collect(), 10)
             .unwrap();
         let eose = Outgoing::Text("eose".to_owned());
         let outbox = connection.outbox();
@@ -400,7 +486,6 @@ mod tests {
             format!(r#"{{"authors":["{author}"]}}"#),
             format!(r#"{{"ids":["{id}"]}}"#),
             r##"{"#e":["w","x"],"#t":["y"]}"##.to_owned(),
-            r#"{"ids":[],"kinds":[1]}"#.to_owned(),
         ];
         let other = [
             r#"{"kinds":[2]}"#,
@@ -408,6 +493,11 @@ mod tests {
             r##"{"#e":["x"],"#t":["z"]}"##,
             r##"{"#E":["x"]}"##,
             r#"{"since":99999999999}"#,
+            r#"{"ids":[],"kinds":[1]}"#,
+            r#"{"authors":[]}"#,
+            r#"{"kinds":[]}"#,
+            r##"{"kinds":[1],"#e":[]}"##,
+            r#"{"since":2,"until":1}"#,
         ];
         let all: Vec<&str> = matching.iter().map(String::as_str).collect();
         let yes: Vec<_> = all.iter().map(|f| subscribed(&live, &[f])).collect();
@@ -434,24 +524,88 @@ mod tests {
         assert_eq!(got(&connection), 0);
     }
 
+    /// Filters with so many short values each.
+    fn short_values(filters: usize, values: usize) -> Box<[KeptFilter]> {
+        let values: Vec<String> = (0..values).map(|n| format!("\"{n}\"")).collect();
+        let text = format!(r##"{{"#t":[{}]}}"##, values.join(","));
+        let filter = Filter::from_json(text).unwrap();
+        std::iter::repeat_n(KeptFilter::from(filter), filters).collect()
+    }
+
     #[test]
     fn subscriptions_are_bounded_and_replaced() {
         let live = Arc::new(Live::new());
-        let connection = live.connect();
-        let subscribe = |id: &str, weight| {
-            connection
-                .subscribe(id, vec![Filter::new()], weight, 2)
-                .map(drop)
+        let connection = live.connect(None);
+        let subscribe = |id: &str, filters| {
+            let filters = short_values(filters, 2_500);
+            connection.subscribe(id, filters, 2).map(drop)
         };
         assert_eq!(subscribe("\"a\"", 1), Ok(()));
         assert_eq!(subscribe("\"b\"", 1), Ok(()));
         assert_eq!(subscribe("\"c\"", 1), Err(TooMuch::Subscriptions));
-        assert_eq!(subscribe("\"b\"", FILTER_BYTES), Err(TooMuch::Filters));
-        assert_eq!(subscribe("\"b\"", FILTER_BYTES - 1), Ok(()));
-        assert!(connection.unsubscribe("\"b\""));
+        // Some sixty bytes a value.
+        assert_eq!(subscribe("\"b\"", 40), Err(TooMuch::Filters));
         assert!(!connection.unsubscribe("\"b\""));
+        assert_eq!(subscribe("\"b\"", 20), Ok(()));
+        assert_eq!(subscribe("\"b\"", 20), Ok(()));
+        assert!(connection.unsubscribe("\"b\""));
         assert_eq!(subscribe("\"c\"", 1), Ok(()));
-        assert_eq!(live.index.read().unwrap().len(), 2);
+        assert_eq!(live.index.read().unwrap().len(), 5_000);
+    }
+
+    #[test]
+    fn the_largest_gives_way_and_is_told() {
+        let live = Arc::new(Live::new());
+        let large: Vec<Connection> = (0..16).map(|_| live.connect(None)).collect();
+        for connection in &large {
+            for id in ["\"a\"", "\"b\"", "\"c\""] {
+                let filters = short_values(8, 2_500);
+                connection.subscribe(id, filters, 500).unwrap();
+            }
+        }
+        let small = live.connect(None);
+        small
+            .subscribe("\"s\"", short_values(8, 2_500), 500)
+            .unwrap();
+        let told = |connection: &Connection| {
+            std::iter::from_fn(|| match connection.outbox().try_next() {
+                Next::Send(Outgoing::Text(text)) => Some(text),
+                _ => None,
+            })
+            .any(|text| text.starts_with("[\"CLOSED\",") && text.contains("rate-limited: "))
+        };
+        assert!(large.iter().any(told));
+        assert!(!told(&small));
+        drop((large, small));
+        assert!(live.index.read().unwrap().is_empty() && live.connections().is_empty());
+    }
+
+    #[test]
+    fn slow_readers_of_different_events_hold_so_much_together() {
+        let live = Arc::new(Live::new());
+        let connections: Vec<Connection> = (0..20)
+            .map(|n| subscribed(&live, &[&format!(r#"{{"kinds":[{}]}}"#, 1_000 + n)]))
+            .collect();
+        let keys = Keys::generate();
+        let text = "x".repeat(1 << 19);
+        for _ in 0..8 {
+            for n in 0..20 {
+                live.publish(&event(&keys, 1_000 + n, &[["t", &text]]));
+                assert!(live.text_room.taken() <= outbox::ALL_TEXTS);
+            }
+        }
+        let ended = |connection: &&Connection| {
+            std::iter::from_fn(|| match connection.outbox().try_next() {
+                Next::Idle => None,
+                next => Some(next),
+            })
+            .take(100)
+            .any(|next| next == Next::End(outbox::OVERFLOW))
+        };
+        let ended = connections.iter().filter(ended).count();
+        assert!((1..20).contains(&ended), "{ended}");
+        drop(connections);
+        assert_eq!(live.text_room.taken(), 0);
     }
 
     proptest! {
@@ -485,9 +639,10 @@ mod tests {
                 .collect();
             let expected = filters
                 .iter()
-                .any(|f| f.match_event(&event, MatchEventOptions::new()));
-            let connection = live.connect();
-            let subscription = connection.subscribe("1", filters, 1, 1).unwrap();
+                .any(|f| !matches_nothing(f) && f.match_event(&event, MatchEventOptions::new()));
+            let connection = live.connect(None);
+            let filters = filters.into_iter().map(KeptFilter::from).collect();
+            let subscription = connection.subscribe("1", filters, 1).unwrap();
             let eose = Outgoing::Text(String::new());
             connection.outbox().release(subscription.number(), eose, &HashSet::new());
             live.publish(&event);
@@ -501,12 +656,12 @@ mod tests {
         let live = Arc::new(Live::new());
         let connections: Vec<_> = (0..20)
             .map(|c| {
-                let connection = live.connect();
+                let connection = live.connect(None);
                 for s in 0..500 {
                     let filter = format!(r##"{{"#e":["{c}-{s}"]}}"##);
-                    let filters = vec![Filter::from_json(filter).unwrap()];
+                    let filters = [Filter::from_json(filter).unwrap().into()];
                     connection
-                        .subscribe(&s.to_string(), filters, 1, 500)
+                        .subscribe(&s.to_string(), filters.into(), 500)
                         .unwrap();
                 }
                 connection

@@ -40,7 +40,7 @@ fn result(verdict: &Verdict) -> &'static str {
 
 fn from(origin: Origin) -> &'static str {
     match origin {
-        Origin::User => "user",
+        Origin::User(_) | Origin::Operator => "user",
         Origin::Sync => "sync",
     }
 }
@@ -132,7 +132,7 @@ static BEGUN: OnceLock<Instant> = OnceLock::new();
 /// What is looked at before it first happens is there, at 0.
 pub fn begin() {
     BEGUN.get_or_init(Instant::now);
-    for limit in ["connections", "events"] {
+    for limit in ["connections", "events", "strangers", "filters"] {
         metrics::counter!("ngit_limits_refused_total", "limit" => limit).absolute(0);
     }
     for kind in ["EVENT", "REQ", "CLOSE"] {
@@ -141,7 +141,7 @@ pub fn begin() {
     for kind in ["EVENT", "OK", "EOSE"] {
         metrics::counter!("ngit_websocket_messages_sent_total", "type" => kind).absolute(0);
     }
-    for origin in [Origin::User, Origin::Sync] {
+    for origin in [Origin::User(None), Origin::Sync] {
         for (kind, result) in [
             ("announcement", "accepted"),
             ("announcement", "purgatory"),
@@ -159,10 +159,17 @@ pub fn begin() {
         // Being there is all it takes, for these and those below.
         drop(metrics::histogram!("ngit_event_judged_seconds", "origin" => from(origin)));
     }
-    for result in ["accepted", "refused"] {
+    for result in ["accepted", "partial", "refused"] {
         metrics::counter!("ngit_pushes_total", "result" => result).absolute(0);
     }
-    for cause in ["overflow", "stalled", "silent", "too_large", "malformed"] {
+    for cause in [
+        "overflow",
+        "stalled",
+        "silent",
+        "too_large",
+        "busy",
+        "malformed",
+    ] {
         metrics::counter!("ngit_websocket_closed_total", "cause" => cause).absolute(0);
     }
     for what in ["announcement", "state", "pull request"] {
@@ -178,7 +185,12 @@ pub fn begin() {
         metrics::counter!(counter).absolute(0);
     }
     metrics::gauge!("ngit_git_storage_reachable").set(0.0);
+    metrics::gauge!("ngit_git_storage_clock_ahead_seconds").set(0.0);
+    metrics::gauge!("ngit_purgatory_bytes").set(0.0);
+    metrics::gauge!("ngit_purgatory_kept_alive_entries").set(0.0);
+    metrics::gauge!("ngit_strangers_bytes").set(0.0);
     metrics::gauge!("ngit_websocket_connections").set(0.0);
+    metrics::gauge!("ngit_websocket_filter_bytes").set(0.0);
     metrics::gauge!("ngit_websocket_subscriptions").set(0.0);
     for store in ["announcements", "states", "pull_requests"] {
         drop(metrics::histogram!("ngit_purgatory_waited_seconds", "store" => store));

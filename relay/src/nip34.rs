@@ -1,13 +1,19 @@
 //! NIP-34 events, read once and carried as types from there.
 
 pub mod announcement;
+pub mod bounds;
 pub mod pull_request;
+pub mod roles;
 pub mod state;
 
-use std::cmp::Ordering;
+use std::{
+    cmp::Ordering,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
 
 use grasp_proto::words::{EventId, Identifier, Npub, RepoId};
-use nostr::{Event, Kind};
+use nostr::{Event, Kind, Timestamp};
 
 /// Repository announcement.
 pub const ANNOUNCEMENT: Kind = Kind::Custom(30617);
@@ -127,13 +133,46 @@ pub fn repository_coordinate(text: &str) -> Option<RepoId> {
     Some(RepoId { owner, identifier })
 }
 
+/// How far an event may be ahead of now, in seconds, as the relay was told.
+static AHEAD: AtomicU64 = AtomicU64::new(15 * 60);
+
+/// Events may be so far ahead of now, in this process.
+pub fn set_created_at_ahead(ahead: Duration) {
+    AHEAD.store(ahead.as_secs(), Relaxed);
+}
+
+/// The latest time that an event accepted now can have.
+pub fn horizon() -> Timestamp {
+    Timestamp::now() + AHEAD.load(Relaxed)
+}
+
 /// Which of two versions of one replaceable event is the later: by `created_at`, at equal times the
 /// one with the lower id. `Greater`: `a` wins. The one order for store, purgatory, authorisation
 /// and alignment.
+///
+/// One from behind the horizon, as was accepted before there was one, comes before all others: it is
+/// served until the next honest version of anybody's.
 pub fn later(a: &Event, b: &Event) -> Ordering {
-    a.created_at
-        .cmp(&b.created_at)
+    later_as_of(a, b, horizon())
+}
+
+/// The same, with the latest time that counts.
+fn later_as_of(a: &Event, b: &Event, horizon: Timestamp) -> Ordering {
+    let counts = |event: &Event| event.created_at <= horizon;
+    counts(a)
+        .cmp(&counts(b))
+        .then_with(|| a.created_at.cmp(&b.created_at))
         .then_with(|| b.id.cmp(&a.id))
+}
+
+/// When an event expires by its own word (NIP-40).
+pub fn expires_at(event: &Event) -> Option<Timestamp> {
+    event.tags.expiration()
+}
+
+/// Whether it has: from the second on that it names.
+pub fn has_expired(event: &Event, now: Timestamp) -> bool {
+    expires_at(event).is_some_and(|at| at <= now)
 }
 
 #[cfg(test)]
@@ -182,6 +221,22 @@ mod tests {
         };
         assert_eq!(later(low, high), Ordering::Greater);
         assert_eq!(later(low, low), Ordering::Equal);
+    }
+
+    #[test]
+    fn what_is_made_in_the_future_comes_before_all_others() {
+        let at = |at| event(&keys(1), STATE, at, &[&["d", "x"]]);
+        let horizon = Timestamp::from(100);
+        for honest in [1, 50, 100] {
+            for ahead in [101, 1_000_000] {
+                let (honest, ahead) = (at(honest), at(ahead));
+                assert_eq!(later_as_of(&honest, &ahead, horizon), Ordering::Greater);
+                assert_eq!(later_as_of(&ahead, &honest, horizon), Ordering::Less);
+            }
+        }
+        assert_eq!(later_as_of(&at(102), &at(101), horizon), Ordering::Greater);
+        let now = Timestamp::now().as_secs();
+        assert_eq!(later(&at(now), &at(now * 1000)), Ordering::Greater);
     }
 
     #[test]

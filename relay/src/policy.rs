@@ -2,9 +2,11 @@
 
 pub mod curation;
 pub mod deletion;
+pub mod event_size;
 pub mod lists;
 pub mod prs;
 pub mod push;
 pub mod related;
+pub mod reposts;
 pub mod satisfiable;
 pub mod vanish;

@@ -7,33 +7,52 @@
 //! What expires is decided here, and done by [`crate::sweep`] in the queue of its identifier.
 
 pub mod announcements;
+pub mod applied;
 mod deadlines;
 pub mod expired;
 mod expiring;
+pub mod kept;
 pub mod places;
 pub mod pull_requests;
 mod records;
+pub mod room;
 pub mod states;
 pub mod withheld_refs;
 
-use std::{collections::BTreeSet, hash::Hash, time::Duration};
+use std::{
+    collections::BTreeSet,
+    hash::Hash,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::Duration,
+};
 
 use dashmap::{DashMap, DashSet, Entry};
-use grasp_proto::words::{Address, EventId, Identifier, Npub, RepoId};
+use grasp_proto::words::{Address, EventId, Identifier, Npub, Oid, RepoId};
 
 use self::{
-    announcements::Announcements, expired::Expired, expiring::Expiring, places::Places,
-    pull_requests::PullRequests, states::States, withheld_refs::WithheldRefs,
+    announcements::Announcements,
+    applied::AppliedStates,
+    expired::Expired,
+    expiring::Expiring,
+    kept::{KeptAlive, KeptAliveLimits, Progress, WaitingEntry},
+    places::Places,
+    pull_requests::PullRequests,
+    room::{Full, RoomLimits},
+    states::States,
+    withheld_refs::WithheldRefs,
 };
 use crate::{
     clock::{Clock, Moment},
     journal::{Journal, JournalError, Key, Record, key},
-    nip34::state::State,
+    maintainers::MaintainerRule,
+    nip34::{author_of, state::State},
+    sync::rejected::size,
 };
 
 use records::{
     ANNOUNCEMENT, CLOCK, DOOMED, EXPIRED, OWED_REFS, PLACEHOLDER, REQUEST, STATE,
-    announcement_record, placeholder_record, repository_key, request_record, state_record,
+    announcement_record, expired_record, placeholder_record, repository_key, request_record,
+    state_record,
 };
 
 /// How long an entry waits for its git data (GRASP-01).
@@ -77,8 +96,9 @@ pub struct Purgatory {
     pub pull_requests: PullRequests,
     /// Where the refs of pull requests are, of what waits and of what is served.
     pub places: Places,
-    expired: Expired,
-    expiring: Expiring,
+    expired: Mutex<Expired>,
+    kept_alive: Mutex<KeptAlive>,
+    expiring: Arc<Expiring>,
     /// Repositories whose announcement has gone and that are still to go; whether each is to be
     /// retired. Empties as gitd answers.
     doomed: DashMap<RepoId, bool>,
@@ -89,6 +109,10 @@ pub struct Purgatory {
     withheld_refs: DashMap<EventId, WithheldRefs>,
     /// Repositories that the lists took out of service. As many as are stored.
     withheld_repositories: DashSet<RepoId>,
+    applied: AppliedStates,
+    /// As the journal had it at the start.
+    rule: OnceLock<MaintainerRule>,
+    room: RoomLimits,
     journal: Journal,
     clock: Clock,
 }
@@ -96,17 +120,36 @@ pub struct Purgatory {
 impl Purgatory {
     /// An empty purgatory over `journal`.
     pub fn new(journal: Journal, clock: Clock) -> Self {
+        Self::with_limits(
+            journal,
+            clock,
+            KeptAliveLimits::DEFAULT,
+            RoomLimits::DEFAULT,
+        )
+    }
+
+    /// The same, where so much waits, and is kept alive, at most.
+    pub fn with_limits(
+        journal: Journal,
+        clock: Clock,
+        limits: KeptAliveLimits,
+        room: RoomLimits,
+    ) -> Self {
         Self {
             announcements: Announcements::default(),
             states: States::default(),
             pull_requests: PullRequests::default(),
             places: Places::default(),
-            expired: Expired::default(),
-            expiring: Expiring::default(),
+            expired: Mutex::default(),
+            kept_alive: Mutex::new(KeptAlive::new(limits)),
+            expiring: Arc::new(Expiring::new(clock.clone())),
             doomed: DashMap::new(),
             owed_refs: DashMap::new(),
             withheld_refs: DashMap::new(),
             withheld_repositories: DashSet::new(),
+            applied: AppliedStates::default(),
+            rule: OnceLock::new(),
+            room,
             journal,
             clock,
         }
@@ -117,9 +160,48 @@ impl Purgatory {
         &self.journal
     }
 
+    /// Whether so much more by an author may wait. What waits already, also after a start with lower limits,
+    /// goes on waiting.
+    pub fn has_room(&self, author: &Npub, bytes: usize) -> Result<(), Full> {
+        let stores = [
+            self.announcements.room(),
+            self.states.room(),
+            self.pull_requests.room(),
+        ];
+        let (mut of_author, mut of_all) = (bytes, bytes);
+        for (author, all) in stores.map(|room| room.taken_by(author)) {
+            of_author += author;
+            of_all += all;
+        }
+        if of_author > self.room.of_author {
+            return Err(Full::Author);
+        }
+        match of_all > self.room.of_all {
+            true => Err(Full::All),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether a state may wait.
+    pub fn has_room_for(&self, state: &State) -> Result<(), Full> {
+        self.has_room(&state.author, states::memory_of(state))
+    }
+
+    /// How much memory all that waits takes.
+    pub fn memory(&self) -> usize {
+        self.announcements.room().taken_by_all()
+            + self.states.room().taken_by_all()
+            + self.pull_requests.room().taken_by_all()
+    }
+
     /// What time it is for those who wait here.
     pub fn now(&self) -> Moment {
         self.clock.now()
+    }
+
+    /// What the wall clock says, as those who sign events have it.
+    pub fn wall(&self) -> Moment {
+        self.clock.wall()
     }
 
     /// Keeps a clock that was set anew, soon: the event it belongs to is not written again.
@@ -152,9 +234,108 @@ impl Purgatory {
                 .is_some_and(|entry| entry.request.is_some())
     }
 
-    /// Whether the event of this id expired once.
-    pub fn expired_once(&self, id: &EventId) -> bool {
-        self.expired.contains(id)
+    fn expired(&self) -> MutexGuard<'_, Expired> {
+        self.expired.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn kept_alive(&self) -> MutexGuard<'_, KeptAlive> {
+        self.kept_alive
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the event of this id expired, and sync may not bring it back yet.
+    pub fn expired_lately(&self, id: &EventId) -> bool {
+        self.expired().is_refused(id, self.now())
+    }
+
+    /// How many entries are kept alive beyond their deadline.
+    pub fn kept_alive_count(&self) -> usize {
+        self.kept_alive().len()
+    }
+
+    /// Whether an entry whose deadline has come is kept alive: because the hunt has not had its tries, of
+    /// which `progress` says how far it has come under an identifier since a moment. If so, it is looked
+    /// at again.
+    pub fn keeps_alive(
+        &self,
+        entry: &WaitingEntry,
+        progress: impl Fn(&Identifier, Moment) -> Progress,
+    ) -> bool {
+        let now = self.now();
+        let waiting = match entry {
+            WaitingEntry::Announcement(repo) => self.announcements.get(repo).and_then(|one| {
+                let event = &one.announcement.event;
+                // By whichever state it was given its time last.
+                let since = one.created.max(one.expires.before(WAITS_FOR));
+                let progress = progress(&repo.identifier, since);
+                let facts = (
+                    author_of(event),
+                    size(event),
+                    one.expires,
+                    one.kept,
+                    progress,
+                );
+                (!one.soft_expired).then_some(facts)
+            }),
+            WaitingEntry::State(id) => self.states.get(id).map(|one| {
+                let State {
+                    event, identifier, ..
+                } = &one.state;
+                let progress = progress(identifier, one.created);
+                (
+                    author_of(event),
+                    size(event),
+                    one.expires,
+                    one.kept,
+                    progress,
+                )
+            }),
+            WaitingEntry::PullRequest(id) => self.pull_requests.get(id).and_then(|one| {
+                let identifiers = one.identifiers();
+                let event = &one.request?.event;
+                let of_each = identifiers.iter();
+                let progress = of_each
+                    .map(|identifier| progress(identifier, one.created))
+                    .fold(Progress::NotHunted, Progress::and);
+                Some((
+                    author_of(event),
+                    size(event),
+                    one.expires,
+                    one.kept,
+                    progress,
+                ))
+            }),
+        };
+        let Some((author, bytes, expires, kept, progress)) = waiting else {
+            return false;
+        };
+        let mut kept_alive = self.kept_alive();
+        let next = kept::judge(expires, kept, &progress, now, kept_alive.whole());
+        let next = next.filter(|_| {
+            let none = BTreeSet::new();
+            let domains = match &progress {
+                Progress::Untried(domains) => domains,
+                Progress::NotHunted | Progress::Tried => &none,
+            };
+            kept_alive.keep(entry, author, bytes, domains)
+        });
+        let Some(next) = next else {
+            kept_alive.forget(entry);
+            return false;
+        };
+        drop(kept_alive);
+        match entry {
+            WaitingEntry::Announcement(repo) => self.announcements.keep_alive(repo, next),
+            WaitingEntry::State(id) => self.states.keep_alive(id, next),
+            WaitingEntry::PullRequest(id) => self.pull_requests.keep_alive(id, next),
+        }
+        true
+    }
+
+    /// An entry has gone, or has a deadline of its own again.
+    fn is_kept_no_more(&self, entry: &WaitingEntry) {
+        self.kept_alive().forget(entry);
     }
 
     /// Makes a record durable; its clock is in it.
@@ -167,6 +348,8 @@ impl Purgatory {
     pub async fn keep_announcement(&self, repo: &RepoId) -> Result<(), JournalError> {
         match self.announcements.get(repo) {
             Some(entry) => {
+                // It may have taken the place of one that was.
+                self.is_kept_no_more(&WaitingEntry::Announcement(repo.clone()));
                 let record = announcement_record(&entry);
                 self.keep(repository_key(ANNOUNCEMENT, repo), &record).await
             }
@@ -182,9 +365,11 @@ impl Purgatory {
             state,
             created: now,
             expires: now + WAITS_FOR,
+            kept: None,
         });
         if let Some(id) = gave_way {
             self.forget(key(STATE, id.as_bytes()));
+            self.is_kept_no_more(&WaitingEntry::State(id));
         }
         gave_way != Some(id)
     }
@@ -205,6 +390,9 @@ impl Purgatory {
         let Some(entry) = self.pull_requests.get(id) else {
             return Ok(());
         };
+        if entry.kept.is_none() {
+            self.is_kept_no_more(&WaitingEntry::PullRequest(*id));
+        }
         match placeholder_record(id, &entry) {
             Some(record) => self.keep(key(PLACEHOLDER, id.as_bytes()), &record).await?,
             None => self.forget(key(PLACEHOLDER, id.as_bytes())),
@@ -222,6 +410,7 @@ impl Purgatory {
         until: Moment,
     ) -> Option<announcements::Waiting> {
         let entry = self.announcements.extend(repo, until)?;
+        self.is_kept_no_more(&WaitingEntry::Announcement(repo.clone()));
         let of = repository_key(ANNOUNCEMENT, repo);
         self.keep_clock(&of, entry.expires, entry.soft_expired);
         Some(entry)
@@ -238,6 +427,7 @@ impl Purgatory {
     /// Marks an announcement soft-expired.
     pub fn soft_expire(&self, repo: &RepoId) {
         if let Some(entry) = self.announcements.soft_expire(repo, self.now()) {
+            self.is_kept_no_more(&WaitingEntry::Announcement(repo.clone()));
             let of = repository_key(ANNOUNCEMENT, repo);
             self.keep_clock(&of, entry.expires, entry.soft_expired);
         }
@@ -246,6 +436,7 @@ impl Purgatory {
     /// Gives a state until `until` at least.
     pub fn extend_state(&self, id: &EventId, until: Moment) {
         if let Some(entry) = self.states.extend(id, until) {
+            self.is_kept_no_more(&WaitingEntry::State(*id));
             self.keep_clock(&key(STATE, id.as_bytes()), entry.expires, false);
         }
     }
@@ -253,6 +444,7 @@ impl Purgatory {
     /// Gives a pull request or placeholder until `until` at least.
     pub fn extend_pull_request(&self, id: &EventId, until: Moment) {
         if let Some(entry) = self.pull_requests.extend(id, until) {
+            self.is_kept_no_more(&WaitingEntry::PullRequest(*id));
             self.keep_clock(&key(REQUEST, id.as_bytes()), entry.expires, false);
         }
     }
@@ -260,6 +452,21 @@ impl Purgatory {
     /// Commits that were pushed there for a pull request have been removed again.
     pub async fn unpushed(&self, id: &EventId, from: &[Address]) -> Result<(), JournalError> {
         self.pull_requests.unpushed(id, from);
+        self.keep_what_is_left(id).await
+    }
+
+    /// Of what was pushed there for a pull request only this commit is left, durably; `None`: nothing is.
+    pub async fn only_pushed(
+        &self,
+        id: &EventId,
+        at: &Address,
+        commit: Option<Oid>,
+    ) -> Result<(), JournalError> {
+        self.pull_requests.only(id, at, commit);
+        self.keep_what_is_left(id).await
+    }
+
+    async fn keep_what_is_left(&self, id: &EventId) -> Result<(), JournalError> {
         let empty =
             |entry: &pull_requests::Waiting| entry.request.is_none() && entry.pushed.is_empty();
         if self.pull_requests.get(id).as_ref().is_some_and(empty) {
@@ -285,6 +492,7 @@ impl Purgatory {
     /// Takes an announcement out.
     pub fn remove_announcement(&self, repo: &RepoId) -> Option<announcements::Waiting> {
         let removed = self.announcements.remove(repo)?;
+        self.is_kept_no_more(&WaitingEntry::Announcement(repo.clone()));
         self.forget(repository_key(ANNOUNCEMENT, repo));
         Some(removed)
     }
@@ -292,6 +500,7 @@ impl Purgatory {
     /// Takes a state out.
     pub fn remove_state(&self, id: &EventId) -> Option<states::Waiting> {
         let removed = self.states.remove(id)?;
+        self.is_kept_no_more(&WaitingEntry::State(*id));
         self.forget(key(STATE, id.as_bytes()));
         Some(removed)
     }
@@ -299,6 +508,7 @@ impl Purgatory {
     /// Takes a pull request or placeholder out.
     pub fn remove_pull_request(&self, id: &EventId) -> Option<pull_requests::Waiting> {
         let removed = self.pull_requests.remove(id)?;
+        self.is_kept_no_more(&WaitingEntry::PullRequest(*id));
         self.forget(key(REQUEST, id.as_bytes()));
         self.forget(key(PLACEHOLDER, id.as_bytes()));
         Some(removed)
@@ -374,16 +584,32 @@ impl Purgatory {
             .collect()
     }
 
-    /// Remembers that an event expired.
-    pub fn remember_expired(&self, id: EventId) {
-        let record = Record::Expired {
-            id: id.to_hex(),
-            at: self.now(),
-        };
+    /// Remembers that an event expired, which waited under these.
+    pub fn remember_expired(&self, id: EventId, under: impl IntoIterator<Item = Identifier>) {
+        let now = self.now();
+        let (known, forgotten) = self.expired().expires(id, under, now);
+        let record = expired_record(&id, now, &known);
         self.journal.keep_soon(key(EXPIRED, id.as_bytes()), &record);
-        if let Some(forgotten) = self.expired.remember(id) {
+        if let Some(forgotten) = forgotten {
             self.journal.forget(key(EXPIRED, forgotten.as_bytes()));
         }
+    }
+
+    /// Whether a state or a pull request waits under an identifier.
+    pub fn waits_for_release_under(&self, identifier: &Identifier) -> bool {
+        self.states.waits_under(identifier) || self.pull_requests.waits_under(identifier)
+    }
+
+    /// Something says that the data of what expired under an identifier may be there now: sync may bring
+    /// it back at once. Says whether there was any.
+    pub fn data_may_be_there(&self, identifier: &Identifier) -> bool {
+        let now = self.now();
+        let freed = self.expired().data_may_be_there(identifier, now);
+        for (id, known) in &freed {
+            let record = expired_record(id, now, known);
+            self.journal.keep_soon(key(EXPIRED, id.as_bytes()), &record);
+        }
+        !freed.is_empty()
     }
 
     /// Every identifier under which something waits.
@@ -404,8 +630,6 @@ impl Purgatory {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use grasp_proto::words::Oid;
 
     use super::*;
@@ -462,7 +686,7 @@ mod tests {
             }
             purgatory.forget_place(&gone, &space);
             purgatory.forget_place(&gone, &(&repo).into());
-            purgatory.remember_expired(gone);
+            purgatory.remember_expired(gone, [repo.identifier.clone()]);
             purgatory.keep_pull_request(&placeholder).await.unwrap();
         }
         let copy = tempfile::tempdir().unwrap();
@@ -477,11 +701,30 @@ mod tests {
         assert!(again.holds(&state.id()) && again.holds(&request.id()));
         assert!(!again.holds(&placeholder));
         let pushed = again.pull_requests.get(&placeholder).unwrap().pushed;
-        assert_eq!(pushed.get(&Address::from(&repo)), Some(&oid));
-        assert_eq!(pushed.get(&space), Some(&oid));
+        assert_eq!(
+            pushed.get(&Address::from(&repo)),
+            Some(&BTreeSet::from([oid]))
+        );
+        assert_eq!(pushed.get(&space), Some(&BTreeSet::from([oid])));
         let both = [space.clone(), (&repo).into()];
         assert_eq!(again.places.all(), [(placeholder, both.into())]);
-        assert!(again.expired_once(&gone));
+        assert!(again.expired_lately(&gone));
+        assert!(again.data_may_be_there(&repo.identifier) && !again.expired_lately(&gone));
+        assert!(!again.data_may_be_there(&repo.identifier));
         assert_eq!(again.identifiers().len(), 1);
+    }
+
+    #[test]
+    fn what_expired_before_is_read_as_it_was_written() {
+        let clock = Clock::standing_at(Moment::from_millis(1_000_000_000));
+        let purgatory = Purgatory::new(Journal::none(), clock.clone());
+        let id = EventId::from_bytes([8; 32]);
+        let at = clock.now().as_millis();
+        let written = format!(r#"{{"Expired":{{"id":"{}","at":{at}}}}}"#, id.to_hex());
+        let record: Record = serde_json::from_str(&written).unwrap();
+        purgatory.restore(vec![(key(EXPIRED, id.as_bytes()), record)]);
+        assert!(purgatory.expired_lately(&id));
+        clock.advance(Duration::from_secs(4 * 60 * 60));
+        assert!(!purgatory.expired_lately(&id));
     }
 }

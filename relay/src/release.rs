@@ -4,7 +4,9 @@
 //! between any two steps the same call finishes the work. To be called in the queue of the
 //! identifier only (see [`crate::serial`]).
 
+mod authority;
 mod pull_request;
+mod stored;
 mod turns;
 
 use std::{collections::BTreeSet, sync::Arc, time::Instant};
@@ -33,6 +35,9 @@ use crate::{
     store::{Saved, Store, StoreError},
 };
 
+use stored::StoredFor;
+
+pub use authority::ChangedSets;
 pub use turns::{go_on, make_repository, release_identifier};
 
 /// Why something was not released.
@@ -156,6 +161,15 @@ pub struct Release {
 }
 
 impl Release {
+    /// Something says that the data of what expired under an identifier may be there now: sync may bring
+    /// it back at once.
+    pub fn data_may_be_there(&self, identifier: &Identifier) {
+        if self.purgatory.data_may_be_there(identifier) {
+            tracing::debug!(%identifier, "what expired may come back");
+            self.repositories.want_anew(identifier);
+        }
+    }
+
     /// Says why something under an identifier was not done, and has it tried again if that may
     /// help.
     pub fn note(&self, identifier: &Identifier, error: &ReleaseError, what: &str) {
@@ -178,14 +192,6 @@ impl Release {
             self.live.publish(event);
         }
         Ok(saved)
-    }
-
-    /// The latest stored state that is authorised for a repository.
-    pub async fn latest_stored(&self, repo: &RepoId) -> Result<Option<State>, StoreError> {
-        let authors = self.repositories.maintainers(repo);
-        let stored = self.store.states(authors, &repo.identifier).await?;
-        let stored = stored.into_iter().map(Arc::new);
-        Ok(latest(stored.filter_map(|event| State::read(event).ok())))
     }
 
     /// Which of the wanted objects are not in an identifier's pool.
@@ -314,15 +320,20 @@ impl Release {
         if let Some(aim) = aim {
             here.retain(|(repo, _)| *repo != aim.repo);
             if let Some(standing) = self.repositories.standing(&aim.repo) {
-                self.settle(&aim.repo, standing, Some(state), Some(aim))
+                let stored = self.stored_for([&aim.repo]).await?;
+                self.settle(&aim.repo, standing, Some(state), Some(aim), &stored)
                     .await?;
             }
         }
+        let stored = self.stored_for(here.iter().map(|(repo, _)| repo)).await?;
         let mut all_settled = so_far.is_none_or(|so_far| so_far.all_settled);
         let mut last_error = None;
         let mut settled = usize::from(aim.is_some() || so_far.is_some());
         for (repo, standing) in here {
-            match self.settle(&repo, standing, Some(state), None).await {
+            match self
+                .settle(&repo, standing, Some(state), None, &stored)
+                .await
+            {
                 Ok(()) => settled += 1,
                 Err(error) if error.is_unreachable() => return Err(error),
                 Err(error) => {
@@ -342,6 +353,7 @@ impl Release {
         });
         if served {
             self.serve(&state.event).await?;
+            self.drop_superseded(state);
             if all_settled
                 && is_last_turn
                 && let Some(waited) = self.purgatory.remove_state(&state.id())
@@ -357,6 +369,17 @@ impl Release {
         Ok(Released { served, more })
     }
 
+    /// Earlier versions of a state that is served wait for nothing: they will never be served, and
+    /// nothing is to be looked for on their account.
+    fn drop_superseded(&self, served: &State) {
+        let states = &self.purgatory.states;
+        for waiting in states.by_author(&served.identifier, &served.author) {
+            if later(&waiting.state.event, &served.event).is_lt() {
+                self.purgatory.remove_state(&waiting.state.id());
+            }
+        }
+    }
+
     /// Whether a state waits or is served.
     async fn is_kept(&self, id: &EventId) -> Result<bool, StoreError> {
         Ok(self.purgatory.states.get(id).is_some() || self.store.has(id).await?)
@@ -370,18 +393,22 @@ impl Release {
         standing: Standing,
         releasing: Option<&State>,
         aim: Option<&Aim>,
+        stored: &StoredFor,
     ) -> Result<(), ReleaseError> {
-        let stored = self.latest_stored(repo).await?;
-        let Some(target) = latest(stored.into_iter().chain(releasing.cloned())) else {
+        let latest_stored = stored.latest(repo);
+        let Some(target) = latest(latest_stored.into_iter().chain(releasing.cloned())) else {
             return Ok(());
         };
         let is_new = releasing.is_some_and(|state| state.id() == target.id());
         if !is_new && standing == Standing::Active {
             return Ok(());
         }
+        if self.retains_a_later_state(repo, &target).await? {
+            return Ok(());
+        }
         self.align(repo, &target, aim).await?;
         if standing == Standing::Waiting && target.names_something() {
-            self.promote(repo).await?;
+            self.promote(repo, stored).await?;
         }
         Ok(())
     }
@@ -392,11 +419,7 @@ impl Release {
                 .objects()
                 .map(|(name, oid)| (name.clone(), oid))
                 .collect(),
-            // As soon as that branch's data is here, and no sooner.
-            head: state
-                .head
-                .clone()
-                .filter(|head| state.oid_of(head).is_some()),
+            head: state.default_branch().cloned(),
             expected: aim.map(|aim| aim.expected.clone()).unwrap_or_default(),
             incarnation: aim.map(|aim| aim.incarnation.clone()).unwrap_or_default(),
         };
@@ -404,18 +427,20 @@ impl Release {
             // It was soft-expired, or never made because the git storage was away.
             Err(GitError::NotFound) if aim.is_none() => {
                 self.make(repo).await?;
-                self.git.align(repo, alignment).await
+                self.git.align(repo, alignment).await?;
             }
-            result => result,
+            result => result?,
         }
+        self.purgatory.note_applied(repo, state);
+        Ok(())
     }
 
     /// Its git data is here: the announcement is served.
-    async fn promote(&self, repo: &RepoId) -> Result<(), ReleaseError> {
+    async fn promote(&self, repo: &RepoId, stored: &StoredFor) -> Result<(), ReleaseError> {
         let Some(entry) = self.purgatory.announcements.get(repo) else {
             return Ok(());
         };
-        self.put_known_pull_requests(repo).await?;
+        self.put_stored_pull_requests(repo, stored).await?;
         // Whatever was to go under this name before, this is to stay.
         self.purgatory.undoom(repo);
         self.serve(&entry.announcement.event).await?;
@@ -431,33 +456,8 @@ impl Release {
 
     /// Promotes a waiting announcement if its data came before it, by another's address.
     pub async fn promote_if_here(&self, repo: &RepoId) -> Result<(), ReleaseError> {
-        self.settle(repo, Standing::Waiting, None, None).await
-    }
-
-    /// Makes a served repository equal to its latest stored state, after a later one went or its
-    /// maintainers changed.
-    pub async fn realign(&self, repo: &RepoId) -> Result<(), ReleaseError> {
-        match self.latest_stored(repo).await? {
-            Some(state) => Ok(self.align(repo, &state, None).await?),
-            None => Ok(()),
-        }
-    }
-
-    /// After the maintainers an owner names have changed: whoever trusts that owner may have
-    /// another latest state now. Those there is no room for in this turn have theirs soon.
-    pub async fn maintainers_changed(&self, trusting: Vec<(RepoId, Standing)>) {
-        if let Some((repo, _)) = trusting.get(ALIGNED_A_TURN) {
-            self.unfinished.insert(repo.identifier.clone(), ());
-        }
-        for (repo, _) in trusting.into_iter().take(ALIGNED_A_TURN) {
-            let result = match self.repositories.standing(&repo) {
-                Some(Standing::Active) => self.realign(&repo).await,
-                Some(Standing::Waiting) => self.promote_if_here(&repo).await,
-                _ => Ok(()),
-            };
-            if let Err(error) = result {
-                self.note(&repo.identifier, &error, "a repository was not aligned");
-            }
-        }
+        let stored = self.stored_for([repo]).await?;
+        self.settle(repo, Standing::Waiting, None, None, &stored)
+            .await
     }
 }

@@ -10,10 +10,13 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use dashmap::{DashMap, Entry};
+use dashmap::{DashMap, DashSet, Entry};
 use grasp_proto::words::{Identifier, Npub, RepoId};
 
-use crate::{maintainers::Maintainers, nip34::announcement::Announcement};
+use crate::{
+    maintainers::{MaintainerRule, Maintainers},
+    nip34::announcement::Announcement,
+};
 
 /// How an announcement stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,10 +41,26 @@ impl Standing {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Project {
     standing: BTreeMap<Npub, Standing>,
     maintainers: Maintainers,
+    /// Owners whose maintainers have changed, and whose repositories were not judged again since.
+    changed: BTreeSet<Npub>,
+}
+
+impl Project {
+    fn new(rule: MaintainerRule) -> Self {
+        Self {
+            standing: BTreeMap::new(),
+            maintainers: Maintainers::new(rule),
+            changed: BTreeSet::new(),
+        }
+    }
+
+    fn has_changed(&self) -> bool {
+        !self.changed.is_empty() || self.maintainers.has_stale_views()
+    }
 }
 
 /// Who is told of every announcement that comes, changes or goes. Told by whoever decides: must
@@ -50,18 +69,37 @@ pub trait Announced: fmt::Debug + Send + Sync {
     /// The announcement of a repository stands so now, perhaps as before and in another version;
     /// `None`: there is none any more.
     fn announced(&self, repo: &RepoId, standing: Option<Standing>);
+
+    /// Events of a repository that were not worth fetching may be by now.
+    fn is_wanted_anew(&self, _repo: &RepoId) {}
 }
 
 /// All announcements, by identifier and owner.
 #[derive(Debug, Default)]
 pub struct Repositories {
+    rule: MaintainerRule,
     projects: DashMap<Identifier, Project>,
+    /// Identifiers under which somebody's maintainers have changed: taken while a project is held.
+    changed: DashSet<Identifier>,
     /// In how many announcements each is owner or named: taken while a project is held.
     people: DashMap<Npub, usize>,
     told: OnceLock<Arc<dyn Announced>>,
 }
 
 impl Repositories {
+    /// Nothing is announced yet; maintainers are by this rule.
+    pub fn new(rule: MaintainerRule) -> Self {
+        Self {
+            rule,
+            ..Self::default()
+        }
+    }
+
+    /// The rule that maintainers are by.
+    pub fn rule(&self) -> MaintainerRule {
+        self.rule
+    }
+
     /// From now on `whom` is told of every change. Only the first counts.
     pub fn tell(&self, whom: Arc<dyn Announced>) {
         // There is one, and it is told once.
@@ -71,16 +109,34 @@ impl Repositories {
     /// An announcement stands so from now on.
     pub fn set(&self, announcement: &Announcement, standing: Standing) {
         let RepoId { owner, identifier } = &announcement.repo;
-        let mut project = self.projects.entry(identifier.clone()).or_default();
+        let mut project = self
+            .projects
+            .entry(identifier.clone())
+            .or_insert_with(|| Project::new(self.rule));
         let is_new = project.standing.insert(*owner, standing).is_none();
         self.leave(None, project.maintainers.named(owner));
-        self.enter(is_new.then_some(owner), &announcement.maintainers);
-        project
-            .maintainers
-            .announce(*owner, &announcement.maintainers);
+        self.enter(is_new.then_some(owner), &announcement.listing.names);
+        let changed = project.maintainers.announce(*owner, &announcement.listing);
+        self.note_changed(identifier, &mut project, changed);
         drop(project);
         if let Some(told) = self.told.get() {
             told.announced(&announcement.repo, Some(standing));
+        }
+    }
+
+    /// Events under an identifier that were not worth fetching may be by now.
+    pub fn want_anew(&self, identifier: &Identifier) {
+        let Some(told) = self.told.get() else {
+            return;
+        };
+        let owners: Vec<Npub> = self
+            .projects
+            .get(identifier)
+            .map(|project| project.standing.keys().copied().collect())
+            .unwrap_or_default();
+        for owner in owners {
+            let identifier = identifier.clone();
+            told.is_wanted_anew(&RepoId { owner, identifier });
         }
     }
 
@@ -90,7 +146,8 @@ impl Repositories {
             let was_here = project.get_mut().standing.remove(&repo.owner).is_some();
             let named = project.get().maintainers.named(&repo.owner);
             self.leave(was_here.then_some(&repo.owner), named);
-            project.get_mut().maintainers.withdraw(&repo.owner);
+            let changed = project.get_mut().maintainers.withdraw(&repo.owner);
+            self.note_changed(&repo.identifier, project.get_mut(), changed);
             if project.get().standing.is_empty() {
                 project.remove();
             }
@@ -98,6 +155,48 @@ impl Repositories {
         if let Some(told) = self.told.get() {
             told.announced(repo, None);
         }
+    }
+
+    fn note_changed(&self, name: &Identifier, project: &mut Project, changed: BTreeSet<Npub>) {
+        project.changed.extend(changed);
+        if project.has_changed() {
+            self.changed.insert(name.clone());
+        }
+    }
+
+    /// The repositories under an identifier whose maintainers have changed and that were not judged again
+    /// since, `most` of them at once; whether there are more. Whoever takes them judges them.
+    pub fn take_changed(&self, identifier: &Identifier, most: usize) -> (Vec<RepoId>, bool) {
+        let Some(mut project) = self.projects.get_mut(identifier) else {
+            self.changed.remove(identifier);
+            return (Vec::new(), false);
+        };
+        let more = project.maintainers.work_off();
+        project.changed.extend(more);
+        let mut taken = Vec::new();
+        while taken.len() < most
+            && let Some(owner) = project.changed.pop_first()
+        {
+            let identifier = identifier.clone();
+            taken.push(RepoId { owner, identifier });
+        }
+        let is_more = project.has_changed();
+        if !is_more {
+            self.changed.remove(identifier);
+        }
+        (taken, is_more)
+    }
+
+    /// For the start, which looks through everything: nothing is to be judged again for having been read.
+    pub fn forget_changed(&self) {
+        for identifier in self.changed() {
+            while self.take_changed(&identifier, usize::MAX).1 {}
+        }
+    }
+
+    /// The identifiers under which somebody's maintainers have changed and that was not seen to.
+    pub fn changed(&self) -> Vec<Identifier> {
+        self.changed.iter().map(|one| one.key().clone()).collect()
     }
 
     fn enter<'a>(&self, owner: Option<&'a Npub>, named: impl IntoIterator<Item = &'a Npub>) {
@@ -160,7 +259,7 @@ impl Repositories {
         let Some(project) = self.projects.get(identifier) else {
             return Vec::new();
         };
-        let owners = project.maintainers.owners_trusting(author).into_iter();
+        let owners = project.maintainers.owners_trusting(author);
         owners
             .filter_map(|owner| {
                 let identifier = identifier.clone();
@@ -168,6 +267,45 @@ impl Repositories {
                 Some((RepoId { owner, identifier }, standing))
             })
             .collect()
+    }
+
+    /// Whether `author` is in the maintainer set of a repository.
+    pub fn is_maintainer(&self, repo: &RepoId, author: &Npub) -> bool {
+        let project = self.projects.get(&repo.identifier);
+        project.is_some_and(|project| project.maintainers.is_in_set_of(&repo.owner, author))
+    }
+
+    /// Whether somebody else's announcement names the owner of a repository: its own announcement may be
+    /// the answer.
+    pub fn is_invited(&self, repo: &RepoId) -> bool {
+        let project = self.projects.get(&repo.identifier);
+        project.is_some_and(|project| project.maintainers.is_invited(&repo.owner))
+    }
+
+    /// Whether the owner of a repository is named by, or maintains, somebody else's that is here or may
+    /// be.
+    pub fn is_wanted_here(&self, repo: &RepoId) -> bool {
+        let Some(project) = self.projects.get(&repo.identifier) else {
+            return false;
+        };
+        let is_here = |owner: &Npub| project.standing.get(owner).is_some_and(|one| one.is_here());
+        project.maintainers.is_wanted_by(&repo.owner, is_here)
+    }
+
+    /// The repositories elsewhere whose announcements are of use to this one.
+    pub fn elsewhere_for(&self, repo: &RepoId) -> Vec<RepoId> {
+        let Some(project) = self.projects.get(&repo.identifier) else {
+            return Vec::new();
+        };
+        let wanted = project.maintainers.wanted_by(&repo.owner).into_iter();
+        let is_elsewhere = |owner: &Npub| project.standing.get(owner) == Some(&Standing::Elsewhere);
+        let others = wanted.filter(|owner| *owner != repo.owner && is_elsewhere(owner));
+        let identifier = &repo.identifier;
+        let repo = |owner| RepoId {
+            owner,
+            identifier: identifier.clone(),
+        };
+        others.map(repo).collect()
     }
 
     /// The owners who announced the identifier and stand so.
@@ -228,21 +366,29 @@ mod tests {
         let known = Repositories::default();
         let (first, second, third) = (
             announcement(1, &[2]),
-            announcement(2, &[3]),
-            announcement(3, &[]),
+            announcement(2, &[1, 3]),
+            announcement(3, &[2]),
         );
         known.set(&first, Standing::Active);
         known.set(&second, Standing::Waiting);
+        known.set(&third, Standing::Elsewhere);
         let identifier = &first.repo.identifier;
         let author = third.repo.owner;
-        assert_eq!(known.trusting(identifier, &author).len(), 2);
+        assert_eq!(known.trusting(identifier, &author).len(), 3);
         assert!(known.maintainers(&first.repo).contains(&author));
         assert_eq!(
             known.owners(identifier, Standing::Waiting),
             [second.repo.owner]
         );
+        let (taken, is_more) = known.take_changed(identifier, 2);
+        assert!(taken.len() == 2 && is_more && known.changed() == [identifier.clone()]);
+        known.take_changed(identifier, 2);
+        assert!(known.changed().is_empty());
         known.remove(&second.repo);
-        assert!(known.trusting(identifier, &author).is_empty());
+        assert_eq!(known.trusting(identifier, &author).len(), 1);
+        let (changed, is_more) = known.take_changed(identifier, 9);
+        assert!(changed.contains(&first.repo) && changed.contains(&third.repo) && !is_more);
+        known.remove(&third.repo);
         known.remove(&first.repo);
         assert!(!known.is_announced(identifier));
     }

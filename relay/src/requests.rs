@@ -30,7 +30,7 @@ use crate::{
         Journal, JournalError, Key, key,
         shelf::{Act, Look},
     },
-    nip34::{DELETION, author_of, id_of},
+    nip34::{DELETION, author_of, horizon, id_of},
     policy::deletion::{self, Target},
     release::Release,
     store::{Store, StoreError},
@@ -426,7 +426,30 @@ impl Release {
             Some(request) => Some(request),
             None => self.requests.gate(event).await?,
         };
-        Ok(request.map(KeptOut::Deleted))
+        match request {
+            Some(request) if !self.is_outlived(request, event).await? => {
+                Ok(Some(KeptOut::Deleted(request)))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Whether an event was made after a request came that deletes it by its address and lies in the
+    /// future, as was accepted before that was refused: nothing could ever come after it.
+    async fn is_outlived(&self, request: EventId, event: &Event) -> Result<bool, AgeingError> {
+        let look = move |look: &Look<'_>| known(look, &request);
+        let noted = self.requests.journal.look(look).await?;
+        let stored = match self.store.apart().by_id(&request).await? {
+            Some(stored) => Some(stored),
+            None => noted.as_ref().and_then(Known::event),
+        };
+        let (Some(noted), Some(stored)) = (noted, stored) else {
+            return Ok(false);
+        };
+        let names_it = deletion::targets(&stored).contains(&Target::Id(id_of(event)));
+        Ok(stored.created_at > horizon()
+            && !names_it
+            && event.created_at.as_secs() > noted.came.as_secs())
     }
 
     /// A request deleted something, or kept something out.

@@ -52,26 +52,23 @@ impl Release {
     /// A waiting announcement is out of purgatory, and so out of service what was served without a
     /// repository here because this one named its owner.
     pub async fn waits_no_more(&self, repo: &RepoId) -> Result<(), RetireError> {
-        let named = self.repositories.maintainers(repo);
+        let served_for_it = self.repositories.elsewhere_for(repo);
         self.purgatory.remove_announcement(repo);
         self.stand_as_stored(repo).await;
-        for owner in named {
-            let identifier = repo.identifier.clone();
-            let other = RepoId { owner, identifier };
-            let is_elsewhere = self.repositories.standing(&other) == Some(Standing::Elsewhere);
-            if other != *repo
-                && is_elsewhere
-                && !self.is_named(&other)
+        for other in served_for_it {
+            if !self.repositories.is_wanted_here(&other)
                 && let Some(stored) = self.store.announcement(&other).await?
             {
                 self.delist(&other, &stored, Reason::MovedAway).await?;
             }
         }
+        self.judge_changed_sets_and_release_later(&repo.identifier)
+            .await;
         Ok(())
     }
 
     /// A repository that is here, or was to be, is elsewhere from now on, by an announcement that is
-    /// served because its author maintains another's.
+    /// served because another's names its author.
     pub async fn move_elsewhere(&self, announcement: &Announcement) -> Result<(), RetireError> {
         let repo = &announcement.repo;
         let standing = self.repositories.standing(repo);
@@ -157,7 +154,9 @@ impl Release {
         self.drop_unauthorised_states(repo);
         self.purgatory.flush().await?;
         self.carry_out_doom(repo).await;
-        self.maintainers_changed(trusting).await;
+        self.realign_all(trusting).await;
+        self.judge_changed_sets_and_release_later(&repo.identifier)
+            .await;
         Ok(())
     }
 
@@ -353,6 +352,7 @@ impl Release {
         match gone {
             Ok(Ok(()) | Err(GitError::NotFound)) => {
                 self.purgatory.undoom(repo);
+                self.purgatory.forget_applied(repo);
                 true
             }
             Ok(Err(error)) => {

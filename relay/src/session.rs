@@ -10,13 +10,15 @@
 
 mod answers;
 mod identity;
-mod library;
-mod message;
+pub mod message;
+mod reconciliation;
 pub mod socket;
+mod stored;
 mod writer;
 
 use std::{
     fmt,
+    io::ErrorKind,
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -24,8 +26,8 @@ use std::{
 
 use bytes::Bytes;
 use futures::{StreamExt, stream::SplitStream};
-use grasp_proto::client::{Allowance, Client, Rates, Refused};
-use nostr::{Event, Timestamp};
+use grasp_proto::client::{Allowance, Client, Rates, Refused as RateRefused};
+use nostr::{Event, Filter, Timestamp};
 use nostr_database::NostrDatabase;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -43,27 +45,37 @@ use tokio_tungstenite::{
 };
 use tokio_util::sync::CancellationToken;
 
+pub use self::{
+    answers::NEGOTIATIONS,
+    message::{FILTERS, SUBSCRIPTION_ID, VALUES as FILTER_VALUES},
+    writer::Patience,
+};
 use self::{
-    answers::{Answers, Ask, Waiting},
+    answers::{Answers, Ask, Asked, Waiting},
     identity::Identity,
-    library::Library,
-    message::ClientMessage,
-    socket::Socket,
+    message::{ClientMessage, Refused},
+    socket::{Socket, UnfinishedBudget},
+    stored::Storage,
     writer::{FRAGMENT, Pulse, UNWRITTEN, Writer},
 };
-pub use self::{message::SUBSCRIPTION_ID, writer::Patience};
 use crate::{
     config::Config,
     live::{
         Connection, Live,
+        kept_filter::KeptFilter,
         outbox::{Farewell, Outbox, Outgoing},
     },
     meters,
+    nip34::bounds,
+    policy::event_size::EventSizeLimits,
     verdict::{Door, Origin},
 };
 
 /// Events of one connection that may wait to be admitted, and questions that may wait.
 const PIPELINED: usize = 32;
+/// Bytes of memory that these events, and as many that these questions, may take. One that takes more waits
+/// alone.
+const WAITING_BYTES: usize = 1 << 20;
 /// What a websocket reads at once; small, as most connections are idle.
 const READ_BUFFER: usize = 4 << 10;
 /// How long what a client still sends is read after we have ended the connection. Closing while
@@ -77,6 +89,11 @@ const TOO_LARGE: Farewell = Farewell {
     reason: "message too large, see max_message_length in the NIP-11 document",
     cause: "too_large",
 };
+const BUSY: Farewell = Farewell {
+    code: 1013,
+    reason: "too many long messages are on their way to this relay, try again later",
+    cause: "busy",
+};
 const NOT_TEXT: Farewell = Farewell {
     code: 1007,
     reason: "a text message was not UTF-8",
@@ -89,8 +106,13 @@ const MALFORMED: Farewell = Farewell {
 };
 
 /// The longest message taken: an event that is too large, but not by far, is still answered by id.
-pub fn max_message_bytes(max_event_bytes: usize) -> usize {
-    (2 * max_event_bytes).max(128 << 10)
+pub fn max_message_bytes(sizes: &EventSizeLimits) -> usize {
+    let of_states = sizes.states.saturating_add(sizes.states / 4);
+    sizes
+        .most_kinds
+        .saturating_mul(2)
+        .max(of_states)
+        .max(128 << 10)
 }
 
 /// What all connections have in common.
@@ -98,8 +120,10 @@ pub struct Sessions {
     config: Arc<Config>,
     door: Arc<dyn Door>,
     live: Arc<Live>,
-    library: Arc<Library>,
-    negotiations: Arc<Semaphore>,
+    storage: Arc<Storage>,
+    /// Ids that reconciliations may hold.
+    negotiated: Arc<Semaphore>,
+    unfinished: Arc<UnfinishedBudget>,
     /// Events that one client may send.
     events: Option<Arc<Rates>>,
     patience: Patience,
@@ -126,8 +150,9 @@ impl Sessions {
         stop: CancellationToken,
     ) -> Self {
         Self {
-            library: Library::new(database),
-            negotiations: Arc::new(Semaphore::new(answers::ALL_NEGOTIATIONS)),
+            storage: Storage::new(database),
+            negotiated: Arc::new(Semaphore::new(answers::ALL_ITEMS)),
+            unfinished: Arc::default(),
             events: Rates::new(config.client_limits.events_per_minute, MINUTE).map(Arc::new),
             config,
             door,
@@ -137,18 +162,17 @@ impl Sessions {
         }
     }
 
-    /// What a client may send, if that is limited.
-    fn of_client(&self, address: IpAddr) -> Option<(Arc<Rates>, Client)> {
+    /// The client behind an address, if it has limits.
+    fn limited_client(&self, address: IpAddr) -> Option<Client> {
         let is_limited = !self.config.client_limits.unlimited.contain(address);
-        let events = self.events.clone().filter(|_| is_limited)?;
-        Some((events, Client::of(address)))
+        is_limited.then(|| Client::of(address))
     }
 
     /// Serves one websocket, whose handshake is done, until it ends. `read` was read already;
     /// `address` is the client's.
     pub async fn serve(&self, tcp: TcpStream, read: Bytes, address: IpAddr) {
-        let (socket, traffic) = Socket::new(tcp);
-        let max = max_message_bytes(self.config.limits.max_event_bytes);
+        let (socket, traffic) = Socket::new(tcp, self.unfinished.clone());
+        let max = max_message_bytes(&self.config.limits.event_sizes);
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER)
             .write_buffer_size(FRAGMENT)
@@ -159,30 +183,31 @@ impl Sessions {
         let websocket =
             WebSocketStream::from_partially_read(socket, read.into(), role, Some(config)).await;
         let (mut sink, mut stream) = websocket.split();
+        let client = self.limited_client(address);
 
-        let connection = Arc::new(self.live.connect());
+        let connection = Arc::new(self.live.connect(client));
         let outbox = connection.outbox().clone();
         let pulse = Pulse::new(outbox.clone(), traffic, self.patience);
         let (events, admissions) = mpsc::channel(PIPELINED);
         let (asks, questions) = mpsc::channel(PIPELINED);
         let answers = Answers::new(
             connection.clone(),
-            self.library.clone(),
+            self.storage.clone(),
             self.config.limits.filter_limit,
-            self.negotiations.clone(),
+            self.negotiated.clone(),
         );
         let reader = Reader {
             config: &self.config,
             connection,
             events,
             asks,
-            event_room: Arc::new(Semaphore::new(2 * max)),
-            ask_room: Arc::new(Semaphore::new(2 * max)),
+            event_room: Arc::new(Semaphore::new(WAITING_BYTES)),
+            ask_room: Arc::new(Semaphore::new(WAITING_BYTES)),
             allowance: match self.config.limits.events_per_minute {
                 0 => None,
                 most => Some(Allowance::new(most.into(), MINUTE, Instant::now())),
             },
-            of_client: self.of_client(address),
+            of_client: self.events.clone().zip(client),
             identity: Identity::default(),
         };
         let gone = tokio::select! {
@@ -191,7 +216,7 @@ impl Sessions {
             () = pulse.watch(&self.stop) => false,
             () = Writer::new(&mut sink, &pulse).run() => false,
             () = reader.run(&mut stream, &pulse) => true,
-            () = self.admit(admissions, &outbox) => false,
+            () = self.admit(admissions, client, &outbox) => false,
             () = answers.run(questions) => false,
         };
         let Ok(mut websocket) = sink.reunite(stream) else {
@@ -206,12 +231,18 @@ impl Sessions {
     }
 
     /// Admits a connection's events, one after the other.
-    async fn admit(&self, mut admissions: mpsc::Receiver<Admission>, outbox: &Outbox) {
+    async fn admit(
+        &self,
+        mut admissions: mpsc::Receiver<Admission>,
+        client: Option<Client>,
+        outbox: &Outbox,
+    ) {
         while let Some((event, _room)) = admissions.recv().await {
             let id = event.id.to_hex();
             let door = self.door.clone();
             // A task of its own: a client that goes away must not stop what has begun.
-            let judged = tokio::spawn(async move { door.admit(*event, Origin::User).await });
+            let origin = Origin::User(client);
+            let judged = tokio::spawn(async move { door.admit(*event, origin).await });
             let answer = match judged.await {
                 Ok(verdict) => message::ok(&id, verdict.ok, &verdict.message),
                 Err(error) => {
@@ -265,6 +296,7 @@ impl Reader<'_> {
                 // Pings are answered, and closes returned, below.
                 Some(Ok(_)) => continue,
                 Some(Err(Error::Capacity(CapacityError::MessageTooLong { .. }))) => TOO_LARGE,
+                Some(Err(Error::Io(error))) if error.kind() == ErrorKind::OutOfMemory => BUSY,
                 Some(Err(Error::Utf8(_))) => NOT_TEXT,
                 Some(Err(Error::Protocol(error))) if !is_gone(&error) => MALFORMED,
                 Some(Err(_)) | None => return,
@@ -282,8 +314,8 @@ impl Reader<'_> {
         meters::received(text);
         let size = text.len();
         let limits = &self.config.limits;
-        match message::read(text, limits.max_event_bytes) {
-            Ok(ClientMessage::Event(event)) => self.event(event, size).await,
+        match message::read(text, &limits.event_sizes) {
+            Ok(ClientMessage::Event(event)) => self.event(event).await,
             Ok(ClientMessage::Auth(proof)) => {
                 let now = Timestamp::now();
                 let result = self.identity.prove(&proof, &self.config.domain, now);
@@ -293,11 +325,11 @@ impl Reader<'_> {
             }
             Ok(ClientMessage::Req { id, filters }) => {
                 let most = limits.max_subscriptions;
-                match self.connection.subscribe(&id, filters, size, most) {
+                let filters = filters.into_iter().map(KeptFilter::from).collect();
+                match self.connection.subscribe(&id, filters, most) {
                     Ok(subscription) => self.ask(Ask::Stored(subscription), size).await,
                     Err(error) => {
-                        // What is refused must not go on under its old filters either.
-                        self.connection.unsubscribe(&id);
+                        meters::limited("filters");
                         let reason = format!("rate-limited: {error}");
                         self.say(message::closed(&id, &reason)).await;
                     }
@@ -306,24 +338,50 @@ impl Reader<'_> {
             Ok(ClientMessage::Close { id }) => {
                 self.connection.unsubscribe(&id);
             }
-            Ok(ClientMessage::Count { id, filter }) => {
-                self.ask(Ask::Count(id, filter), size).await;
-            }
+            Ok(ClientMessage::Count { id, filter }) => match self.asked(filter) {
+                Ok(asked) => self.ask(Ask::Count(id, asked), size).await,
+                Err(reason) => self.say(message::closed(&id, &reason)).await,
+            },
             Ok(ClientMessage::NegOpen {
                 id,
                 filter,
                 message,
-            }) => self.ask(Ask::NegOpen(id, filter, message), size).await,
+            }) => match self.asked(filter) {
+                Ok(asked) => self.ask(Ask::NegOpen(id, asked, message), size).await,
+                Err(reason) => self.ask(Ask::NegRefused(id, reason), size).await,
+            },
             Ok(ClientMessage::NegMsg { id, message }) => {
                 self.ask(Ask::NegMsg(id, message), size).await;
             }
             Ok(ClientMessage::NegClose { id }) => self.ask(Ask::NegClose(id), size).await,
-            Err(answer) => self.say(answer).await,
+            Err(Refused::Answer(answer)) => self.say(answer).await,
+            Err(Refused::Subscription { id, reason }) => {
+                // What is refused must not go on under its old filters either.
+                self.connection.unsubscribe(&id);
+                self.say(message::closed(&id, &reason)).await;
+            }
+            // In its turn: what it replaces may be open, or about to be.
+            Err(Refused::Negotiation { id, reason }) => {
+                self.ask(Ask::NegRefused(id, reason), size).await;
+            }
         }
     }
 
+    /// A filter that waits to be answered, if there is room for it.
+    fn asked(&self, filter: Filter) -> Result<Asked, String> {
+        let filter = KeptFilter::from(filter);
+        let taking = self.connection.take(&filter).map_err(|error| {
+            meters::limited("filters");
+            format!("rate-limited: {error}")
+        })?;
+        Ok(Asked {
+            filter,
+            _taking: taking,
+        })
+    }
+
     /// Whether one more event may be sent, by this connection and by its client.
-    fn takes_one(&mut self) -> Result<(), (&'static str, Refused)> {
+    fn takes_one(&mut self) -> Result<(), (&'static str, RateRefused)> {
         let now = Instant::now();
         if let Some(allowance) = &mut self.allowance {
             let taken = allowance.take(now);
@@ -336,8 +394,14 @@ impl Reader<'_> {
         Ok(())
     }
 
-    async fn event(&mut self, event: Box<Event>, size: usize) {
+    async fn event(&mut self, event: Box<Event>) {
         let id = event.id.to_hex();
+        // Before it waits: what its tags take is far more than their text.
+        if let Err(error) = bounds::check(&event) {
+            self.say(message::ok(&id, false, &format!("invalid: {error}")))
+                .await;
+            return;
+        }
         if let Err((whose, refused)) = self.takes_one() {
             meters::limited("events");
             let wait = refused.wait.as_secs() + 1;
@@ -353,7 +417,7 @@ impl Reader<'_> {
             self.say(message::ok(&id, false, reason)).await;
             return;
         }
-        if let Some(room) = room(&self.event_room, size).await {
+        if let Some(room) = room(&self.event_room, bounds::memory(&event)).await {
             // The admitter lives as long as the reader.
             let _ = self.events.send((event, room)).await;
         }
@@ -367,7 +431,7 @@ impl Reader<'_> {
 }
 
 async fn room(semaphore: &Arc<Semaphore>, size: usize) -> Option<OwnedSemaphorePermit> {
-    let size = u32::try_from(size).ok()?;
+    let size = u32::try_from(size.min(WAITING_BYTES)).ok()?;
     semaphore.clone().acquire_many_owned(size).await.ok()
 }
 

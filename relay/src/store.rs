@@ -4,6 +4,7 @@
 //! judged by `admit`, by rules that are ours.
 
 pub mod format;
+mod hidden;
 mod snapshot;
 
 use std::{
@@ -11,7 +12,7 @@ use std::{
     collections::HashSet,
     fmt,
     path::Path,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, OnceLock},
 };
 
 use grasp_proto::words::{EventId as Id, Identifier, Npub, RepoId};
@@ -27,10 +28,13 @@ use nostr_database::{
 use nostr_lmdb::NostrLmdb;
 use nostr_memory::MemoryDatabase;
 
-use self::snapshot::Kept;
+use self::{hidden::Withheld, snapshot::Kept};
 use crate::{config, nip34};
 
-pub use self::snapshot::Snapshot;
+pub use self::{
+    hidden::{Unseen, matches_nothing},
+    snapshot::Snapshot,
+};
 
 /// The `d` tag.
 const D: SingleLetterTag = SingleLetterTag::lowercase(Alphabet::D);
@@ -57,37 +61,13 @@ pub struct Store {
     /// With what is withheld.
     whole: Arc<dyn NostrDatabase>,
     database: Arc<dyn NostrDatabase>,
+    /// For those outside: what has expired is not there.
+    public: Arc<dyn NostrDatabase>,
     withheld: Withheld,
+    /// Who knows by their ids which events have expired.
+    unseen: Arc<OnceLock<Arc<dyn Unseen>>>,
     /// Where it lies on disk; `None`: in memory.
     kept: Option<Arc<Kept>>,
-}
-
-/// Ids of events that are kept and not served, as if they were not there. As many as are kept.
-#[derive(Debug, Clone, Default)]
-struct Withheld(Arc<RwLock<Arc<HashSet<EventId>>>>);
-
-impl Withheld {
-    fn now(&self) -> Arc<HashSet<EventId>> {
-        self.0
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-
-    fn replace(&self, ids: HashSet<EventId>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(ids);
-    }
-
-    fn add(&self, more: impl Iterator<Item = EventId>) {
-        let mut ids = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        Arc::make_mut(&mut ids).extend(more);
-    }
-
-    /// Not withheld any more; says whether it was.
-    fn release(&self, id: &EventId) -> bool {
-        let mut ids = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        ids.contains(id) && Arc::make_mut(&mut ids).remove(id)
-    }
 }
 
 impl Store {
@@ -113,11 +93,23 @@ impl Store {
     }
 
     fn over(whole: Arc<dyn NostrDatabase>, kept: Option<Arc<Kept>>) -> Self {
-        let withheld = Withheld::default();
+        let (withheld, unseen) = (Withheld::default(), Arc::default());
+        let inside = OffThread {
+            whole: whole.clone(),
+            withheld: withheld.clone(),
+            unseen: None,
+        };
+        let outside = OffThread {
+            whole: whole.clone(),
+            withheld: withheld.clone(),
+            unseen: Some(Arc::clone(&unseen)),
+        };
         Self {
-            database: Arc::new(OffThread(whole.clone(), withheld.clone())),
+            database: Arc::new(inside),
+            public: Arc::new(outside),
             whole,
             withheld,
+            unseen,
             kept,
         }
     }
@@ -164,9 +156,21 @@ impl Store {
         !self.withheld.now().is_empty()
     }
 
-    /// The database for those who only read it.
+    /// The database for those outside, who only read it: what has expired (NIP-40) is not there, also
+    /// before it is taken out.
     pub fn database(&self) -> Arc<dyn NostrDatabase> {
-        self.database.clone()
+        self.public.clone()
+    }
+
+    /// From now on `who` says which events have expired, to those who see ids only. Once.
+    pub fn hides_expired(&self, who: Arc<dyn Unseen>) {
+        // There is one, and it is told once.
+        let _ = self.unseen.set(who);
+    }
+
+    /// Ids and times of what matches, as those outside see it.
+    pub async fn public_items(&self, filter: Filter) -> Result<Vec<(Id, Timestamp)>, StoreError> {
+        Ok(words(self.public.negentropy_items(filter).await?))
     }
 
     /// Whether keeping an event would take another's place that it is no version of: the LMDB back
@@ -190,11 +194,15 @@ impl Store {
         if self.mistakes(event).await? {
             return Err(Error::other("its d tag begins like that of another event").into());
         }
-        let status = match self.database.save_event(event).await {
+        let mut status = match self.database.save_event(event).await {
             // One bad event fails its whole batch, that is: others' too. Once more, by itself.
             Err(_) => self.database.save_event(event).await?,
             Ok(status) => status,
         };
+        let is_replaced = status == SaveEventStatus::Rejected(RejectedReason::Replaced);
+        if is_replaced && self.take_out_from_the_future(event).await? {
+            status = self.database.save_event(event).await?;
+        }
         match status {
             SaveEventStatus::Success => Ok(Saved::New),
             SaveEventStatus::Rejected(RejectedReason::Duplicate) => Ok(Saved::Known),
@@ -202,6 +210,23 @@ impl Store {
             SaveEventStatus::Rejected(reason) => {
                 Err(Error::other(format!("it refused the event: {reason:?}")).into())
             }
+        }
+    }
+
+    /// The database goes by time alone: a version that lies behind the horizon, which comes before all
+    /// others, would keep its place. Says whether it was taken out.
+    async fn take_out_from_the_future(&self, event: &Event) -> Result<bool, StoreError> {
+        let whole = self.apart();
+        let name = nip34::values(event, "d").next().unwrap_or_default();
+        let stored = whole.version(event.kind, nip34::author_of(event), name);
+        match stored.await? {
+            Some(stored) if nip34::later(event, &stored).is_gt() => {
+                let id = stored.id;
+                tracing::warn!(%id, "a version from the future is replaced by one from now");
+                whole.remove([nip34::id_of(&stored)]).await?;
+                Ok(true)
+            }
+            _ => Ok(false),
         }
     }
 
@@ -254,9 +279,7 @@ impl Store {
 
     /// Ids and times of what matches.
     pub async fn items(&self, filter: Filter) -> Result<Vec<(Id, Timestamp)>, StoreError> {
-        let items = self.database.negentropy_items(filter).await?;
-        let word = |(id, at): (EventId, Timestamp)| (Id::from_bytes(id.to_bytes()), at);
-        Ok(items.into_iter().map(word).collect())
+        Ok(words(self.database.negentropy_items(filter).await?))
     }
 
     /// The addressable event of this author, kind and identifier.
@@ -325,6 +348,11 @@ impl Store {
     }
 }
 
+fn words(items: Vec<(EventId, Timestamp)>) -> Vec<(Id, Timestamp)> {
+    let word = |(id, at): (EventId, Timestamp)| (Id::from_bytes(id.to_bytes()), at);
+    items.into_iter().map(word).collect()
+}
+
 /// The library's type for a key.
 pub fn public_key(key: Npub) -> PublicKey {
     PublicKey::from_byte_array(*key.as_bytes())
@@ -332,11 +360,16 @@ pub fn public_key(key: Npub) -> PublicKey {
 
 /// A database whose scans run on blocking threads, and whose answers are right where the library's
 /// are not.
-struct OffThread(Arc<dyn NostrDatabase>, Withheld);
+struct OffThread {
+    whole: Arc<dyn NostrDatabase>,
+    withheld: Withheld,
+    /// What has expired is hidden; by whom, where only ids are seen.
+    unseen: Option<Arc<OnceLock<Arc<dyn Unseen>>>>,
+}
 
 impl fmt::Debug for OffThread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        self.whole.fmt(f)
     }
 }
 
@@ -348,11 +381,26 @@ impl OffThread {
         + Send
         + 'static,
     ) -> Result<T, Error> {
-        let database = self.0.clone();
+        let database = self.whole.clone();
         let runtime = tokio::runtime::Handle::current();
         tokio::task::spawn_blocking(move || runtime.block_on(work(&*database)))
             .await
             .map_err(Error::other)?
+    }
+
+    fn who_knows_expired(&self) -> Option<&Arc<dyn Unseen>> {
+        self.unseen.as_ref()?.get()
+    }
+
+    /// Whether the event of this id is not to be found.
+    fn hides(&self, id: &EventId) -> bool {
+        let has_expired = |who: &Arc<dyn Unseen>| who.has_expired(id);
+        self.withheld.now().contains(id) || self.who_knows_expired().is_some_and(has_expired)
+    }
+
+    /// Whether there is such an event at all.
+    fn hides_any(&self) -> bool {
+        !self.withheld.now().is_empty() || self.who_knows_expired().is_some_and(|who| who.any_has())
     }
 
     /// What matches, latest first, what is withheld among it.
@@ -399,11 +447,11 @@ fn limit_of_ours(filter: &mut Filter) -> Option<usize> {
 
 impl NostrDatabase for OffThread {
     fn backend(&self) -> Backend {
-        self.0.backend()
+        self.whole.backend()
     }
 
     fn features(&self) -> Features {
-        self.0.features()
+        self.whole.features()
     }
 
     fn save_event<'a>(
@@ -411,10 +459,10 @@ impl NostrDatabase for OffThread {
         event: &'a Event,
     ) -> BoxedFuture<'a, Result<SaveEventStatus, Error>> {
         Box::pin(async move {
-            let status = self.0.save_event(event).await?;
+            let status = self.whole.save_event(event).await?;
             let is_known = status == SaveEventStatus::Rejected(RejectedReason::Duplicate);
             // Accepted for another reason than before: it is there again.
-            Ok(match is_known && self.1.release(&event.id) {
+            Ok(match is_known && self.withheld.release(&event.id) {
                 true => SaveEventStatus::Success,
                 false => status,
             })
@@ -425,9 +473,9 @@ impl NostrDatabase for OffThread {
         &'a self,
         event_id: &'a EventId,
     ) -> BoxedFuture<'a, Result<DatabaseEventStatus, Error>> {
-        match self.1.now().contains(event_id) {
+        match self.hides(event_id) {
             true => Box::pin(async { Ok(DatabaseEventStatus::NotExistent) }),
-            false => self.0.check_id(event_id),
+            false => self.whole.check_id(event_id),
         }
     }
 
@@ -435,39 +483,48 @@ impl NostrDatabase for OffThread {
         &'a self,
         event_id: &'a EventId,
     ) -> BoxedFuture<'a, Result<Option<Event>, Error>> {
-        match self.1.now().contains(event_id) {
+        match self.hides(event_id) {
             true => Box::pin(async { Ok(None) }),
-            false => self.0.event_by_id(event_id),
+            false => self.whole.event_by_id(event_id),
         }
     }
 
     fn count(&self, filter: Filter) -> BoxedFuture<'_, Result<usize, Error>> {
-        if self.1.now().is_empty() {
+        if matches_nothing(&filter) {
+            return Box::pin(async { Ok(0) });
+        }
+        if !self.hides_any() {
             return Box::pin(self.blocking(|database| database.count(filter)));
         }
         Box::pin(async move { Ok(self.negentropy_items(filter).await?.len()) })
     }
 
     fn query(&self, filter: Filter) -> BoxedFuture<'_, Result<Events, Error>> {
-        let withheld = self.1.now();
-        if withheld.is_empty() {
-            return Box::pin(self.everything(filter));
+        if matches_nothing(&filter) {
+            return Box::pin(async move { Ok(Events::new(&filter)) });
         }
         Box::pin(async move {
+            let withheld = self.withheld.now();
+            let now = self.unseen.as_ref().map(|_| Timestamp::now());
+            let is_hidden = |event: &Event| {
+                let has_expired = |now| nip34::has_expired(event, now) || self.hides(&event.id);
+                withheld.contains(&event.id) || now.is_some_and(has_expired)
+            };
             let limit = filter.limit.unwrap_or(usize::MAX);
             let mut next = filter.limit;
             loop {
                 let mut asked = filter.clone();
                 asked.limit = next;
                 let found = self.everything(asked).await?;
+                if !found.iter().any(is_hidden) {
+                    return Ok(first_of(&filter, found, limit));
+                }
                 let came = found.len();
                 let mut shown: Vec<Event> = found.into_iter().collect();
-                shown.retain(|event| !withheld.contains(&event.id));
+                shown.retain(|event| !is_hidden(event));
                 next = next.and_then(|asked| ask_again(limit, asked, came, shown.len()));
                 if next.is_none() {
-                    let mut events = Events::new(&filter);
-                    events.extend(shown.into_iter().take(limit));
-                    return Ok(events);
+                    return Ok(first_of(&filter, shown, limit));
                 }
             }
         })
@@ -477,8 +534,10 @@ impl NostrDatabase for OffThread {
         &self,
         filter: Filter,
     ) -> BoxedFuture<'_, Result<Vec<(EventId, Timestamp)>, Error>> {
-        let withheld = self.1.now();
-        if withheld.is_empty() {
+        if matches_nothing(&filter) {
+            return Box::pin(async { Ok(Vec::new()) });
+        }
+        if !self.hides_any() {
             return Box::pin(self.all_items(filter));
         }
         Box::pin(async move {
@@ -489,7 +548,7 @@ impl NostrDatabase for OffThread {
                 asked.limit = next;
                 let mut items = self.all_items(asked).await?;
                 let came = items.len();
-                items.retain(|(id, _)| !withheld.contains(id));
+                items.retain(|(id, _)| !self.hides(id));
                 next = next.and_then(|asked| ask_again(limit, asked, came, items.len()));
                 if next.is_none() {
                     items.sort_unstable_by(latest_first);
@@ -501,12 +560,18 @@ impl NostrDatabase for OffThread {
     }
 
     fn delete(&self, filter: Filter) -> BoxedFuture<'_, Result<(), Error>> {
-        self.0.delete(filter)
+        self.whole.delete(filter)
     }
 
     fn wipe(&self) -> BoxedFuture<'_, Result<(), Error>> {
-        self.0.wipe()
+        self.whole.wipe()
     }
+}
+
+fn first_of(filter: &Filter, found: impl IntoIterator<Item = Event>, limit: usize) -> Events {
+    let mut events = Events::new(filter);
+    events.extend(found.into_iter().take(limit));
+    events
 }
 
 fn latest_first(a: &(EventId, Timestamp), b: &(EventId, Timestamp)) -> Ordering {
@@ -542,6 +607,36 @@ mod tests {
             let kept = store.states([author], &identifier).await.unwrap();
             let ids: Vec<EventId> = kept.iter().map(|event| event.id).collect();
             assert_eq!(ids, [state(3).id]);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_version_from_the_future_keeps_out_none_from_now() {
+        for (store, _directory) in stores().await {
+            let now = Timestamp::now().as_secs();
+            let state = |at| event(&keys(1), nip34::STATE, at, &[&["d", "x"]]);
+            let list = |at| event(&keys(1), nip34::GRASP_LIST, at, &[]);
+            for version in [state as fn(u64) -> Event, list] {
+                assert_eq!(store.save(&version(now * 1000)).await.unwrap(), Saved::New);
+                assert!(
+                    store
+                        .has(&nip34::id_of(&version(now * 1000)))
+                        .await
+                        .unwrap()
+                );
+                assert_eq!(store.save(&version(now - 9)).await.unwrap(), Saved::New);
+                assert_eq!(store.save(&version(now)).await.unwrap(), Saved::New);
+                assert_eq!(
+                    store.save(&version(now - 1)).await.unwrap(),
+                    Saved::Replaced
+                );
+                assert!(
+                    !store
+                        .has(&nip34::id_of(&version(now * 1000)))
+                        .await
+                        .unwrap()
+                );
+            }
         }
     }
 
@@ -612,6 +707,80 @@ mod tests {
             assert_eq!(store.withheld().len(), 18);
             store.withhold([]);
             assert_eq!(store.query(own).await.unwrap().len(), 40);
+        }
+    }
+
+    #[tokio::test]
+    async fn empty_lists_match_nothing() {
+        for (store, _directory) in stores().await {
+            store
+                .save(&event(&keys(1), Kind::Custom(1111), 1, &[&["e", "x"]]))
+                .await
+                .unwrap();
+            for filter in [
+                r#"{"ids":[]}"#,
+                r#"{"authors":[]}"#,
+                r#"{"kinds":[]}"#,
+                r##"{"#e":[]}"##,
+                r##"{"kinds":[1111],"#e":[]}"##,
+                r##"{"#e":["x"],"ids":[]}"##,
+                r#"{"since":2,"until":1}"#,
+            ] {
+                let parsed = Filter::from_json(filter).unwrap();
+                assert!(
+                    store.query(parsed.clone()).await.unwrap().is_empty(),
+                    "{filter}"
+                );
+                assert!(
+                    store.items(parsed.clone()).await.unwrap().is_empty(),
+                    "{filter}"
+                );
+                assert_eq!(store.database().count(parsed).await.unwrap(), 0, "{filter}");
+            }
+            assert_eq!(store.query(Filter::new()).await.unwrap().len(), 1);
+            let identifier = Identifier::parse("x").unwrap();
+            assert!(store.states([], &identifier).await.unwrap().is_empty());
+        }
+    }
+
+    #[tokio::test]
+    async fn expired_events_are_hidden_from_outside_and_take_nobodys_place() {
+        #[derive(Debug)]
+        struct All(HashSet<EventId>);
+        impl Unseen for All {
+            fn has_expired(&self, id: &EventId) -> bool {
+                self.0.contains(id)
+            }
+            fn any_has(&self) -> bool {
+                true
+            }
+        }
+        for (store, _directory) in stores().await {
+            let mut gone = HashSet::new();
+            for at in 1..=100 {
+                let note = event(&keys(1), Kind::Custom(1111), at, &[]);
+                store.save(&note).await.unwrap();
+                if at > 20 {
+                    gone.insert(note.id);
+                }
+            }
+            let one = *gone.iter().next().unwrap();
+            store.hides_expired(Arc::new(All(gone)));
+            let public = store.database();
+            for (limit, expected) in [(Some(10), 10), (Some(20), 20), (Some(50), 20), (None, 20)] {
+                let mut filter = Filter::new();
+                filter.limit = limit;
+                let found = public.query(filter.clone()).await.unwrap();
+                assert_eq!(found.len(), expected);
+                assert_eq!(found.iter().next().unwrap().created_at, Timestamp::from(20));
+                let items = public.negentropy_items(filter.clone()).await.unwrap();
+                assert_eq!(items.len(), expected);
+            }
+            assert_eq!(public.count(Filter::new()).await.unwrap(), 20);
+            assert!(public.event_by_id(&one).await.unwrap().is_none());
+            // Inside they are seen until they are taken out.
+            assert_eq!(store.query(Filter::new()).await.unwrap().len(), 100);
+            assert!(store.has(&Id::from_bytes(one.to_bytes())).await.unwrap());
         }
     }
 

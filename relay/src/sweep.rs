@@ -3,17 +3,22 @@
 //! While the git storage cannot be reached nothing expires. When it is back, what failed meanwhile is
 //! tried again: nobody knew whether its data was here.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use grasp_proto::words::{EventId, Identifier, RepoId};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     clock::Moment,
     git::GitError,
     holding,
-    hunt::heal,
-    nip34::{later, pull_request::repositories},
+    hunt::{Hunt, heal},
+    nip34::later,
+    purgatory::kept::WaitingEntry,
     release::{Release, make_repository, release_identifier},
     repository::Standing,
     retire::RetireError,
@@ -23,36 +28,64 @@ use crate::{
 
 /// How often what is due is looked for.
 pub const EVERY: Duration = Duration::from_secs(60);
+/// Nothing expires for so long after the start, or after the machine was suspended: pushes that run tell
+/// the relay so once a minute, and it may have been away for longer than they were granted.
+const FIRST_AFTER: Duration = Duration::from_secs(3 * 60);
+/// The machine was suspended if so much time has passed since it was looked at a second ago.
+const SUSPENDED: Duration = Duration::from_secs(2 * 60);
 /// How often the git storage is asked whether it is there.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 /// Entries of one store that one sweep looks at; the others are due at the next.
 const A_SWEEP: usize = 10_000;
 
-/// One sweep. Does nothing while the git storage is away.
-pub async fn sweep(release: &Release, serial: &Serial) {
+/// What is due under one identifier.
+#[derive(Default)]
+struct DueUnder {
+    states: BTreeSet<EventId>,
+    announcements: Vec<RepoId>,
+}
+
+/// One sweep. Does nothing while the git storage is away. What `hunt` has not tried is kept alive.
+pub async fn sweep(release: &Release, serial: &Serial, hunt: &Hunt) {
     if !release.git.reachable().await {
         return;
     }
     let now = release.purgatory.now();
     let purgatory = &release.purgatory;
-    let announcements = purgatory.announcements.due(now, A_SWEEP);
-    let states = purgatory.states.due(now, A_SWEEP);
-    let requests = purgatory.pull_requests.due(now, A_SWEEP);
-    let mut due: BTreeSet<Identifier> = states
-        .into_iter()
-        .filter_map(|id| purgatory.states.get(&id))
-        .map(|entry| entry.state.identifier)
-        .collect();
-    due.extend(announcements.iter().map(|repo| repo.identifier.clone()));
-    for identifier in due {
-        let work = expire_states(release.clone(), serial.clone(), identifier.clone(), now);
+    let is_over = |entry: &WaitingEntry| {
+        !purgatory.keeps_alive(entry, |identifier, since| hunt.progress(identifier, since))
+    };
+    let mut due: BTreeMap<Identifier, DueUnder> = BTreeMap::new();
+    for id in purgatory.states.due(now, A_SWEEP) {
+        if let Some(entry) = purgatory.states.get(&id) {
+            let of_identifier = due.entry(entry.state.identifier).or_default();
+            of_identifier.states.insert(id);
+        }
+    }
+    for repo in purgatory.announcements.due(now, A_SWEEP) {
+        let of_identifier = due.entry(repo.identifier.clone()).or_default();
+        of_identifier.announcements.push(repo);
+    }
+    // Of one identifier together: a state is of no use without its announcement, nor this without it.
+    for (identifier, of_identifier) in due {
+        let DueUnder {
+            mut states,
+            mut announcements,
+        } = of_identifier;
+        states.retain(|id| is_over(&WaitingEntry::State(*id)));
+        announcements.retain(|repo| is_over(&WaitingEntry::Announcement(repo.clone())));
+        if states.is_empty() && announcements.is_empty() {
+            continue;
+        }
+        let work = expire_states(release.clone(), serial.clone(), identifier.clone(), states);
         serial.run(&identifier, Turn::Normal, work).await;
+        for repo in announcements {
+            let work = expire_announcement(release.clone(), repo, now);
+            serial.run(&identifier, Turn::Normal, work).await;
+        }
     }
-    for repo in announcements {
-        let queue = repo.identifier.clone();
-        let work = expire_announcement(release.clone(), repo, now);
-        serial.run(&queue, Turn::Normal, work).await;
-    }
+    let mut requests = purgatory.pull_requests.due(now, A_SWEEP);
+    requests.retain(|id| is_over(&WaitingEntry::PullRequest(*id)));
     for id in requests {
         let entry = purgatory.pull_requests.get(&id);
         let of_event = entry.as_ref().and_then(|e| e.request.as_ref());
@@ -72,9 +105,6 @@ pub async fn sweep(release: &Release, serial: &Serial) {
             None => work.await,
         }
     }
-    for id in purgatory.expired_requests(now, A_SWEEP) {
-        end_expired(release, serial, id).await;
-    }
     holding::expiry::sweep(release, serial).await;
     if let Err(error) = release.age_requests().await {
         tracing::error!(%error, "deletion requests do not age");
@@ -85,9 +115,14 @@ fn expired(what: &'static str) {
     metrics::counter!("ngit_purgatory_expired_total", "what" => what).increment(1);
 }
 
-/// In the queue of `identifier`: releases what can be; the states that are due all the same
+/// In the queue of `identifier`: releases what can be; of these states those that are due all the same
 /// expire, but for those that failed though their data is here.
-async fn expire_states(release: Release, serial: Serial, identifier: Identifier, now: Moment) {
+async fn expire_states(
+    release: Release,
+    serial: Serial,
+    identifier: Identifier,
+    due: BTreeSet<EventId>,
+) {
     let failed = match release_identifier(&release, &serial, &identifier).await {
         Ok(failed) => failed,
         Err(error) if error.may_pass() => {
@@ -100,11 +135,14 @@ async fn expire_states(release: Release, serial: Serial, identifier: Identifier,
         }
     };
     let purgatory = &release.purgatory;
-    for entry in purgatory.states.by_identifier(&identifier) {
-        let id = entry.state.id();
-        if entry.expires <= now && !failed.contains(&id) {
-            purgatory.remember_expired(id);
-            purgatory.remove_state(&id);
+    for id in due.difference(&failed) {
+        let Some(entry) = purgatory.states.get(id) else {
+            continue;
+        };
+        // A push may have given it more time meanwhile.
+        if entry.expires <= purgatory.now() {
+            purgatory.remember_expired(*id, [identifier.clone()]);
+            purgatory.remove_state(id);
             expired("state");
             tracing::info!(state = %id, %identifier, "expired without git data");
         }
@@ -121,7 +159,7 @@ async fn expire_announcement(release: Release, repo: RepoId, now: Moment) {
         return;
     }
     if entry.soft_expired {
-        purgatory.remember_expired(entry.announcement.id());
+        purgatory.remember_expired(entry.announcement.id(), [repo.identifier.clone()]);
         if let Err(error) = release.waits_no_more(&repo).await {
             tracing::error!(%repo, %error, "what was served for its sake may be left");
         }
@@ -174,38 +212,16 @@ async fn expire_pull_request(release: Release, id: EventId, now: Moment) {
             return;
         }
     }
+    let (is_event, identifiers) = (entry.request.is_some(), entry.identifiers());
     if !release.take_refs_away(&id, entry.pushed.into_keys()).await {
         return;
     }
-    if entry.request.is_some() {
-        release.purgatory.remember_expired(id);
+    if is_event {
+        release.purgatory.remember_expired(id, identifiers);
     }
     release.purgatory.remove_pull_request(&id);
     expired("pull request");
     tracing::info!(pull_request = %id, "expired");
-}
-
-/// A served pull request has expired by its own word: it goes, and so do its refs.
-async fn end_expired(release: &Release, serial: &Serial, id: EventId) {
-    let event = match release.store.apart().by_id(&id).await {
-        Ok(Some(event)) => event,
-        Ok(None) => return release.purgatory.forget_expiring(&id),
-        Err(error) => {
-            tracing::error!(pull_request = %id, %error, "it does not expire yet");
-            return;
-        }
-    };
-    let identifiers = repositories(&event).into_iter().next();
-    let (worker, queue) = (release.clone(), identifiers.map(|repo| repo.identifier));
-    let work = async move {
-        if let Err(error) = worker.end_request(&event).await {
-            tracing::error!(pull_request = %id, %error, "it does not expire yet");
-        }
-    };
-    match queue {
-        Some(identifier) => serial.run(&identifier, Turn::Normal, work).await,
-        None => work.await,
-    }
 }
 
 /// Brings purgatory and store together after a start: what was released before the end is not
@@ -233,13 +249,23 @@ pub async fn reconcile(release: &Release) -> Result<(), RetireError> {
     Ok(())
 }
 
+/// Whether its stored announcement is served, with its repository here or without.
 fn is_served(release: &Release, repo: &RepoId) -> bool {
-    release.repositories.standing(repo) == Some(Standing::Active)
+    let standing = release.repositories.standing(repo);
+    standing.is_some_and(Standing::is_served)
 }
 
 /// Tries whatever waits under an identifier: what is to go, repositories that were not made,
 /// announcements, releases.
 pub async fn try_again(release: &Release, serial: &Serial, identifier: &Identifier) {
+    loop {
+        let (release, name) = (release.clone(), identifier.clone());
+        // A turn for each lot, as below.
+        let work = async move { release.judge_changed_sets(&name).await };
+        if !serial.run(identifier, Turn::Normal, work).await.any {
+            break;
+        }
+    }
     for owner in release.repositories.owners(identifier, Standing::Waiting) {
         let repo = RepoId {
             owner,
@@ -335,7 +361,10 @@ pub async fn try_everything(release: &Release, serial: &Serial) {
 /// into what is to go.
 pub async fn try_unfinished(release: &Release, serial: &Serial) {
     carry_out_dooms(release, serial).await;
-    let unfinished: Vec<Identifier> = release.unfinished.iter().map(|e| e.key().clone()).collect();
+    let unfinished = release.unfinished.iter().map(|one| one.key().clone());
+    let mut unfinished: BTreeSet<Identifier> = unfinished.collect();
+    // Whatever changed them, and whoever was to see to it.
+    unfinished.extend(release.repositories.changed());
     for identifier in unfinished {
         release.unfinished.remove(&identifier);
         try_again(release, serial, &identifier).await;
@@ -357,37 +386,60 @@ fn measure(release: &Release) {
     waits("states", states.len(), states.oldest());
     let pull_requests = &purgatory.pull_requests;
     waits("pull_requests", pull_requests.len(), pull_requests.oldest());
+    let kept_alive = purgatory.kept_alive_count();
+    metrics::gauge!("ngit_purgatory_bytes").set(purgatory.memory() as f64);
+    metrics::gauge!("ngit_purgatory_kept_alive_entries").set(kept_alive as f64);
     metrics::gauge!("ngit_purgatory_doomed_repositories").set(purgatory.doomed().len() as f64);
     metrics::gauge!("ngit_held_repositories").set(release.holding.len() as f64);
     metrics::gauge!("ngit_repositories_active").set(release.repositories.active() as f64);
 }
 
 /// Sweeps, and tries again what failed as soon as the git storage is there, until `stop`.
-pub async fn run(release: Release, serial: Serial, every: Duration, stop: CancellationToken) {
-    let mut sweeps = tokio::time::interval(every);
+pub async fn run(
+    release: Release,
+    serial: Serial,
+    hunt: Hunt,
+    every: Duration,
+    stop: CancellationToken,
+) {
+    let mut sweeps = tokio::time::interval_at(Instant::now() + FIRST_AFTER, every);
     sweeps.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut watch = tokio::time::interval(WATCH_EVERY);
     watch.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut was_there = true;
+    let mut looked = release.purgatory.now();
     loop {
-        tokio::select! {
+        let is_due = tokio::select! {
             () = stop.cancelled() => return,
-            _ = sweeps.tick() => sweep(&release, &serial).await,
-            _ = watch.tick() => {
-                measure(&release);
-                let is_there = release.git.reachable().await;
-                metrics::gauge!("ngit_git_storage_reachable").set(f64::from(is_there));
-                if is_there {
-                    if !was_there {
-                        tracing::info!("the git storage is back");
-                        settle_places(&release, &serial).await;
-                    }
-                    try_unfinished(&release, &serial).await;
-                } else if was_there && !is_there {
-                    tracing::warn!("the git storage cannot be reached: nothing expires");
-                }
-                was_there = is_there;
-            }
+            _ = sweeps.tick() => true,
+            _ = watch.tick() => false,
+        };
+        let passed = release.purgatory.now().since(looked);
+        if passed >= SUSPENDED {
+            tracing::info!(
+                ?passed,
+                "time has passed unseen: nothing expires for a while"
+            );
+            sweeps.reset_after(FIRST_AFTER);
+        } else if is_due {
+            sweep(&release, &serial, &hunt).await;
         }
+        if !is_due {
+            measure(&release);
+            let is_there = release.git.reachable().await;
+            metrics::gauge!("ngit_git_storage_reachable").set(f64::from(is_there));
+            if is_there {
+                if !was_there {
+                    tracing::info!("the git storage is back");
+                    settle_places(&release, &serial).await;
+                }
+                try_unfinished(&release, &serial).await;
+            } else if was_there && !is_there {
+                tracing::warn!("the git storage cannot be reached: nothing expires");
+            }
+            was_there = is_there;
+        }
+        // What was done meanwhile took its time.
+        looked = release.purgatory.now();
     }
 }

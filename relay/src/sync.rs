@@ -368,6 +368,10 @@ impl Announced for Hooks {
             false => self.wanted.announced(repo),
         }
     }
+
+    fn is_wanted_anew(&self, repo: &RepoId) {
+        self.wanted.anew(repo);
+    }
 }
 
 impl Served for Hooks {

@@ -80,7 +80,7 @@ struct Plan {
 async fn plan(release: &Release, rules: &Rules) -> Result<Plan, RetireError> {
     let apart = Release {
         store: release.store.apart(),
-        repositories: Arc::new(Repositories::default()),
+        repositories: Arc::new(Repositories::new(release.repositories.rule())),
         ..release.clone()
     };
     load_served(&apart.store, &apart.repositories, rules).await?;

@@ -10,6 +10,7 @@ mod upstream;
 use std::time::Duration;
 
 use grasp_relay::session::Patience;
+use nostr::{EventBuilder, Keys, Kind, event::FinalizeEvent};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -96,6 +97,73 @@ async fn an_upload_waits_for_a_slow_gitd_and_memory_does_not_grow() {
     assert!(most < 16 << 20, "{most}");
 }
 
+/// A text frame of a client, with a mask of zeros.
+fn frame(text: &str) -> Vec<u8> {
+    let mut frame = vec![0x81, 0xff];
+    frame.extend_from_slice(&(text.len() as u64).to_be_bytes());
+    frame.extend_from_slice(&[0; 4]);
+    frame.extend_from_slice(text.as_bytes());
+    frame
+}
+
+#[tokio::test]
+async fn readers_of_large_stored_events_that_read_nothing_hold_little() {
+    const READERS: usize = 40;
+    let _alone = ALONE.lock().await;
+    let service = Service::start().await;
+    let keys = Keys::generate();
+    for number in 0..64 {
+        let content = format!("{number}{}", "x".repeat(180_000));
+        let event = EventBuilder::new(Kind::TextNote, content);
+        service.door.take(&event.finalize(&keys).unwrap()).await;
+    }
+    let before = resident();
+    let mut readers = Vec::new();
+    for _ in 0..READERS {
+        let mut client = websocket(&service).await;
+        client.write_all(&frame(r#"["REQ","s",{}]"#)).await.unwrap();
+        readers.push(client);
+    }
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let each = resident().saturating_sub(before) / READERS as u64;
+    println!("{} KiB for each reader that reads nothing", each >> 10);
+    assert!(each < 1 << 20, "{each}");
+}
+
+#[tokio::test]
+async fn filters_of_many_short_values_hold_what_they_may() {
+    const CLIENTS: usize = 16;
+    let _alone = ALONE.lock().await;
+    let service = Service::start().await;
+    let values: Vec<String> = (0..2_500).map(|n| format!("\"{n:x}\"")).collect();
+    let filter = format!(r##"{{"#t":[{}]}}"##, values.join(","));
+    let filters = vec![filter; 8].join(",");
+    let before = resident();
+    let (mut clients, mut refused) = (Vec::new(), 0);
+    for _ in 0..CLIENTS {
+        let mut client = service.client().await;
+        for id in ["0", "1", "2", "3", "4"] {
+            client.text(&format!(r#"["REQ","{id}",{filters}]"#)).await;
+            let answer = loop {
+                let answer = client.next().await.unwrap();
+                if answer[1].as_str() == Some(id) {
+                    break answer;
+                }
+            };
+            if answer[0] == "CLOSED" {
+                let words = answer[2].as_str().unwrap();
+                assert!(words.starts_with("rate-limited: "), "{words}");
+                refused += 1;
+            }
+        }
+        clients.push(client);
+    }
+    let held = resident().saturating_sub(before);
+    println!("{} MiB for filters, {refused} refused", held >> 20);
+    assert!(held < 96 << 20, "{held}");
+    assert!(refused >= CLIENTS, "{refused}");
+}
+
 #[tokio::test]
 async fn an_idle_websocket_costs_little() {
     const CLIENTS: usize = 400;
@@ -109,7 +177,7 @@ async fn an_idle_websocket_costs_little() {
         frame.extend_from_slice(text);
         client.write_all(&frame).await.unwrap();
         let mut answer = Vec::new();
-        while !answer.ends_with(br#"["EOSE","s"]"#) {
+        while !answer.ends_with(br#"["EOSE","s",["finish"]]"#) {
             assert_ne!(in_time(client.read_buf(&mut answer)).await.unwrap(), 0);
         }
         client

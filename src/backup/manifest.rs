@@ -15,8 +15,9 @@ use sha2::{Digest, Sha256};
 
 /// Its name; a directory without it holds no backup.
 const NAME: &str = "manifest.json";
-/// The form of backups that this version writes and reads.
-const FORMAT: u32 = 1;
+/// The form of backups that this version writes. It reads the one before, too, whose `repositories` counts
+/// pools.
+const FORMAT: u32 = 2;
 
 /// What a backup says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,8 +30,12 @@ pub struct Manifest {
     pub domain: String,
     /// The moment, in milliseconds since 1970: also the name of its own directory.
     pub millis: u64,
-    /// Bare repositories of all kinds.
+    /// Repositories, as `graspd repos` lists those on disk; before `bare_repositories` was there, all of
+    /// those.
     pub repositories: u64,
+    /// Bare repositories of all kinds, pools among them; not in a backup of an earlier version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bare_repositories: Option<u64>,
     /// Events.
     pub events: u64,
     /// Records of the journal.
@@ -60,6 +65,7 @@ impl Manifest {
             domain,
             millis,
             repositories: 0,
+            bare_repositories: None,
             events: 0,
             records: 0,
             objects: 0,
@@ -76,9 +82,9 @@ impl Manifest {
         };
         let manifest: Self = serde_json::from_slice(&text)
             .with_context(|| format!("{NAME} in {} is unreadable", directory.display()))?;
-        if manifest.format != FORMAT {
+        if !(1..=FORMAT).contains(&manifest.format) {
             bail!(
-                "the backup in {} has form {}; this version knows {FORMAT} alone",
+                "the backup in {} has form {}; this version knows 1 to {FORMAT}",
                 directory.display(),
                 manifest.format
             );
@@ -96,6 +102,11 @@ impl Manifest {
         fs::rename(&new, directory.join(NAME))?;
         File::open(directory)?.sync_all()?;
         Ok(())
+    }
+
+    /// How many bare repositories a backup must have.
+    pub fn bare_repositories(&self) -> u64 {
+        self.bare_repositories.unwrap_or(self.repositories)
     }
 
     /// The directory of its moment.
@@ -259,6 +270,8 @@ mod tests {
         let mut manifest = Manifest::new("1".into(), "a.example".into(), 7);
         manifest.write(path).unwrap();
         assert_eq!(Manifest::read(path).unwrap().unwrap(), manifest);
+        manifest.repositories = 3;
+        assert_eq!(manifest.bare_repositories(), 3, "as the version before");
         let moment = manifest.moment(path);
         fs::create_dir(&moment).unwrap();
         let mut list = Summed::create(&moment.join(OBJECTS)).unwrap();
@@ -271,7 +284,7 @@ mod tests {
             sums,
             BTreeMap::from([("a  b/c".to_owned(), "00".to_owned())])
         );
-        manifest.format = 2;
+        manifest.format = FORMAT + 1;
         manifest.write(path).unwrap();
         assert!(Manifest::read(path).is_err());
         for bad in ["", "../x", "/x", "a/../../x", "a\nb"] {

@@ -7,12 +7,16 @@ use std::{
     fs::{self, File},
     io::{self, BufRead, BufReader},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context, bail};
 use clap::ArgMatches;
 use grasp_gitd::repository::restore as git;
-use grasp_proto::process::{restoring, settings::Settings};
+use grasp_proto::{
+    process::{data_lock::DataLock, restoring, settings::Settings},
+    transport::Role,
+};
 use grasp_relay::restore as relay;
 use serde_json::json;
 
@@ -21,9 +25,14 @@ use super::{
     manifest::{EVENTS, Manifest, OBJECTS, RECORDS, REPOSITORIES, each, object, read_sums, sum_of},
 };
 
-/// What may lie in a data directory that counts as empty: the relay's key, brought there before, and
-/// what a file system of its own has.
-const IGNORED: [&str; 2] = [".relay-owner.nsec", "lost+found"];
+/// What may lie in a data directory that counts as empty: the relay's key, brought there before, what a
+/// file system of its own has, and the locks of services that were there.
+const IGNORED: [&str; 4] = [
+    ".relay-owner.nsec",
+    "lost+found",
+    ".graspd-relay.lock",
+    ".graspd-gitd.lock",
+];
 
 /// Restores a backup.
 pub async fn run(given: &ArgMatches, settings: &Settings) -> anyhow::Result<()> {
@@ -59,6 +68,13 @@ pub async fn run(given: &ArgMatches, settings: &Settings) -> anyhow::Result<()> 
         Ok(backup)
     })
     .await?;
+    let mut locks = Vec::new();
+    let roles = [(&relay_data, Role::Relay), (&git_data, Role::Gitd)];
+    for (data, role) in roles {
+        if let Some(data) = data {
+            locks.push(DataLock::take(data, role, Duration::ZERO)?);
+        }
+    }
     for target in &targets {
         begin(target)?;
     }
@@ -221,11 +237,11 @@ async fn restore_relay(backup: &Backup, data: &Path, check: bool) -> anyhow::Res
 
 fn restore_git(backup: &Backup, data: &Path) -> anyhow::Result<()> {
     let repositories = git::write_small(data, backup.open(REPOSITORIES)?)?;
-    if repositories.len() as u64 != backup.manifest.repositories {
+    if repositories.len() as u64 != backup.manifest.bare_repositories() {
         bail!(
             "{} repositories, where the manifest says {}",
             repositories.len(),
-            backup.manifest.repositories
+            backup.manifest.bare_repositories()
         );
     }
     let sums = read_sums(&backup.manifest.moment(&backup.directory))?;

@@ -69,7 +69,8 @@ pub async fn run(given: &ArgMatches, settings: &Settings) -> anyhow::Result<()> 
 
     let moment = source.moment().await?;
     let mut manifest = Manifest::new(moment.version, moment.domain, moment.millis);
-    manifest.repositories = moment.repositories;
+    (manifest.repositories, manifest.bare_repositories) =
+        (moment.listed_repositories, Some(moment.repositories));
     let place = manifest.moment(directory);
     if before.is_some_and(|before| before.millis == manifest.millis) {
         bail!("the clock of the relay stands still: this moment is there already");

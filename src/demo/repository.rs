@@ -28,6 +28,8 @@ pub struct Refs {
     pub values: BTreeMap<String, String>,
     /// Full name of the default branch.
     pub head: Option<String>,
+    /// The commit that is checked out, on a branch or on none.
+    pub commit: Option<String>,
 }
 
 impl Refs {
@@ -130,14 +132,31 @@ pub async fn refs(path: &Path) -> anyhow::Result<Refs> {
         .collect();
     let head = git(path, &["symbolic-ref", "-q", "HEAD"]).await.ok();
     let head = head.map(|(name, _)| name.trim().to_owned());
-    Ok(Refs { values, head })
+    let commit = git(path, &["rev-parse", "-q", "--verify", "HEAD^{commit}"])
+        .await
+        .ok();
+    let commit = commit.map(|(oid, _)| oid.trim().to_owned());
+    Ok(Refs {
+        values,
+        head,
+        commit,
+    })
 }
 
 impl Refs {
     /// With HEAD on a branch that exists: a detached HEAD, or one on a branch without commits,
-    /// cannot be published.
+    /// cannot be published. Where there is no branch at all, as after the checkout of a tag, what is
+    /// checked out becomes `main`.
     pub fn with_born_head(mut self) -> Self {
         let usual = ["refs/heads/main", "refs/heads/master"].map(str::to_owned);
+        if !self
+            .values
+            .keys()
+            .any(|name| name.starts_with("refs/heads/"))
+            && let Some(commit) = self.commit.clone()
+        {
+            self.values.insert(usual[0].clone(), commit);
+        }
         let any = self
             .values
             .keys()
@@ -207,10 +226,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_checked_out_of_no_branch_becomes_one() {
+        let refs = Refs {
+            values: [("refs/tags/v1".to_owned(), "1".to_owned())].into(),
+            head: None,
+            commit: Some("2".to_owned()),
+        };
+        let published = refs.with_born_head();
+        assert_eq!(published.head.as_deref(), Some("refs/heads/main"));
+        assert_eq!(published.values["refs/heads/main"], "2");
+        assert_eq!(published.values.len(), 2);
+    }
+
+    #[test]
     fn a_head_without_commits_is_replaced() {
         let refs = Refs {
             values: [("refs/heads/a".to_owned(), "1".to_owned())].into(),
             head: Some("refs/heads/unborn".to_owned()),
+            commit: None,
         };
         assert_eq!(refs.with_born_head().head.as_deref(), Some("refs/heads/a"));
     }

@@ -15,6 +15,7 @@ use tokio_tungstenite::{
 };
 
 use super::{Heap, LONGEST, bounded_line};
+use crate::text::{complain, plain};
 
 /// Longest wait for the next message.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -25,11 +26,13 @@ const MOST_OF_A_PAGE: usize = 100_000;
 
 /// Takes one event of each line; empty ones are passed over.
 pub fn lines(mut input: impl BufRead, heap: &mut Heap) -> anyhow::Result<()> {
+    let mut number = 0;
     while let Some(line) = bounded_line(&mut input)? {
+        number += 1;
         match line {
             Ok(line) if line.trim().is_empty() => {}
-            Ok(line) => heap.add(line.trim())?,
-            Err(()) => heap.refuse("invalid: a line that is too long, or no text"),
+            Ok(line) => heap.add(number, line.trim())?,
+            Err(()) => heap.refuse(number, "invalid: a line that is too long, or no text"),
         }
     }
     Ok(())
@@ -127,7 +130,7 @@ async fn page(
                 bail!("refused: {}", word(2).unwrap_or_default());
             }
             Some("NOTICE") => {
-                eprintln!("{}", crate::text::plain(&word(1).unwrap_or_default()));
+                complain(&plain(&word(1).unwrap_or_default()));
             }
             _ => {}
         }
@@ -157,6 +160,7 @@ impl Page {
             return Ok(());
         }
         self.new += 1;
-        heap.add(text)
+        // The how many-th that the relay gave.
+        heap.add(heap.report.read + 1, text)
     }
 }

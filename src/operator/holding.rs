@@ -100,6 +100,7 @@ fn reason(held: &Held) -> &'static str {
         HeldReason::Deleted => "deleted",
         HeldReason::MovedAway => "moved away",
         HeldReason::Vanished => "vanished",
+        HeldReason::Expired => "expired",
     }
 }
 

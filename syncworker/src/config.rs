@@ -36,6 +36,7 @@ impl Config {
     /// Reads the settings.
     pub fn from_settings(settings: &Settings) -> Result<Self, BadSetting> {
         const CONCURRENCY: &str = "NGIT_SYNC_WORKER_CONCURRENCY";
+        settings.check_values()?;
         let expected = "a number from 1 to 1024";
         let concurrency = settings.parse_with(CONCURRENCY, |text| match text.parse::<usize>() {
             Ok(number @ 1..=1024) => Ok(number),

@@ -27,7 +27,7 @@ mod history;
 pub mod limits;
 pub mod live;
 mod memory;
-mod overlong;
+pub mod overlong;
 pub mod paging;
 pub mod plan;
 mod renewal;

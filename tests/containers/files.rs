@@ -6,13 +6,15 @@ const COMPOSE: &str = include_str!("../../docker-compose.yml");
 const DOCKERFILE: &str = include_str!("../../Dockerfile");
 
 /// Set to what containers need, in other forms than the operator's, or of no use to any role.
-const NOT_PASSED: [&str; 8] = [
+const NOT_PASSED: [&str; 9] = [
     // As files, made by `init`.
     "NGIT_INTERNAL_TOKEN_RELAY",
     "NGIT_INTERNAL_TOKEN_GITD",
     "NGIT_INTERNAL_TOKEN_WORKER",
     // A path outside the container; docs/deploy/compose/secrets.yml passes it.
     "NGIT_RELAY_OWNER_NSEC_FILE",
+    // Nothing that starts apart has one.
+    "NGIT_RUN_DIR",
     // Ignored by graspd.
     "NGIT_OWNER_NPUB",
     // Paths too; the networks between containers are their own.

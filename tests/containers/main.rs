@@ -7,6 +7,9 @@
 
 mod deployment;
 mod files;
+#[path = "../harness/mod.rs"]
+#[allow(dead_code)] // Containers are nobody's children.
+mod harness;
 mod journeys;
 #[path = "../e2e/support/mod.rs"]
 #[allow(dead_code, unused_imports)] // It is made for the other suite, which uses all of it.
@@ -16,11 +19,7 @@ use std::{process::ExitCode, sync::Arc};
 
 use futures::future::{BoxFuture, FutureExt};
 use libtest_mimic::{Arguments, Failed, Trial};
-use tokio::{
-    runtime::Runtime,
-    signal::unix::{SignalKind, signal},
-    sync::OnceCell,
-};
+use tokio::{runtime::Runtime, sync::OnceCell};
 
 use deployment::{Deployment, Engine};
 
@@ -77,7 +76,7 @@ fn main() -> ExitCode {
     }
     let shared: Arc<OnceCell<Deployment>> = Arc::default();
     if engine.is_ok() {
-        clean_up_on_signal(&runtime);
+        harness::end_on_signal(&runtime, deployment::remove_everything());
     }
 
     let on_files = ON_FILES.map(|(name, check)| {
@@ -107,16 +106,4 @@ fn main() -> ExitCode {
     }
     runtime.block_on(deployment::remove_everything());
     conclusion.exit_code()
-}
-
-fn clean_up_on_signal(runtime: &Runtime) {
-    runtime.spawn(async move {
-        let mut terminate = signal(SignalKind::terminate()).expect("a signal handler");
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = tokio::signal::ctrl_c() => {}
-        }
-        deployment::remove_everything().await;
-        std::process::exit(1);
-    });
 }

@@ -194,6 +194,8 @@ async fn malformed_entries_of_an_announcement_are_ignored_one_by_one() {
         ])
         .sign(&owner);
     client.publish(&event).await.waits();
+    let answer = elsewhere("malformed").maintainers(&[&owner]);
+    client.publish(&answer.sign(&maintainer)).await.served();
     let oid = "ab".repeat(20);
     let state = state("malformed", &[("refs/heads/main", &oid)]).sign(&maintainer);
     client.publish(&state).await.waits();
@@ -287,7 +289,8 @@ async fn an_older_announcement_without_us_takes_nothing_with_it() {
     let mut client = Client::connect(&service).await;
     let older = elsewhere("kept");
     let project = Project::announced(&service, &mut client, "kept").await;
-    client.publish(&older.sign(&project.owner)).await.rejected();
+    let verdict = client.publish(&older.sign(&project.owner)).await;
+    assert!(verdict.accepted && verdict.message.starts_with("duplicate: "));
     assert!(project.hosted(&service).await);
     project.update(&service, &mut client, &["main"]).await;
 }
@@ -507,7 +510,7 @@ async fn peeled_names_in_a_state_are_ignored() {
 }
 
 #[tokio::test]
-async fn a_state_with_an_object_id_that_is_none_of_ours_waits() {
+async fn a_state_with_an_object_id_that_is_none_of_ours_is_refused() {
     let service = Service::start().await;
     let mut client = Client::connect(&service).await;
     let project = Project::announced(&service, &mut client, "ids").await;
@@ -515,7 +518,8 @@ async fn a_state_with_an_object_id_that_is_none_of_ours_waits() {
     for value in ["abc123", &sha256] {
         let refs = [("refs/heads/main", value)];
         let state = state("ids", &refs).sign(&project.owner);
-        client.publish(&state).await.waits();
+        let why = client.publish(&state).await.rejected();
+        assert!(why.starts_with("invalid: "), "{why}");
         project.push(&service, &["main"]).await.refused();
     }
     // It stands in nobody's way.
@@ -566,7 +570,11 @@ async fn of_two_equally_old_states_the_one_with_the_lower_id_wins() {
         project.update(&service, &mut client, &["main"]).await;
         let second = project.repo.oid("main").await;
 
-        let one = state(identifier, &[("refs/heads/main", &first)]);
+        // Neither takes away what the other names.
+        let one = state(
+            identifier,
+            &[("refs/heads/main", &first), ("refs/heads/b", &second)],
+        );
         let at = crate::support::events::next_second();
         let other = state(
             identifier,
@@ -589,12 +597,12 @@ async fn of_two_equally_old_states_the_one_with_the_lower_id_wins() {
             .query(json!({"kinds": [30618], "authors": [author]}))
             .await;
         assert_eq!(served, std::slice::from_ref(lower));
-        let branches = lower
+        let main = lower
             .tags
             .iter()
-            .filter(|tag| tag.kind().starts_with("refs/"))
-            .count();
-        assert_eq!(project.remote_refs(&service).await.len(), branches);
+            .find(|tag| tag.kind() == "refs/heads/main");
+        let main = main.and_then(|tag| tag.content()).map(str::to_owned);
+        assert_eq!(project.remote_ref(&service, "refs/heads/main").await, main);
     }
 }
 
@@ -747,6 +755,8 @@ async fn several_waiting_states_are_all_released_when_their_data_comes() {
     let project = Project::new("several").await;
     let draft = project.announcement(&service).maintainers(&[&maintainer]);
     client.publish(&draft.sign(&project.owner)).await.waits();
+    let answer = elsewhere("several").maintainers(&[&project.owner]);
+    client.publish(&answer.sign(&maintainer)).await.served();
     let first = project.repo.oid("main").await;
     let older = state("several", &[("refs/heads/main", &first)]).sign(&maintainer);
     client.publish(&older).await.waits();

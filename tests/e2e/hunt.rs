@@ -139,6 +139,11 @@ async fn each_state_is_served_as_soon_as_its_own_data_is_here() {
         .maintainers(&[&second, &third])
         .sign(&project.owner);
     client.publish(&announced).await.waits();
+    for maintainer in [&second, &third] {
+        let answer = events::elsewhere("split").without("clone");
+        let answer = answer.maintainers(&[&project.owner]).sign(maintainer);
+        client.publish(&answer).await.served();
+    }
     let of = |name: &str| {
         let branch = format!("refs/heads/{name}");
         state("split", &[(branch.as_str(), commits[name].as_str())])

@@ -14,7 +14,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::{
     Client, Event, Keys, PATIENCE, Repo, Service,
-    events::{announcement, issue, state},
+    events::{announcement, elsewhere, issue, state},
     git, processes, soon,
 };
 
@@ -104,6 +104,8 @@ async fn rivals_for_one_ref_leave_it_as_one_of_them_signed() {
     let (owner, maintainer) = (Keys::generate(), Keys::generate());
     let draft = announcement(&service, &owner, "rivals").maintainers(&[&maintainer]);
     client.publish(&draft.sign(&owner)).await.waits();
+    let answer = elsewhere("rivals").maintainers(&[&owner]).sign(&maintainer);
+    client.publish(&answer).await.served();
     let url = service.url(&owner, "rivals");
     let repo = Repo::new().await;
     for _ in 0..6 {
@@ -139,27 +141,34 @@ async fn rivals_for_one_ref_leave_it_as_one_of_them_signed() {
 #[tokio::test]
 async fn many_announcements_of_one_identifier_hold_up_no_push_and_copy_no_object() {
     const SIZE: usize = 2_000_000;
-    let owners = scaled(300);
+    let owners = scaled(120);
     // All of them are asked for in one question.
     let service = Service::start_with(&[("NGIT_RELAY_FILTER_LIMIT", "5000")]).await;
     let mut client = Client::connect(&service).await;
     let author = Keys::generate();
-    client
-        .publish(&announcement(&service, &author, "crowd").sign(&author))
-        .await
-        .waits();
+    let crowd: Vec<Keys> = (0..owners).map(|_| Keys::generate()).collect();
+    // The author has deputies, who name back the others, as many as one announcement may name.
+    let deputies: Vec<Keys> = crowd.chunks(200).map(|_| Keys::generate()).collect();
+    let named: Vec<&Keys> = deputies.iter().collect();
+    let draft = announcement(&service, &author, "crowd").maintainers(&named);
+    client.publish(&draft.sign(&author)).await.waits();
+    for (deputy, some) in deputies.iter().zip(crowd.chunks(200)) {
+        let named: Vec<&Keys> = some.iter().chain([&author]).collect();
+        let answer = elsewhere("crowd").maintainers(&named).sign(deputy);
+        client.publish(&answer).await.served();
+    }
     let repo = Repo::new().await;
     repo.commit_bytes(SIZE).await;
     let main = repo.oid("main").await;
     let signed = state("crowd", &[("refs/heads/main", &main)]).sign(&author);
     client.publish(&signed).await.waits();
 
-    // All the others name the author as a maintainer.
-    let crowd: Vec<Keys> = (0..owners).map(|_| Keys::generate()).collect();
-    let announcements: Vec<Event> = crowd
-        .iter()
-        .map(|keys| {
-            let draft = announcement(&service, keys, "crowd").maintainers(&[&author]);
+    // All the others name the author as a maintainer, and a deputy.
+    let by_deputy = deputies.iter().zip(crowd.chunks(200));
+    let announcements: Vec<Event> = by_deputy
+        .flat_map(|(deputy, some)| some.iter().map(move |keys| (deputy, keys)))
+        .map(|(deputy, keys)| {
+            let draft = announcement(&service, keys, "crowd").maintainers(&[&author, deputy]);
             draft.sign(keys)
         })
         .collect();
@@ -183,7 +192,7 @@ async fn many_announcements_of_one_identifier_hold_up_no_push_and_copy_no_object
     // Every owner's repository is aligned and every announcement served.
     let (reader, last) = (&mut publisher, json!({"kinds": [30617], "#d": ["crowd"]}));
     let all_served = async {
-        while reader.query(last.clone()).await.len() < owners + 1 {
+        while reader.query(last.clone()).await.len() < owners + deputies.len() + 1 {
             tokio::time::sleep(std::time::Duration::from_millis(100)).await;
         }
     };

@@ -181,6 +181,47 @@ async fn every_process_tells_how_it_does() {
 }
 
 #[tokio::test]
+async fn every_metric_says_what_it_tells() {
+    let (service, ports) = watched(&[]).await;
+    let mut client = Client::connect(&service).await;
+    let project = Project::active(&service, &mut client, "described").await;
+    let (_clone, out) = Repo::clone(&project.url(&service), &[]).await;
+    out.good();
+    let mut pages = vec![service.get("/metrics").await.unwrap().text()];
+    for port in ports {
+        pages.push(ask(port, "/metrics").await.unwrap().text());
+    }
+    for page in pages {
+        let named = |what: &str| -> BTreeSet<String> {
+            let lines = page.lines().filter_map(|line| line.strip_prefix(what));
+            lines
+                .map(|line| line.split(' ').next().unwrap_or_default().to_owned())
+                .collect()
+        };
+        let (helped, typed) = (named("# HELP "), named("# TYPE "));
+        assert!(typed.len() > 10, "{page}");
+        let without: Vec<_> = typed.difference(&helped).collect();
+        assert!(without.is_empty(), "{without:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_metrics_of_all_can_have_an_address_of_their_own() {
+    let port = free_port();
+    let address = format!("http://127.0.0.1:{port}");
+    let service = Service::start_with(&[("NGIT_METRICS_ADDRESS", &address)]).await;
+    let page = ask(port, "/metrics").await.unwrap().text();
+    for role in ["relay", "gitd"] {
+        let own = format!("process_open_fds{{role=\"{role}\"}}");
+        assert!(page.contains(&own), "{page}");
+    }
+    assert!(page.contains("ngit_uptime_seconds"), "{page}");
+    assert_eq!(ask(port, "/readyz").await.unwrap().status, 200);
+    assert_eq!(service.get("/metrics").await.unwrap().status, 404);
+    assert_eq!(service.get("/readyz").await.unwrap().status, 200);
+}
+
+#[tokio::test]
 async fn no_metric_names_a_person() {
     let (service, ports) = watched(&[]).await;
     let mut client = Client::connect(&service).await;

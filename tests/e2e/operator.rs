@@ -5,7 +5,7 @@ use std::{fs, process::Output};
 use serde_json::Value;
 
 use crate::support::{
-    Client, Keys, Project, Service,
+    Client, Keys, Project, Repo, Service,
     events::{deletion_of, elsewhere},
     git, processes, until,
 };
@@ -188,4 +188,42 @@ async fn readiness_tells_of_a_storage_that_is_lost_and_of_one_that_is_back() {
     processes::send(gitd, rustix::process::Signal::CONT);
     service.ready().await;
     assert!(health(&service).await);
+}
+
+#[tokio::test]
+async fn what_was_pushed_away_leaves_the_disk_at_a_word() {
+    let service = Service::start().await;
+    let mut client = Client::connect(&service).await;
+    let project = Project::active(&service, &mut client, "purged").await;
+    let secret = project.repo.commit_file("password", b"swordfish\n").await;
+    project.update(&service, &mut client, &["main"]).await;
+    let view = service.repository_directory(&project.owner, "purged");
+    let has = async |oid: &str| git::run(&view, &["cat-file", "-e", oid]).await.ok;
+    // All of it is reachable.
+    let nothing = told(&service, &["purge", "purged", "--json"]).await;
+    assert_eq!(nothing["purged"][0]["bytes"], 0, "{nothing}");
+    assert!(has(&secret).await);
+    let reset = async |to: &str| {
+        project
+            .repo
+            .git(&["reset", "-q", "--hard", to])
+            .await
+            .good()
+    };
+    reset("HEAD~1").await;
+    let back = project.state().await.sign(&project.owner);
+    client.publish(&back).await.served();
+    assert!(has(&secret).await);
+    let gone = told(&service, &["purge", "--all", "--json"]).await;
+    assert_eq!(gone["purged"][0]["identifier"], "purged");
+    assert!(gone["purged"][0]["bytes"].as_u64().unwrap() > 0, "{gone}");
+    assert!(!has(&secret).await);
+    let (_, out) = Repo::clone(&project.url(&service), &[]).await;
+    out.good();
+    // The owner goes on, and may have it again.
+    reset(&secret).await;
+    project.update(&service, &mut client, &["main"]).await;
+    assert!(has(&secret).await);
+    let (code, said) = failed(&service, &["purge"]).await;
+    assert!(code == 2 && said.contains("IDENTIFIER"), "{said}");
 }

@@ -11,10 +11,12 @@ use crate::support::{
     git, until,
 };
 
-/// Two owners of one project; the second's announcement names `maintainers`.
+/// Two owners of one project, one of whom maintains the other's: through a third, who stands between
+/// them, since otherwise each would maintain the other's.
 struct Pair {
     first: Project,
     second: Project,
+    between: Keys,
     announcements: [Event; 2],
 }
 
@@ -36,10 +38,17 @@ impl Pair {
                 .await
                 .0,
         };
-        let announcements = Self::announcements(service, &first, &second, trusts);
+        let between = Keys::generate();
+        let announcements = Self::announcements(service, &first, &second, &between, trusts);
         for event in &announcements {
             client.publish(event).await.waits();
         }
+        let trusting = match trusts {
+            Trusts::First => &first.owner,
+            Trusts::Second => &second.owner,
+        };
+        let answer = elsewhere(name).maintainers(&[trusting]).sign(&between);
+        client.publish(&answer).await.served();
         let state = first.state().await.sign(&first.owner);
         client.publish(&state).await.waits();
         first.push(service, &["main"]).await.good();
@@ -49,6 +58,7 @@ impl Pair {
         Self {
             first,
             second,
+            between,
             announcements,
         }
     }
@@ -57,23 +67,31 @@ impl Pair {
         service: &Service,
         first: &Project,
         second: &Project,
+        between: &Keys,
         trusts: Trusts,
     ) -> [Event; 2] {
         let (one, other) = (first.announcement(service), second.announcement(service));
-        match trusts {
-            Trusts::First => [
-                one.maintainers(&[&second.owner]).sign(&first.owner),
-                other.sign(&second.owner),
-            ],
-            Trusts::Second => [
-                one.sign(&first.owner),
-                other.maintainers(&[&first.owner]).sign(&second.owner),
-            ],
-        }
+        let (one, other) = match trusts {
+            Trusts::First => (
+                one.maintainers(&[between, &second.owner]),
+                other.maintainers(&[between]),
+            ),
+            Trusts::Second => (
+                one.maintainers(&[between]),
+                other.maintainers(&[between, &first.owner]),
+            ),
+        };
+        [one.sign(&first.owner), other.sign(&second.owner)]
     }
 
     fn announced_again(&self, service: &Service, trusts: Trusts) -> Event {
-        let [first, _] = Self::announcements(service, &self.first, &self.second, trusts);
+        let Self {
+            first,
+            second,
+            between,
+            ..
+        } = self;
+        let [first, _] = Self::announcements(service, first, second, between, trusts);
         first
     }
 }
@@ -307,7 +325,8 @@ async fn a_maintainer_who_announced_elsewhere_goes_and_comes_back_with_the_owner
     };
     client.publish(&announce()).await.waits();
     project.update(&service, &mut client, &["main"]).await;
-    let theirs = elsewhere("elsewhere").sign(&maintainer);
+    let theirs = elsewhere("elsewhere").maintainers(&[&project.owner]);
+    let theirs = theirs.sign(&maintainer);
     client.publish(&theirs).await.served();
     project.repo.commit().await;
     let state = project.state().await.sign(&maintainer);

@@ -113,6 +113,13 @@ async fn a_repository_has_a_page_with_its_clone_command() {
         "{text}"
     );
     assert!(text.contains("https://"), "no links to clients: {text}");
+    // The command is a command: what it says to clone can be cloned.
+    let command = text
+        .lines()
+        .find_map(|line| line.strip_prefix("<pre>git clone http"));
+    let url = format!("http{}", command.unwrap().trim_end_matches("</pre>"));
+    let (_clone, out) = crate::support::Repo::clone(&url, &[]).await;
+    out.good();
 }
 
 #[tokio::test]
@@ -217,7 +224,14 @@ async fn a_browser_is_shown_a_landing_page() {
     let answer = service.fetch(request).await.unwrap();
     assert_eq!(answer.status, 200);
     assert!(answer.header("content-type").starts_with("text/html"));
-    assert!(answer.text().contains(&service.domain()));
+    let text = answer.text();
+    let init = format!(
+        "ngit init --name my-project --grasp-server http://{}<",
+        service.domain()
+    );
+    assert!(text.contains(&init), "{text}");
+    let hint = format!("/ws%3A%2F%2Flocalhost%3A{}/my-project", service.port);
+    assert!(text.contains(&hint), "{text}");
 }
 
 #[tokio::test]

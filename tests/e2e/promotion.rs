@@ -2,7 +2,7 @@
 
 use crate::support::{
     Client, Keys, Project, Repo, Service,
-    events::{announcement, state, state_of},
+    events::{announcement, elsewhere, state, state_of},
     git, web,
 };
 
@@ -143,6 +143,8 @@ async fn an_announcement_that_comes_after_state_and_data_is_served() {
     let project = Project::new("announcement-last").await;
     let draft = project.announcement(&service).maintainers(&[&maintainer]);
     client.publish(&draft.sign(&project.owner)).await.waits();
+    let answer = elsewhere("announcement-last").maintainers(&[&project.owner]);
+    client.publish(&answer.sign(&maintainer)).await.served();
     let state = project.state().await.sign(&maintainer);
     client.publish(&state).await.waits();
     project.push(&service, &["main"]).await.good();

@@ -195,6 +195,43 @@ async fn git_first_with_another_commit_loses_its_ref_and_the_event_waits() {
 }
 
 #[tokio::test]
+async fn what_was_pushed_for_an_event_is_not_taken_away_by_who_knows_its_id() {
+    let (mut service, mut client, project, commit) = prepared("rivals").await;
+    let event = pull_request(&project.coordinate(), &commit).sign(&Keys::generate());
+    let name = nostr_ref(&event);
+    let right = format!("+topic:{name}");
+    let wrong = format!("+main:{name}");
+    project.push(&service, &[&right]).await.good();
+    project.push(&service, &[&wrong]).await.good();
+    assert_eq!(
+        project.remote_ref(&service, &name).await.as_ref(),
+        Some(&commit)
+    );
+    client.publish(&event).await.served();
+    assert_eq!(
+        project.remote_ref(&service, &name).await.as_ref(),
+        Some(&commit)
+    );
+
+    // The other way round the right one waits beside, also while the service is away, and the event
+    // chooses it.
+    let next = project.repo.commit().await;
+    let event = pull_request(&project.coordinate(), &next).sign(&Keys::generate());
+    let name = nostr_ref(&event);
+    project
+        .push(&service, &[&format!("{commit}:{name}")])
+        .await
+        .good();
+    let right = format!("+topic:{name}");
+    project.push(&service, &[&right]).await.good();
+    assert_eq!(project.remote_ref(&service, &name).await, Some(commit));
+    service.restart().await;
+    let mut client = Client::connect(&service).await;
+    client.publish(&event).await.served();
+    assert_eq!(project.remote_ref(&service, &name).await, Some(next));
+}
+
+#[tokio::test]
 async fn what_nobody_signed_for_is_seen_in_that_repository_only() {
     let (service, mut client, project, commit) = prepared("staged").await;
     let name = format!("refs/nostr/{}", "7b".repeat(32));
@@ -217,17 +254,12 @@ async fn what_nobody_signed_for_is_seen_in_that_repository_only() {
 }
 
 #[tokio::test]
-async fn a_pull_request_with_a_malformed_commit_waits_and_nothing_fits() {
-    let (service, mut client, project, _) = prepared("malformed").await;
+async fn a_pull_request_with_a_malformed_commit_is_refused_at_once() {
+    let (_service, mut client, project, _) = prepared("malformed").await;
     let sha256 = "cd".repeat(32);
     for commit in ["abc", "not hex at all", &sha256, ""] {
         let event = pull_request(&project.coordinate(), commit).sign(&Keys::generate());
-        client.publish(&event).await.waits();
-        let name = nostr_ref(&event);
-        project
-            .push(&service, &[&format!("topic:{name}")])
-            .await
-            .refused();
+        client.publish(&event).await.rejected();
         assert!(!client.serves(&event).await);
     }
 }
@@ -242,7 +274,7 @@ async fn a_pull_requests_commit_must_be_a_commit() {
 }
 
 #[tokio::test]
-async fn a_push_may_mix_branches_and_pull_requests_if_all_are_allowed() {
+async fn a_push_may_mix_branches_and_pull_requests_and_each_has_its_own_verdict() {
     let (service, mut client, project, commit) = prepared("mixed").await;
     let event = pull_request(&project.coordinate(), &commit).sign(&Keys::generate());
     client.publish(&event).await.waits();
@@ -254,18 +286,22 @@ async fn a_push_may_mix_branches_and_pull_requests_if_all_are_allowed() {
     client.publish(&state).await.waits();
 
     let before = project.remote_refs(&service).await;
-    project
-        .push(&service, &["main", &format!("main:{name}")])
-        .await
-        .refused();
+    let wrong = ["--atomic", "main", &format!("main:{name}")];
+    project.push(&service, &wrong).await.refused();
     assert_eq!(project.remote_refs(&service).await, before);
     assert!(!client.serves(&state).await);
+    let told = project.push(&service, &wrong[1..]).await.refused();
+    assert!(told.contains(&name), "{told}");
+    assert_eq!(
+        project.remote_refs(&service).await,
+        project.repo.refs().await[..1]
+    );
+    assert!(client.serves(&state).await && !client.serves(&event).await);
 
     project
         .push(&service, &["main", &format!("topic:{name}")])
         .await
         .good();
-    assert!(client.serves(&state).await);
     assert!(client.serves(&event).await);
 }
 
@@ -275,13 +311,11 @@ async fn a_released_pull_request_is_put_into_the_maintainers_repositories() {
     let mut client = Client::connect(&service).await;
     let other = Project::new("everywhere").await;
     let project = Project::new("everywhere").await;
-    // The other names the project's owner as a maintainer.
+    // Each names the other's owner as a maintainer.
     let draft = other.announcement(&service).maintainers(&[&project.owner]);
     client.publish(&draft.sign(&other.owner)).await.waits();
-    client
-        .publish(&project.announcement(&service).sign(&project.owner))
-        .await
-        .waits();
+    let draft = project.announcement(&service).maintainers(&[&other.owner]);
+    client.publish(&draft.sign(&project.owner)).await.waits();
     project.update(&service, &mut client, &["main"]).await;
     project
         .repo

@@ -1,6 +1,9 @@
 //! Everything a git client may read, in every version of the protocol.
 
-use std::io::Write;
+use std::{
+    io::Write,
+    time::{Duration, Instant},
+};
 
 use flate2::{Compression, write::GzEncoder};
 use http::Request;
@@ -214,6 +217,77 @@ async fn a_gzipped_request_is_read() {
         let answer = service.fetch(request).await.unwrap();
         assert_eq!(answer.status, 200, "{}", answer.text());
         assert_eq!(git::lines(&answer.body), expected(&project, &refs));
+    }
+}
+
+/// A request for a pack, gzipped, with a filter.
+async fn filtered(service: &Service, project: &Project, version: &str, filter: &str) -> Vec<u8> {
+    let tip = project.repo.oid("main").await;
+    let pkt = |line: &str| String::from_utf8(pkt(line)).unwrap();
+    let filter = pkt(&format!("filter {filter}\n"));
+    let request = match version {
+        "2" => format!(
+            "{}0001{filter}{}{}0000",
+            pkt("command=fetch"),
+            pkt(&format!("want {tip}\n")),
+            pkt("done\n")
+        ),
+        _ => format!(
+            "{}{filter}0000{}",
+            pkt(&format!("want {tip} filter\n")),
+            pkt("done\n")
+        ),
+    };
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(request.as_bytes()).unwrap();
+    let protocol = format!("version={version}");
+    let headers = [
+        ("Content-Encoding", "gzip"),
+        ("Git-Protocol", protocol.as_str()),
+        ("Content-Type", "application/x-git-upload-pack-request"),
+    ];
+    let path = Service::repository_path(&project.owner, &project.identifier);
+    let path = format!("{path}/git-upload-pack");
+    let body = web::full(encoder.finish().unwrap());
+    let request = web::with_body("POST", service.port, &path, &headers, body);
+    let answer = service.fetch(request).await.unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.body.to_vec()
+}
+
+#[tokio::test]
+async fn filters_that_no_client_has_reach_no_process() {
+    let (service, project) = prepared("filters").await;
+    let nested = format!("{}blob:none", "combine:".repeat(8_000));
+    for version in ["0", "1", "2"] {
+        let clock = Instant::now();
+        for filter in [
+            &nested,
+            "combine:combine%3Ablob%3Anone",
+            "sparse:oid=main:x",
+        ] {
+            let answer = filtered(&service, &project, version, filter).await;
+            let answer = String::from_utf8_lossy(&answer);
+            assert!(
+                answer.contains("ERR this filter is not known here"),
+                "{answer}"
+            );
+        }
+        // Git alone takes seconds for the first.
+        assert!(
+            clock.elapsed() < Duration::from_secs(2),
+            "{:?}",
+            clock.elapsed()
+        );
+        for filter in [
+            "combine:blob:none+tree:0",
+            "object:type=commit",
+            "blob:limit=1k",
+        ] {
+            let answer = filtered(&service, &project, version, filter).await;
+            let has_pack = answer.windows(4).any(|part| part == b"PACK");
+            assert!(has_pack, "{filter}: {}", String::from_utf8_lossy(&answer));
+        }
     }
 }
 

@@ -21,6 +21,20 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+/// What `graspd config` says of one setting: its line, and where that came from.
+fn told_of(said: &str, name: &str) -> String {
+    let lines: Vec<&str> = said.lines().collect();
+    let set = format!("{name}=");
+    let place = lines.iter().position(|line| line.starts_with(&set));
+    match place {
+        Some(place) => lines[place - 1..=place].join("\n"),
+        None => {
+            let comment = lines.iter().find(|line| line.contains(name));
+            comment.copied().unwrap_or_default().to_owned()
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_bad_value_stops_the_start_with_name_value_and_remedy() {
     let service = Service::prepare(&[]).await;
@@ -133,10 +147,9 @@ async fn the_configuration_is_printed_with_sources_and_without_secrets() {
         "{said}"
     );
     let line = |name: &str| {
-        let found = said.lines().find(|line| line.contains(name));
+        let found = told_of(&said, name);
+        assert!(!found.is_empty(), "{name} is not printed: {said}");
         found
-            .unwrap_or_else(|| panic!("{name} is not printed: {said}"))
-            .to_owned()
     };
     assert!(line("NGIT_DOMAIN").contains("environment"), "{said}");
     assert!(line("NGIT_RELAY_NAME").contains(".env"), "{said}");
@@ -145,7 +158,101 @@ async fn the_configuration_is_printed_with_sources_and_without_secrets() {
         line("NGIT_RELAY_MAX_SUBSCRIPTIONS").contains("default"),
         "{said}"
     );
-    line("NGIT_RELAY_OWNER_NSEC");
+    let hidden = line("NGIT_RELAY_OWNER_NSEC");
+    assert!(
+        hidden.contains("is set (hidden), from environment"),
+        "{said}"
+    );
+    let unset = line("NGIT_INTERNAL_TOKEN_GITD");
+    assert!(unset.contains("is not set"), "{said}");
+
+    // What is printed says the same when it is read back.
+    std::fs::write(service.directory().join(".env"), &said).unwrap();
+    let again = run(&service, &["config"], &settings).await;
+    let again = text(&again.stdout);
+    assert!(
+        told_of(&again, "NGIT_RELAY_NAME").contains("from the file"),
+        "{again}"
+    );
+}
+
+#[tokio::test]
+async fn what_the_start_would_refuse_or_not_know_fails_the_check() {
+    let service = Service::prepare(&[]).await;
+    let out = run(&service, &["config", "--check"], &[]).await;
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    assert_eq!(processes::files(service.directory()), Vec::<PathBuf>::new());
+    for (name, value) in [
+        ("NGIT_NONSENSE", "1"),
+        ("NGIT_LOG_LEVEL", "verbose"),
+        ("NGIT_LOG_FORMAT", "xml"),
+        ("NGIT_WORKERS", "many"),
+        ("NGIT_RELAY_FILTER_LIMIT", "0"),
+        ("NGIT_GIT_MAX_PACK_BYTES", "all"),
+        ("NGIT_SYNC_MAX_BACKOFF_SECS", "99999999999999999999"),
+        ("NGIT_PRIVATE_MODE", "true"),
+        ("NGIT_REPOSITORY_WHITELIST", "./not-there"),
+        ("NGIT_RELAY_OWNER_NSEC", "nsec1nonsense"),
+        ("NGIT_RELAY_OWNER_NSEC_FILE", "./not-there"),
+        ("NGIT_INTERNAL_TOKEN_GITD", "short"),
+        ("OTEL_TRACES_SAMPLER", "sometimes"),
+    ] {
+        let out = run(&service, &["config", "--check"], &[(name, value)]).await;
+        assert_eq!(out.status.code(), Some(2), "{name}={value}");
+        assert!(text(&out.stderr).contains(name), "{}", text(&out.stderr));
+    }
+}
+
+#[tokio::test]
+async fn every_line_begins_with_time_and_level_and_the_start_says_its_version_once() {
+    let service = Service::start().await;
+    let mut client = Client::connect(&service).await;
+    let project = Project::active(&service, &mut client, "logged").await;
+    let served = client.query(serde_json::json!({"kinds": [30618]})).await;
+    let state = served[0].id.to_hex();
+    let log = service.log();
+    let lines: Vec<&str> = log
+        .lines()
+        // Standard output is in the same file.
+        .filter(|line| !line.starts_with("graspd is ready on"))
+        .collect();
+    for line in &lines {
+        let mut words = line.split_whitespace();
+        let time = words.next().unwrap_or_default();
+        assert!(time.ends_with('Z') && time.contains('T'), "{line}");
+        let level = words.next().unwrap_or_default();
+        assert!(
+            ["TRACE", "DEBUG", "INFO", "WARN", "ERROR"].contains(&level),
+            "{line}"
+        );
+        assert_ne!(level, "ERROR", "{line}");
+        assert!(!line.contains("trace_id"), "{line}");
+    }
+    let started = lines
+        .iter()
+        .filter(|line| line.contains("graspd is starting"));
+    let started: Vec<_> = started.collect();
+    assert_eq!(started.len(), 1, "{log}");
+    assert!(started[0].contains(env!("CARGO_PKG_VERSION")), "{log}");
+
+    let path = Service::repository_path(&project.owner, "logged");
+    let path = path
+        .trim_start_matches('/')
+        .trim_end_matches(".git")
+        .to_owned();
+    let pushes = lines.iter().filter(|line| line.contains(": push repo="));
+    let pushes: Vec<_> = pushes.collect();
+    assert_eq!(pushes.len(), 1, "{log}");
+    for part in [
+        "refs/heads/main",
+        "bytes=",
+        "duration=",
+        "outcome=\"ok\"",
+        &state,
+        &path,
+    ] {
+        assert!(pushes[0].contains(part), "{part}: {}", pushes[0]);
+    }
 }
 
 #[tokio::test]
@@ -159,11 +266,7 @@ async fn a_flag_goes_before_the_environment_and_that_before_the_file() {
     ];
     let out = run(&service, &["config", "--relay-name", "flag"], &environment).await;
     let said = text(&out.stdout);
-    let line = |name: &str| {
-        said.lines()
-            .find(|line| line.contains(name))
-            .unwrap_or_default()
-    };
+    let line = |name: &str| told_of(&said, name);
     let name = line("NGIT_RELAY_NAME");
     assert!(
         name.contains("flag") && !name.contains("environment"),
@@ -226,6 +329,24 @@ async fn the_demo_does_the_main_job() {
         said.contains("purgatory"),
         "does not show what the server said: {said}"
     );
+}
+
+#[tokio::test]
+async fn the_demo_shows_what_is_checked_out_of_no_branch() {
+    let service = Service::prepare(&[]).await;
+    let repo = Repo::new().await;
+    repo.git(&["tag", "v1"]).await.good();
+    repo.git(&["checkout", "-q", "--detach"]).await.good();
+    for branches in [1, 0] {
+        if branches == 0 {
+            repo.git(&["branch", "-q", "-D", "main"]).await.good();
+        }
+        let path = repo.path();
+        let out = run(&service, &["demo", path.to_str().unwrap()], &[]).await;
+        let said = format!("{}{}", text(&out.stdout), text(&out.stderr));
+        assert!(out.status.success(), "{said}");
+        assert!(said.contains("HEAD main"), "{said}");
+    }
 }
 
 #[tokio::test]

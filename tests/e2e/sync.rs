@@ -6,11 +6,11 @@ use rustix::process::Signal;
 use serde_json::json;
 
 use crate::support::{
-    Client, Draft, Event, Keys, Project, Repo, Service,
+    Client, Draft, Event, Keys, PATIENCE, Project, Repo, Service,
     events::{self, issue},
     processes,
     quiet_relay::QuietRelay,
-    until,
+    until, until_within,
 };
 
 /// Follows other relays from the first second on, and tries again soon.
@@ -162,7 +162,8 @@ async fn from_nothing(settings: &[(&str, &str)]) {
     }
     b.run().await;
     let filter = json!({"kinds": [1111, 1621, 30617, 30618], "limit": 500});
-    until("all of it arrives", || async {
+    // Round by round: what refers to what came is asked for next, at a pace that spares the other relay.
+    until_within(4 * PATIENCE, "all of it arrives", || async {
         let mut client = Client::connect(&b).await;
         client.query(filter.clone()).await.len() == all.len()
     })
@@ -176,7 +177,7 @@ async fn from_nothing(settings: &[(&str, &str)]) {
         std::fs::remove_dir_all(b.directory().join(name)).unwrap();
     }
     b.run().await;
-    until("all of it arrives again", || async {
+    until_within(4 * PATIENCE, "all of it arrives again", || async {
         let mut client = Client::connect(&b).await;
         client.query(filter.clone()).await.len() == all.len()
     })
@@ -192,6 +193,27 @@ async fn history_is_reconciled() {
 #[tokio::test]
 async fn history_is_read_by_pages_where_there_is_no_reconciling() {
     from_nothing(&[("NGIT_SYNC_DISABLE_NEGENTROPY", "true")]).await;
+}
+
+#[tokio::test]
+async fn the_largest_state_that_is_taken_is_synced() {
+    const LARGEST: usize = 6 << 20;
+    let size = LARGEST.to_string();
+    let [mut a, mut b] = neighbours(&[("NGIT_RELAY_MAX_STATE_SIZE_BYTES", size.as_str())]).await;
+    a.run().await;
+    b.run().await;
+    let mut client = Client::connect(&a).await;
+    let project = Project::new("largest").await;
+    let announced = announcement(&[&a, &b], &project.owner, "largest").sign(&project.owner);
+    client.publish(&announced).await.waits();
+    // With what stands around its text.
+    let state = project.state().await.content("x".repeat(LARGEST - 2000));
+    let state = state.sign(&project.owner);
+    assert!((LARGEST - 2000..=LARGEST).contains(&state.as_json().len()));
+    client.publish(&state).await.waits();
+    project.push(&a, &["main"]).await.good();
+    until_served(&b, "announcement and state arrive", &[announced, state]).await;
+    same_data(&project, &b).await;
 }
 
 #[tokio::test]

@@ -1,7 +1,5 @@
 //! The three processes apart, over TCP with mutual TLS.
 
-use std::process::Stdio;
-
 use rustix::process::Signal;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -15,27 +13,6 @@ use crate::{
         until,
     },
 };
-
-/// A process of the service, with a certificate of its own; killed when dropped.
-fn role(service: &Service, name: &str, settings: &[(&str, String)]) -> tokio::process::Child {
-    let log = std::fs::File::options()
-        .create(true)
-        .append(true)
-        .open(service.directory().join("log"))
-        .unwrap();
-    let mut command = service.command(&[name]);
-    for (name, value) in settings {
-        command.env(name, value);
-    }
-    command
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().unwrap())
-        .stderr(log);
-    tokio::process::Command::from(command)
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap()
-}
 
 /// What a port says to somebody who speaks `bytes` to it, without TLS.
 async fn in_the_clear(port: u16, bytes: &[u8]) -> Vec<u8> {
@@ -79,10 +56,10 @@ async fn apart_and_over_tcp_only_who_has_a_certificate_takes_part() {
     for (name, value) in authority.settings("127.0.0.1") {
         service.set(name, &value);
     }
-    let mut gitd = role(&service, "gitd", &[]);
+    let mut gitd = service.role("gitd", &[]);
     service.start_as(&["relay"]);
     // A worker of somebody else knows the tokens, and finds nobody to give them to.
-    let foreign = role(&service, "syncworker", &stranger.settings("127.0.0.1"));
+    let foreign = service.role("syncworker", &stranger.settings("127.0.0.1"));
     service.ready().await;
     let mut client = Client::connect(&service).await;
     let project = Project::active(&service, &mut client, "sealed").await;
@@ -117,7 +94,7 @@ async fn apart_and_over_tcp_only_who_has_a_certificate_takes_part() {
     let state = elsewhere.state().await.sign(&elsewhere.owner);
     client.publish(&state).await.waits();
     assert!(!client.serves(&state).await);
-    let worker = role(&service, "syncworker", &[]);
+    let worker = service.role("syncworker", &[]);
     let served = || async { Client::connect(&service).await.serves(&state).await };
     until("what was found is served", served).await;
     drop((worker, foreign));
@@ -128,7 +105,7 @@ async fn apart_and_over_tcp_only_who_has_a_certificate_takes_part() {
         .await
         .unwrap()
         .unwrap();
-    let _gitd = role(&service, "gitd", &[]);
+    let _gitd = service.role("gitd", &[]);
     until("gitd serves", || service.serves_git()).await;
     project.repo.commit().await;
     project.update(&service, &mut client, &["main"]).await;

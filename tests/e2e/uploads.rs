@@ -4,7 +4,9 @@ use crate::support::{
     Client, Project, Service,
     events::{deletion, state},
     git::{ZERO, commands, lines},
-    processes, until,
+    processes,
+    service::free_port,
+    until,
     web::Upload,
 };
 
@@ -12,8 +14,13 @@ const HEADERS: [(&str, &str); 1] = [("Content-Type", "application/x-git-receive-
 
 /// A push of `main` that has sent its commands and half of its pack.
 async fn half_done(service: &Service, project: &Project) -> (Upload, Vec<u8>) {
+    half_done_at(service.port, project).await
+}
+
+/// The same, to whoever listens there.
+async fn half_done_at(port: u16, project: &Project) -> (Upload, Vec<u8>) {
     let path = Service::repository_path(&project.owner, &project.identifier);
-    let mut upload = Upload::start(service.port, &format!("{path}/git-receive-pack"), &HEADERS);
+    let mut upload = Upload::start(port, &format!("{path}/git-receive-pack"), &HEADERS);
     let main = project.repo.oid("main").await;
     let wanted = [(ZERO, main.as_str(), "refs/heads/main")];
     upload.send(commands(&wanted, "report-status")).await;
@@ -109,6 +116,51 @@ async fn a_state_deleted_during_the_upload_no_longer_allows_it() {
     );
     assert_eq!(project.remote_refs(&service).await, []);
     assert!(!client.serves(&state).await);
+}
+
+#[tokio::test]
+async fn a_push_survives_the_relay_that_granted_it() {
+    let (relay, gitd, http) = (free_port(), free_port(), free_port());
+    let at = |port: u16| format!("http://127.0.0.1:{port}");
+    let mut service = Service::prepare(&[
+        ("NGIT_RELAY_GRPC_ADDRESS", &at(relay)),
+        ("NGIT_GITD_GRPC_ADDRESS", &at(gitd)),
+        ("NGIT_GITD_HTTP_ADDRESS", &at(http)),
+        ("NGIT_INTERNAL_TOKEN_RELAY", "the-token-of-the-relay"),
+        ("NGIT_INTERNAL_TOKEN_GITD", "the-token-of-gitd"),
+        ("NGIT_INTERNAL_TOKEN_WORKER", "the-token-of-workers"),
+    ])
+    .await;
+    let _gitd = service.role("gitd", &[]);
+    service.start_as(&["relay"]);
+    service.ready().await;
+    let mut client = Client::connect(&service).await;
+    // One ends its upload when the relay is back, the other while it is away.
+    for (name, is_back) in [("back", true), ("away", false)] {
+        let project = large(&service, &mut client, name).await;
+        let state = project.state().await.sign(&project.owner);
+        client.publish(&state).await.waits();
+        let (mut upload, rest) = half_done_at(http, &project).await;
+        service.kill();
+        if is_back {
+            service.start_as(&["relay"]);
+            service.ready().await;
+            upload.send(rest).await;
+        } else {
+            upload.send(rest).await;
+            service.start_as(&["relay"]);
+            service.ready().await;
+        }
+        let report = lines(&upload.finish().await.unwrap().body);
+        let expected = ["unpack ok", "ok refs/heads/main"];
+        assert_eq!(report[..2], expected, "{report:?}");
+        client = Client::connect(&service).await;
+        assert!(client.serves(&state).await);
+        assert_eq!(
+            project.remote_refs(&service).await,
+            project.repo.refs().await
+        );
+    }
 }
 
 #[tokio::test]

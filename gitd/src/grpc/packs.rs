@@ -9,6 +9,7 @@
 //! closed his side.
 
 use std::{
+    collections::HashSet,
     io,
     sync::{
         Arc,
@@ -32,10 +33,10 @@ use tokio_util::{io::StreamReader, sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
-    meters,
+    clock, meters,
     repository::{
         Repositories,
-        fetched::{NotStored, Stored},
+        fetched::NotStored,
         intake::{IDLE, Intake, Refused},
         places::Places,
     },
@@ -80,6 +81,8 @@ impl From<Refused> for Status {
         match refused {
             Refused::Pack(reason) => Self::invalid_argument(reason),
             Refused::Broken(error) => Self::cancelled(error.to_string()),
+            // It goes on by itself.
+            Refused::Full(full) => Self::unavailable(full.to_string()),
             Refused::Ours(error) => error.into(),
         }
     }
@@ -161,7 +164,7 @@ impl Latest {
     fn renew(&mut self, later: Granted) -> Result<(), Status> {
         self.granted.allows(&later)?;
         self.until = self.until.max(later.expires);
-        if later.expires >= self.granted.expires || !later.left(SystemTime::now()).is_zero() {
+        if later.expires >= self.granted.expires || !later.left(clock::now()).is_zero() {
             self.granted = later;
         }
         Ok(())
@@ -192,7 +195,7 @@ impl Latest {
 /// Comes back when the time of the latest grant has run out.
 async fn run_out(mut latest: watch::Receiver<Latest>) {
     loop {
-        let left = latest.borrow_and_update().left(SystemTime::now());
+        let left = latest.borrow_and_update().left(clock::now());
         match left {
             Some(Duration::ZERO) => return,
             Some(left) => tokio::select! {
@@ -210,7 +213,7 @@ async fn run_out(mut latest: watch::Receiver<Latest>) {
 
 /// Comes back when there is a grant that holds.
 async fn holds(mut latest: watch::Receiver<Latest>) {
-    let holding = |latest: &Latest| !latest.granted.left(SystemTime::now()).is_zero();
+    let holding = |latest: &Latest| !latest.granted.left(clock::now()).is_zero();
     // It lives as long as the call.
     let _ = latest.wait_for(holding).await;
 }
@@ -238,9 +241,9 @@ async fn room<'a, T>(
     if let Ok(place) = chunks.try_reserve() {
         return Ok(place);
     }
-    latest.send_modify(|latest| latest.stand(SystemTime::now()));
+    latest.send_modify(|latest| latest.stand(clock::now()));
     let place = chunks.reserve().await;
-    latest.send_modify(|latest| latest.go_on(SystemTime::now()));
+    latest.send_modify(|latest| latest.go_on(clock::now()));
     place
 }
 
@@ -277,12 +280,12 @@ impl Service {
         &self,
         stream: &mut Streaming<StorePackRequest>,
         tally: &AtomicU64,
-    ) -> Result<Stored, Status> {
+    ) -> Result<StorePackResponse, Status> {
         let Some(Part::Grant(sealed)) = next(stream).await? else {
             return Err(Status::invalid_argument("the first message is a grant"));
         };
         let first = Granted::open(&self.key, &sealed)?;
-        let now = SystemTime::now();
+        let now = clock::now();
         if first.left(now).is_zero() {
             return Err(ran_out());
         }
@@ -290,7 +293,7 @@ impl Service {
         let (latest, granted) = watch::channel(Latest::new(first));
         latest.send_modify(|latest| latest.stand(now));
         let arrival = begin.await?;
-        latest.send_modify(|latest| latest.go_on(SystemTime::now()));
+        latest.send_modify(|latest| latest.go_on(clock::now()));
         let (chunks, pack) = mpsc::channel::<io::Result<Bytes>>(1);
         let read = self.read(stream, &latest, chunks, tally);
         tokio::pin!(read);
@@ -298,8 +301,11 @@ impl Service {
             pool: &arrival.pool,
             own: None,
             max_bytes: self.max_pack_bytes,
+            limits: &self.repositories.intake,
             places: &self.places,
             client: None,
+            disk: &self.repositories.disk,
+            part: None,
         };
         let mut pack = StreamReader::new(ReceiverStream::new(pack));
         let quarantine = tokio::select! {
@@ -315,18 +321,39 @@ impl Service {
             broken = &mut read => return Err(broken),
             () = run_out(granted.clone()) => return Err(NotStored::Late.into()),
         }
+        let oids = granted.borrow().granted.oids.clone();
+        let name = arrival.identifier().clone();
+        let brought = self
+            .repositories
+            .brought_whole(&arrival, &quarantine, &oids);
+        let whole = tokio::select! {
+            whole = brought => whole?,
+            broken = &mut read => return Err(broken),
+            () = run_out(granted.clone()) => return Err(NotStored::Late.into()),
+        };
         let repositories = Arc::clone(&self.repositories);
         // On a thread of its own: what has begun to be seen is seen whole.
         let work = tokio::task::spawn_blocking(move || {
-            let oids = granted.borrow().granted.oids.clone();
-            let allowed = || !granted.borrow().granted.left(SystemTime::now()).is_zero();
-            repositories.store(&arrival, quarantine, &oids, allowed)
+            let allowed = || !granted.borrow().granted.left(clock::now()).is_zero();
+            repositories.store(&arrival, quarantine, &whole, allowed)
         });
+        let stored = async {
+            let bytes = match work.await {
+                Ok(stored) => stored?,
+                Err(error) => return Err(Status::internal(error.to_string())),
+            };
+            let missing = self
+                .repositories
+                .missing(&name, oids.clone(), Vec::new(), None);
+            let missing: HashSet<Oid> = missing.await?.missing.into_iter().collect();
+            let arrived = oids.iter().filter(|oid| !missing.contains(oid));
+            Ok(StorePackResponse {
+                arrived: arrived.map(|oid| oid.as_bytes().to_vec()).collect(),
+                bytes,
+            })
+        };
         tokio::select! {
-            stored = work => match stored {
-                Ok(stored) => Ok(stored?),
-                Err(error) => Err(Status::internal(error.to_string())),
-            },
+            stored = stored => stored,
             broken = &mut read => Err(broken),
         }
     }
@@ -405,11 +432,7 @@ impl packs_server::Packs for Service {
         })?;
         let (bytes, arrived) = (stored.bytes, stored.arrived.len());
         tracing::info!(bytes, arrived, time = ?begun.elapsed(), "a fetched pack is stored");
-        let arrived = stored.arrived.iter().map(|oid| oid.as_bytes().to_vec());
-        Ok(Response::new(StorePackResponse {
-            arrived: arrived.collect(),
-            bytes,
-        }))
+        Ok(Response::new(stored))
     }
 }
 
@@ -508,7 +531,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_clock_stands_while_a_chunk_waits_for_the_intake() {
-        let past = SystemTime::now() - Duration::from_secs(1);
+        let past = clock::now() - Duration::from_secs(1);
         let (latest, seen) = watch::channel(Latest::new(granted(past)));
         let (chunks, mut pack) = mpsc::channel(1);
         room(&chunks, &latest).await.unwrap().send(1);

@@ -10,13 +10,14 @@ use grasp_proto::{
     contract::{
         address,
         git::{
-            self as wire, AlignRequest, AlignResponse, CopyRequest, CopyResponse, CreateRequest,
-            CreateResponse, DeleteRefRequest, DeleteRefResponse, DeleteRequest, DeleteResponse,
-            DescribeRequest, DescribeResponse, ListRefsRequest, ListRefsResponse,
-            ListRetiredRequest, ListRetiredResponse, MissingRequest, MissingResponse, PurgeRequest,
-            PurgeResponse, PutRefRequest, PutRefResponse, Ref, RestoreRequest, RestoreResponse,
-            RetireRequest, RetireResponse, SnapshotRequest, SnapshotResponse, WithholdRequest,
-            WithholdResponse, repositories_server,
+            self as wire, AlignRequest, AlignResponse, ClockRequest, ClockResponse, CopyRequest,
+            CopyResponse, CreateRequest, CreateResponse, DeleteRefRequest, DeleteRefResponse,
+            DeleteRequest, DeleteResponse, DescribeRequest, DescribeResponse, ListRefsRequest,
+            ListRefsResponse, ListRetiredRequest, ListRetiredResponse, MissingRequest,
+            MissingResponse, PruneRequest, PruneResponse, PurgeRequest, PurgeResponse,
+            PutRefRequest, PutRefResponse, Ref, RestoreRequest, RestoreResponse, RetireRequest,
+            RetireResponse, SnapshotRequest, SnapshotResponse, WithholdRequest, WithholdResponse,
+            repositories_server,
         },
         repository,
     },
@@ -26,13 +27,17 @@ use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{inventory, snapshot};
-use crate::repository::{
-    Repositories,
-    change::{Alignment, Expected, Put},
-    copied::Copier,
-    refs::Entry,
-    retired::Incarnation,
-    withheld,
+use crate::{
+    clock,
+    repository::{
+        Repositories,
+        change::{self, Alignment, Expected, Put},
+        copied::Copier,
+        public::For,
+        refs::Entry,
+        retired::Incarnation,
+        withheld,
+    },
 };
 
 /// The largest message: an alignment of a hundred thousand refs.
@@ -145,6 +150,15 @@ impl repositories_server::Repositories for Service {
         Ok(Response::new(PurgeResponse {}))
     }
 
+    async fn prune(
+        &self,
+        request: Request<PruneRequest>,
+    ) -> Result<Response<PruneResponse>, Status> {
+        let identifier = Identifier::parse(&request.into_inner().identifier)?;
+        let bytes = self.repositories.prune(&identifier).await?;
+        Ok(Response::new(PruneResponse { bytes }))
+    }
+
     type ListRetiredStream =
         Pin<Box<dyn Stream<Item = Result<ListRetiredResponse, Status>> + Send>>;
 
@@ -226,10 +240,10 @@ impl repositories_server::Repositories for Service {
         {
             return Err(Status::invalid_argument("two identifiers are named"));
         }
-        let looked = self
+        let found = self
             .repositories
-            .blocking(move |r| r.missing(&identifier, &any, &commits, staged_in.as_ref()));
-        let found = looked.await?;
+            .missing(&identifier, any, commits, staged_in)
+            .await?;
         Ok(Response::new(MissingResponse {
             missing: bytes(found.missing),
             not_commits: bytes(found.not_commits),
@@ -254,6 +268,14 @@ impl repositories_server::Repositories for Service {
             head,
             expected: expected.collect::<Result<_, Status>>()?,
         };
+        let wanted = Arc::new(wanted);
+        let new = {
+            let (repo, wanted) = (repo.clone(), Arc::clone(&wanted));
+            self.repositories
+                .blocking(move |r| r.to_be_shown(&repo, &wanted.refs))
+        };
+        let purpose = For::State((&repo).into());
+        self.repositories.expect_here(purpose, new.await?).await?;
         let aligned = self.repositories.blocking(move |r| r.align(&repo, &wanted));
         let changed = aligned.await?;
         Ok(Response::new(AlignResponse { changed }))
@@ -276,6 +298,11 @@ impl repositories_server::Repositories for Service {
             expected: expected(request.expected)?,
             signed_for: request.signed_for,
         };
+        let event = change::event_of(&put.name)?;
+        let purpose = For::Request(address.clone(), event);
+        self.repositories
+            .expect_here(purpose, vec![put.oid])
+            .await?;
         let done = self
             .repositories
             .blocking(move |r| r.put_ref(&address, &put));
@@ -338,6 +365,11 @@ impl repositories_server::Repositories for Service {
         Ok(Response::new(Box::pin(answers)))
     }
 
+    async fn clock(&self, _: Request<ClockRequest>) -> Result<Response<ClockResponse>, Status> {
+        let millis = clock::millis();
+        Ok(Response::new(ClockResponse { millis }))
+    }
+
     async fn withhold(
         &self,
         request: Request<Streaming<WithholdRequest>>,
@@ -353,9 +385,7 @@ impl repositories_server::Repositories for Service {
             }
         }
         let count = entries.len() as u64;
-        let replaced = self
-            .repositories
-            .blocking(move |r| r.withheld.replace(entries));
+        let replaced = self.repositories.blocking(move |r| r.withhold(entries));
         replaced.await?;
         Ok(Response::new(WithholdResponse { entries: count }))
     }

@@ -122,11 +122,14 @@ async fn work(
             Step::Take(_) => {
                 let taken = |r: &Repositories, own: &mut Snapshot| {
                     r.take_snapshot(own)?;
-                    Ok(own.repositories as u64)
+                    Ok(SnapshotTaken {
+                        repositories: own.repositories as u64,
+                        described: own.described as u64,
+                    })
                 };
-                let repositories = on_thread(repositories, snapshot, taken).await?;
+                let taken = on_thread(repositories, snapshot, taken).await?;
                 is_taken = true;
-                tell(answers, Answer::Taken(SnapshotTaken { repositories })).await?;
+                tell(answers, Answer::Taken(taken)).await?;
             }
             Step::Small(_) => {
                 let path = on_thread(repositories, snapshot, |_, own| Ok(own.small()));

@@ -24,6 +24,9 @@ impl Repositories {
     /// cannot serve, or leads where it should not.
     pub(super) fn look_at_foreign(&self, address: &Address, view: &Path) {
         let objects = view.join("objects");
+        if let Err(error) = alternates::heal(&self.layout, &objects) {
+            tracing::warn!(repo = %address, %error, "lines of alternates are not healed");
+        }
         let look = || {
             place::check(&self.layout, view)?;
             refs::open(view)?;
@@ -96,7 +99,7 @@ impl Repositories {
             return;
         }
         for view in &views {
-            match self.views.hold(view, || self.adopt(view)) {
+            match self.change(view, || self.adopt(view)) {
                 Ok(_) | Err(Error::NotFound) => {}
                 Err(error) => tracing::warn!(repo = %view, %error, "cannot be adopted"),
             }

@@ -128,6 +128,67 @@ pub fn lenders(layout: &Layout, objects: &Path, ours: &str) -> Result<Lenders, E
     Ok(found)
 }
 
+/// Leads absolute lines that lead nowhere any more, as the data directory was moved, to what lies at the
+/// same place below the present one; of `objects`, and of the stores that they lead to. Gives how many
+/// lines were healed.
+pub fn heal(layout: &Layout, objects: &Path) -> Result<usize, Error> {
+    let mut healed = 0;
+    let mut seen = BTreeSet::from([objects.to_owned()]);
+    let mut next = vec![(objects.to_owned(), 0)];
+    while let Some((objects, depth)) = next.pop() {
+        let mut changed = false;
+        let mut kept = Vec::new();
+        for line in lines(&objects)? {
+            let line = match moved(layout, &objects, &line) {
+                Some(right) => {
+                    tracing::info!(from = %objects.display(), line, now = right,
+                        "a line of alternates is led to where the data directory is now");
+                    (changed, healed) = (true, healed + 1);
+                    right
+                }
+                None => line,
+            };
+            let target = normal(&objects.join(&line));
+            let is_inside = target.starts_with(layout.root()) && target.is_dir();
+            if is_inside && depth < DEPTH && seen.len() < MOST && seen.insert(target.clone()) {
+                next.push((target, depth + 1));
+            }
+            kept.push(line);
+        }
+        if changed {
+            let text = kept.join("\n") + "\n";
+            super::write_file(&objects.join("info/alternates"), text.as_bytes())?;
+        }
+    }
+    Ok(healed)
+}
+
+/// Where an absolute line leads that is of a data directory which lay elsewhere, as a relative one.
+fn moved(layout: &Layout, objects: &Path, line: &str) -> Option<String> {
+    let path = Path::new(line);
+    // What is there is where it is meant to be, or none of ours.
+    if !path.is_absolute() || path.starts_with(layout.root()) || path.exists() {
+        return None;
+    }
+    let path = normal(path);
+    let parts: Vec<Component<'_>> = path.components().collect();
+    // An object directory, in a repository at least.
+    if parts.last()?.as_os_str() != "objects" {
+        return None;
+    }
+    let below = (1..parts.len().saturating_sub(1)).find_map(|first| {
+        let below: PathBuf = parts[first..].iter().collect();
+        let is_ours = !below.starts_with(POOLS) && layout.root().join(&below).is_dir();
+        is_ours.then_some(below)
+    })?;
+    let depth = objects
+        .strip_prefix(layout.root())
+        .ok()?
+        .components()
+        .count();
+    Some(format!("{}{}", "../".repeat(depth), below.display()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -206,5 +267,50 @@ mod tests {
         let (near, far) = (root.join(".grasp/2/objects"), root.join(".grasp/1/objects"));
         assert_eq!(lenders(&layout, &near, "").unwrap().stores.len(), 5);
         assert!(reason(lenders(&layout, &far, "")).contains("too many"));
+    }
+
+    #[test]
+    fn lines_of_a_moved_directory_are_healed_and_others_left() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        let layout = Layout::new(root.to_owned());
+        store(root, ".grasp/deep.git", "");
+        let shared = store(
+            root,
+            ".grasp/shared.git",
+            "/srv/before/git/.grasp/deep.git/objects\n",
+        );
+        let lines_before = "/srv/before/git/.grasp/shared.git/objects\n/srv/before/other/objects\n";
+        let view = store(root, "npub1x/x.git", lines_before);
+        assert!(reason(lenders(&layout, &view, "")).contains("outside"));
+        assert_eq!(heal(&layout, &view).unwrap(), 2);
+        assert_eq!(
+            lines(&view).unwrap(),
+            [
+                "../../../.grasp/shared.git/objects",
+                "/srv/before/other/objects"
+            ]
+        );
+        assert_eq!(
+            lines(&shared).unwrap(),
+            ["../../../.grasp/deep.git/objects"]
+        );
+        assert_eq!(heal(&layout, &view).unwrap(), 0);
+
+        // What is there, or leads to no object directory, or to a pool, is not touched.
+        let elsewhere = tempfile::tempdir().unwrap();
+        let other = store(elsewhere.path(), ".grasp/shared.git", "");
+        fs::create_dir_all(root.join(".pools/x.git/objects")).unwrap();
+        for line in [
+            other.display().to_string(),
+            "/srv/before/git/.grasp/shared.git".to_owned(),
+            "/srv/before/git/.pools/x.git/objects".to_owned(),
+            "/srv/before/git/.grasp/gone.git/objects".to_owned(),
+            "../../gone.git/objects".to_owned(),
+        ] {
+            fs::write(view.join("info/alternates"), &line).unwrap();
+            assert_eq!(heal(&layout, &view).unwrap(), 0, "{line}");
+            assert_eq!(lines(&view).unwrap(), [line]);
+        }
     }
 }

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     path::{Path, PathBuf},
 };
 
@@ -18,7 +19,7 @@ use super::{
     locks::Upload,
     refs::{self, Change},
     staging, throw_away,
-    unsigned::{Over, PLACEHOLDER, Reservation},
+    unsigned::{Over, PLACEHOLDER, Payer, Reservation},
 };
 
 /// What a state wants of a repository.
@@ -71,8 +72,8 @@ pub enum Destination {
     Pool,
     /// Into the view's staging.
     Staged {
-        /// For these placeholders.
-        events: Vec<EventId>,
+        /// For these placeholders, each with its commit.
+        events: Vec<(EventId, Oid)>,
         /// The bytes that may be staged in the view.
         most: u64,
         /// What the upload has of what may be staged anywhere.
@@ -86,10 +87,13 @@ impl From<Over> for Refused {
     }
 }
 
+/// What an upload is refused with whose ground went while it was checked.
+const JUST_GONE: &str = "what this upload builds on has just expired, push again";
+
 /// At most so many objects are named in a complaint.
 const NAMED: usize = 3;
 
-fn named(oids: &[Oid]) -> String {
+pub(super) fn named(oids: &[Oid]) -> String {
     let shown: Vec<String> = oids.iter().take(NAMED).map(Oid::to_string).collect();
     let more = oids.len().saturating_sub(NAMED);
     match more {
@@ -99,8 +103,14 @@ fn named(oids: &[Oid]) -> String {
 }
 
 /// Sees to it that all `wanted` objects are in the pool, claiming what is staged in the view, and
-/// that those which must be commits are. Under the view's lock.
-fn claim(view: &Path, pool: &Path, wanted: &[(Oid, bool)]) -> Result<(), Error> {
+/// that those which must be commits are. Under the view's lock; `staged` moves what is staged for a
+/// placeholder into the pool.
+fn claim(
+    view: &Path,
+    pool: &Path,
+    wanted: &[(Oid, bool)],
+    staged: impl Fn(&EventId) -> io::Result<()>,
+) -> Result<(), Error> {
     let mut absent = Vec::new();
     let check = |oid: Oid, must_be_commit: bool, odb: &git2::Odb<'_>| match kind_of(odb, oid)? {
         Some(kind) if must_be_commit && kind != ObjectType::Commit => {
@@ -120,7 +130,7 @@ fn claim(view: &Path, pool: &Path, wanted: &[(Oid, bool)]) -> Result<(), Error> 
     }
     for (oid, _) in &absent {
         for event in staging::having(view, *oid)? {
-            staging::claim(view, pool, &event)?;
+            staged(&event)?;
         }
     }
     let repo = refs::open(pool)?;
@@ -180,7 +190,7 @@ impl Repositories {
             }
             let objects: BTreeSet<(Oid, bool)> = desired.values().copied().collect();
             let objects: Vec<_> = objects.into_iter().collect();
-            claim(&view, &pool, &objects)?;
+            claim(&view, &pool, &objects, self.claims(&address, &view, &pool))?;
             self.unsigned.recount(&address, &view)?;
 
             let deleted = current.keys().filter(|name| !desired.contains_key(*name));
@@ -198,9 +208,14 @@ impl Repositories {
                     changes.push(Change { name, old, new });
                 }
             }
-            refs::apply(&view, &changes)?;
-            if let Some(head) = &wanted.head {
-                refs::set_head(&git, head.as_str())?;
+            let head = wanted.head.as_ref().map(RefName::as_str);
+            let head = head.filter(|head| refs::head(&git) != *head);
+            // Most repositories of a set are as they should be when it is judged again.
+            if !changes.is_empty() || head.is_some() {
+                self.tips.during(&address, || {
+                    refs::apply(&view, &changes)?;
+                    head.map_or(Ok(false), |head| refs::set_head(&git, head))
+                })?;
             }
             if !changes.is_empty() && refs::should_pack(&view) {
                 // What lies loose is as good as what is packed.
@@ -208,16 +223,34 @@ impl Repositories {
                     tracing::warn!(%repo, %error, "refs not packed");
                 }
             }
+            self.note_aligned(&address, &objects, &changes)?;
             self.consolidator.consider(&pool);
             Ok(u32::try_from(changes.len()).unwrap_or(u32::MAX))
         })
+    }
+
+    /// Of the objects that branches and tags of a repository are to be put to, those that it does not show
+    /// there already. Blocks.
+    pub fn to_be_shown(&self, repo: &RepoId, refs: &[(RefName, Oid)]) -> Result<Vec<Oid>, Error> {
+        let current = match self.view(&Address::from(repo)) {
+            Err(Error::NotFound) => BTreeMap::new(),
+            view => {
+                let git = refs::open(&view?)?;
+                refs::branches_and_tags(refs::list(&git, &[""], false)?)
+            }
+        };
+        let new = refs
+            .iter()
+            .filter(|(name, oid)| current.get(name.as_str()) != Some(oid));
+        let oids: BTreeSet<Oid> = new.map(|(_, oid)| *oid).collect();
+        Ok(oids.into_iter().collect())
     }
 
     /// Sets one ref under `refs/nostr/`.
     pub fn put_ref(&self, address: &Address, put: &Put) -> Result<(), Error> {
         let event = event_of(&put.name)?;
         let mut rubbish = Vec::new();
-        let done = self.views.hold(address, || {
+        let done = self.change(address, || {
             if address.is_prs() && put.signed_for {
                 self.make(address)?;
             }
@@ -233,6 +266,25 @@ impl Repositories {
         done
     }
 
+    /// What moves the packs that are staged in a view into the pool.
+    fn claims(
+        &self,
+        address: &Address,
+        view: &Path,
+        pool: &Path,
+    ) -> impl Fn(&EventId) -> io::Result<()> {
+        let claim = |event: &EventId| staging::claim(view, pool, event);
+        move |event| self.identifiers.hold(address.identifier(), || claim(event))
+    }
+
+    /// Refuses what was checked against objects of a pool that may be gone. Under the identifier's lock.
+    fn expect_unpruned(&self, upload: &Upload) -> Result<(), Error> {
+        match self.prunings(upload.address.identifier()) == upload.checked_at() {
+            true => Ok(()),
+            false => Err(Error::Precondition(JUST_GONE.to_owned())),
+        }
+    }
+
     /// Under the view's lock.
     fn put(&self, address: &Address, put: &Put, event: &EventId) -> Result<(), Error> {
         self.expect_incarnation(address, &put.incarnation)?;
@@ -245,8 +297,9 @@ impl Repositories {
             return Err(not_where_expected(&put.name));
         }
         if put.signed_for {
-            staging::claim(&view, &pool, event)?;
-            claim(&view, &pool, &[(put.oid, true)])?;
+            let staged = self.claims(address, &view, &pool);
+            staged(event)?;
+            claim(&view, &pool, &[(put.oid, true)], staged)?;
         } else {
             match kind_of(&git.odb()?, put.oid)? {
                 Some(ObjectType::Commit) => {}
@@ -265,6 +318,14 @@ impl Repositories {
             let name = put.name.to_string();
             refs::apply(&view, &[Change { name, old, new }])?;
         }
+        self.note_shown(address, put.oid)?;
+        let mut left: BTreeSet<Oid> = old.into_iter().collect();
+        if put.signed_for {
+            // They came into the pool with the one that was signed for.
+            left.extend(staging::commits(&view, event)?);
+        }
+        left.remove(&put.oid);
+        self.note_left(address, left)?;
         if put.signed_for {
             staging::forget(&view, event)?;
             self.unsigned.recount(address, &view)?;
@@ -282,7 +343,7 @@ impl Repositories {
         expected: Expected,
     ) -> Result<(), Error> {
         let event = event_of(name)?;
-        let rubbish = self.views.hold(address, || {
+        let rubbish = self.change(address, || {
             match self.expect_incarnation(address, incarnation) {
                 // What is not there has no such ref.
                 Err(Error::NotFound) => return Ok(Vec::new()),
@@ -300,6 +361,11 @@ impl Repositories {
                 let name = name.to_string();
                 refs::apply(&view, &[Change { name, old, new }])?;
             }
+            if let Some(old) =
+                old.filter(|_| !staging::events(&view).is_ok_and(|s| s.contains(&event)))
+            {
+                self.note_withdrawn(address, event, old)?;
+            }
             staging::forget(&view, &event)?;
             self.unsigned.recount(address, &view)?;
             match address.is_prs() {
@@ -316,7 +382,7 @@ impl Repositories {
     /// The pool that an upload goes to.
     pub fn pool_for(&self, upload: &Upload) -> Result<PathBuf, Error> {
         let address = &upload.address;
-        self.views.hold(address, || self.adopt(address))
+        self.change(address, || self.adopt(address))
     }
 
     /// What an upload for these placeholders may lean on besides the pool: the packs each of them has
@@ -343,13 +409,29 @@ impl Repositories {
         })
     }
 
-    /// How many of `most` bytes are left in this view for these placeholders.
-    pub fn room_for(&self, upload: &Upload, events: &[EventId], most: u64) -> Result<u64, Refused> {
+    /// How many of `most` bytes are left in this view for these placeholders of `payer`.
+    pub fn room_for(
+        &self,
+        upload: &Upload,
+        events: &[EventId],
+        payer: Payer,
+        most: u64,
+    ) -> Result<u64, Refused> {
         let view = self.view(&upload.address)?;
         let mut all = staging::events(&view).map_err(Error::from)?;
         all.extend(events);
         if all.len() > staging::MOST {
             return Err(too_many_placeholders());
+        }
+        let mut own = staging::brought_by(&view, payer).map_err(Error::from)?;
+        for event in events {
+            let commits = own.entry(*event).or_default();
+            if *commits >= staging::MOST_COMMITS_OF_ONE {
+                return Err(too_many_commits());
+            }
+        }
+        if own.len() > staging::MOST_OF_ONE {
+            return Err(too_many_of_one());
         }
         let staged = staging::bytes(&view).map_err(Error::from)?;
         match most.saturating_sub(staged) {
@@ -374,7 +456,11 @@ impl Repositories {
             Destination::Pool => {
                 // What is staged in the view counts: the relay's next call claims it.
                 quarantine.check_tips(&view, tips)?;
-                Ok(quarantine.publish(&pool.join("objects"))?)
+                self.note_pushed(&upload.address, tips)?;
+                self.identifiers.hold(upload.address.identifier(), || {
+                    self.expect_unpruned(upload)?;
+                    Ok(quarantine.publish(pool)?)
+                })
             }
             Destination::Staged {
                 events,
@@ -385,11 +471,13 @@ impl Repositories {
                 quarantine.check_tips(pool, tips)?;
                 // Others may have come meanwhile.
                 let bytes = quarantine.bytes()?;
-                if self.room_for(upload, &events, most)? < bytes {
+                let ids: Vec<EventId> = events.iter().map(|(event, _)| *event).collect();
+                let payer = reservation.payer();
+                if self.room_for(upload, &ids, payer, most)? < bytes {
                     return Err(too_many_bytes());
                 }
                 // What a thin pack leaned on was added to it.
-                reservation.cover(charge(&events, bytes))?;
+                reservation.cover(charge(&ids, bytes))?;
                 let here = |objects: &Path, pack: &String| {
                     objects.join(format!("pack/{pack}.idx")).exists()
                 };
@@ -398,13 +486,16 @@ impl Repositories {
                     .iter()
                     .all(|p| here(&own_objects, p) || here(&pooled, p))
                 {
-                    let reason = "what this upload builds on has just expired, push again";
-                    return Err(Refused::Pack(reason.to_owned()));
+                    return Err(Refused::Pack(JUST_GONE.to_owned()));
                 }
-                for event in &events {
-                    staging::note(&view, event, quarantine.pack(), reservation.payer())?;
+                for (event, commit) in &events {
+                    staging::note(&view, event, *commit, quarantine.pack(), payer)?;
                 }
-                quarantine.publish(&view.join("objects"))?;
+                self.note_pushed(&upload.address, tips)?;
+                self.identifiers.hold(upload.address.identifier(), || {
+                    self.expect_unpruned(upload)?;
+                    quarantine.stage(&view)
+                })?;
                 Ok(reservation.spent(&upload.address, &view)?)
             }),
         }
@@ -446,6 +537,23 @@ fn too_many_placeholders() -> Refused {
     ))
 }
 
+/// The refusal of one placeholder of one client too many.
+fn too_many_of_one() -> Refused {
+    Refused::Pack(format!(
+        "{} uploads from your address to this repository wait for their event, and there is to be room for \
+         others: publish the events first, or try later",
+        staging::MOST_OF_ONE
+    ))
+}
+
+/// The refusal of one commit too many for one event.
+fn too_many_commits() -> Refused {
+    Refused::Pack(format!(
+        "{} commits from your address wait for one event: publish it first, then push",
+        staging::MOST_COMMITS_OF_ONE
+    ))
+}
+
 /// The refusal of one byte too many.
 fn too_many_bytes() -> Refused {
     let reason = "uploads that wait for their event fill this repository's room for them; publish \
@@ -453,7 +561,8 @@ fn too_many_bytes() -> Refused {
     Refused::Pack(reason.to_owned())
 }
 
-fn event_of(name: &RefName) -> Result<EventId, Error> {
+/// Which event a ref under `refs/nostr/` is named after.
+pub fn event_of(name: &RefName) -> Result<EventId, Error> {
     match name.kind() {
         RefKind::Nostr(event) => Ok(event),
         _ => Err(Error::Invalid(format!(

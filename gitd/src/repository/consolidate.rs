@@ -11,7 +11,7 @@
 //! up when too many have gone meanwhile. What is to go is listed in a file of the pool.
 //!
 //! One pool at a time, behind everything else. Writing bitmaps takes what one clone without them
-//! takes.
+//! takes. In between, pools are pruned (`prune.rs`).
 
 use std::{
     collections::{BTreeSet, HashSet, VecDeque},
@@ -26,15 +26,16 @@ use git2::ObjectType;
 use grasp_proto::words::{Identifier, Oid};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    sync::mpsc,
-    time::{Instant, sleep_until},
+    sync::{mpsc, oneshot},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
 use super::{
     Error, Repositories, git, kind_of,
     layout::{IDENTIFIER, ROLLED_UP},
     places::Places,
-    pool, refs, write_file,
+    pool::{self, note_rolled_up, rolled_up},
+    prune, refs,
 };
 use crate::meters;
 
@@ -60,6 +61,9 @@ const INDEX: &str = "multi-pack-index";
 
 /// The largest list of packs that is read of a multi-pack-index.
 const LARGEST_LIST: u64 = 1 << 20;
+
+/// How often pools are looked through for what nobody can reach any more.
+const PRUNED_EVERY: Duration = Duration::from_secs(3600);
 
 /// How long a pack stays after it was rolled up.
 const STAYS: Duration = Duration::from_secs(600);
@@ -129,13 +133,11 @@ impl Survey {
     }
 }
 
-/// The packs of a pool whose objects are all in others.
-fn rolled_up(pool: &Path) -> io::Result<HashSet<String>> {
-    match fs::read_to_string(pool.join(ROLLED_UP)) {
-        Ok(text) => Ok(text.lines().map(str::to_owned).collect()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(HashSet::new()),
-        Err(error) => Err(error),
-    }
+/// Whose objects a pool has.
+pub(super) fn identifier_of(pool: &Path) -> Result<Identifier, Error> {
+    let text = fs::read_to_string(pool.join(IDENTIFIER))?;
+    Identifier::parse(text.trim_end_matches('\n'))
+        .map_err(|error| Error::Invalid(error.to_string()))
 }
 
 /// Removes packs that were rolled up: `names`, or all. An index that covers any of them goes first, as
@@ -159,11 +161,6 @@ pub(super) fn remove_rolled_up(pool: &Path, names: Option<&HashSet<String>>) -> 
         true => fs::remove_file(pool.join(ROLLED_UP)),
         false => note_rolled_up(pool, left),
     }
-}
-
-fn note_rolled_up(pool: &Path, names: impl IntoIterator<Item = String>) -> io::Result<()> {
-    let lines = names.into_iter().map(|name| name + "\n");
-    write_file(&pool.join(ROLLED_UP), lines.collect::<String>().as_bytes())
 }
 
 /// How many objects a pack has, by the fan-out of its index.
@@ -203,21 +200,30 @@ fn covered(directory: &Path) -> Option<HashSet<String>> {
 }
 
 /// Whether objects lie loose in a pool, as another server may have left them.
-fn has_loose(pool: &Path) -> bool {
+pub(super) fn has_loose(pool: &Path) -> bool {
     let entries = fs::read_dir(pool.join("objects")).into_iter().flatten();
     entries.flatten().any(|entry| entry.file_name().len() == 2)
 }
 
-/// Consolidates pools one at a time, behind everything else.
+/// What is to be done to a pool.
+#[derive(Debug)]
+pub enum Work {
+    /// Its packs are many, or without bitmaps.
+    Consolidate(PathBuf),
+    /// What nobody can reach goes at once; gives how many bytes that were.
+    Prune(PathBuf, oneshot::Sender<Result<u64, Error>>),
+}
+
+/// Consolidates and prunes pools one at a time, behind everything else.
 #[derive(Debug)]
 pub struct Consolidator {
-    queue: mpsc::Sender<PathBuf>,
+    queue: mpsc::Sender<Work>,
     waiting: Mutex<HashSet<PathBuf>>,
 }
 
 impl Consolidator {
     /// The consolidator, and what [`Consolidator::work`] takes from.
-    pub fn new() -> (Self, mpsc::Receiver<PathBuf>) {
+    pub fn new() -> (Self, mpsc::Receiver<Work>) {
         let (queue, receiver) = mpsc::channel(WAITING);
         let waiting = Mutex::default();
         (Self { queue, waiting }, receiver)
@@ -229,56 +235,116 @@ impl Consolidator {
         if !Survey::of(pool).is_ok_and(|s| s.many_packs() || s.many_objects()) {
             return;
         }
+        self.consolidate_soon(pool);
+    }
+
+    /// A pool has its turn.
+    pub(super) fn consolidate_soon(&self, pool: &Path) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if waiting.insert(pool.to_owned()) && self.queue.try_send(pool.to_owned()).is_err() {
+        let work = Work::Consolidate(pool.to_owned());
+        if waiting.insert(pool.to_owned()) && self.queue.try_send(work).is_err() {
             waiting.remove(pool);
         }
     }
 
+    /// Takes what nobody can reach out of a pool, as soon as it has its turn.
+    pub(super) async fn prune(&self, pool: PathBuf) -> Result<u64, Error> {
+        let stopping = || io::Error::other("the process is stopping");
+        let (answer, pruned) = oneshot::channel();
+        let sent = self.queue.send(Work::Prune(pool, answer)).await;
+        sent.map_err(|_| stopping())?;
+        pruned.await.map_err(|_| stopping())?
+    }
+
     /// Works until it is dropped.
-    pub async fn work(
-        &self,
-        mut receiver: mpsc::Receiver<PathBuf>,
-        repositories: Arc<Repositories>,
-    ) {
+    pub async fn work(&self, mut receiver: mpsc::Receiver<Work>, repositories: Arc<Repositories>) {
         let places = Places::new(1);
+        let mut pruning = interval(PRUNED_EVERY);
+        pruning.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // What has to go, the first first. Bounded by what is consolidated while it stays.
         let mut leaving: VecDeque<(Instant, PathBuf, HashSet<String>)> = VecDeque::new();
         loop {
             let next = leaving.front().map(|(when, ..)| *when);
-            let pool = tokio::select! {
-                pool = receiver.recv() => match pool {
-                    Some(pool) => pool,
+            let work = tokio::select! {
+                work = receiver.recv() => match work {
+                    Some(work) => work,
                     None => return,
                 },
                 () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
                     if let Some((_, pool, names)) = leaving.pop_front() {
-                        let place = pool.clone();
-                        let remove =
-                            move |_: &Repositories| Ok(remove_rolled_up(&place, Some(&names))?);
-                        report(&pool, "rolled-up packs stay", repositories.blocking(remove).await);
+                        remove_packs(&repositories, pool, names).await;
+                    }
+                    continue;
+                }
+                _ = pruning.tick() => {
+                    for pool in prune_what_is_due(&repositories, &places).await {
+                        leaving.push_back(stays(&repositories, pool).await);
                     }
                     continue;
                 }
             };
-            self.waiting
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .remove(&pool);
-            let begun = Instant::now();
-            let done = consolidate(&pool, &repositories, &places).await;
-            meters::consolidated(done.is_ok() || !pool.exists(), begun.elapsed());
-            if done.is_ok() {
-                tracing::info!(pool = %pool.display(), time = ?begun.elapsed(), "packs consolidated");
-            }
-            report(&pool, "packs not consolidated", done);
-            let place = pool.clone();
-            let names = repositories.blocking(move |_| Ok(rolled_up(&place)?));
-            if let Ok(names) = names.await {
-                leaving.push_back((Instant::now() + STAYS, pool, names));
+            match work {
+                Work::Consolidate(pool) => {
+                    self.waiting
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .remove(&pool);
+                    let begun = Instant::now();
+                    let done = consolidate(&pool, &repositories, &places).await;
+                    meters::consolidated(done.is_ok() || !pool.exists(), begun.elapsed());
+                    if done.is_ok() {
+                        tracing::info!(pool = %pool.display(), time = ?begun.elapsed(), "packs consolidated");
+                    }
+                    report(&pool, "packs not consolidated", done);
+                    leaving.push_back(stays(&repositories, pool).await);
+                }
+                Work::Prune(pool, answer) => {
+                    let pruned = prune::prune(&pool, &repositories, &places, true).await;
+                    // Whoever asked may have gone.
+                    let _ = answer.send(pruned);
+                    self.consider(&pool);
+                }
             }
         }
     }
+}
+
+/// What of a pool has to go after a while.
+async fn stays(
+    repositories: &Arc<Repositories>,
+    pool: PathBuf,
+) -> (Instant, PathBuf, HashSet<String>) {
+    let place = pool.clone();
+    let names = repositories.blocking(move |_| Ok(rolled_up(&place)?)).await;
+    (Instant::now() + STAYS, pool, names.unwrap_or_default())
+}
+
+/// Removes packs that were rolled up.
+async fn remove_packs(repositories: &Arc<Repositories>, pool: PathBuf, names: HashSet<String>) {
+    let place = pool.clone();
+    let remove = move |this: &Repositories| this.remove_rolled_up(&place, &names);
+    report(
+        &pool,
+        "rolled-up packs stay",
+        repositories.blocking(remove).await,
+    );
+}
+
+/// Prunes the pools where something has run out, one after another; gives them.
+async fn prune_what_is_due(repositories: &Arc<Repositories>, places: &Places) -> Vec<PathBuf> {
+    let due = match repositories.blocking(Repositories::to_be_pruned).await {
+        Ok(due) => due,
+        Err(error) => {
+            tracing::warn!(%error, "pools are not pruned");
+            return Vec::new();
+        }
+    };
+    for pool in &due {
+        let pruned = prune::prune(pool, repositories, places, false).await;
+        report(pool, "a pool is not pruned", pruned.map(drop));
+        repositories.consolidator.consider(pool);
+    }
+    due
 }
 
 /// A pool may have gone with its last view meanwhile: that is no failure.
@@ -349,15 +415,17 @@ async fn roll_up(
     let made = run(pool, &args, &names, places).await?;
     let made = format!("pack-{}", made.trim());
     let (place, small) = (pool.to_owned(), small.to_vec());
-    let note = move |_: &Repositories| {
+    let note = move |this: &Repositories| {
         if !place.join(format!("objects/pack/{made}.idx")).is_file() {
             return Ok(());
         }
-        let mut gone = rolled_up(&place)?;
-        gone.extend(small.into_iter().map(|(_, name)| name));
-        // What is as good as one of them may be that one.
-        gone.remove(&made);
-        Ok(note_rolled_up(&place, gone)?)
+        this.identifiers.hold(&identifier_of(&place)?, || {
+            let mut gone = rolled_up(&place)?;
+            gone.extend(small.into_iter().map(|(_, name)| name));
+            // What is as good as one of them may be that one.
+            gone.remove(&made);
+            Ok(note_rolled_up(&place, gone)?)
+        })
     };
     repositories.blocking(note).await?;
     if loose {
@@ -368,7 +436,7 @@ async fn roll_up(
 
 /// Runs one step; gives what it says. Nobody else takes git's locks in a pool: one that is there is a
 /// dead process's.
-async fn run(
+pub(super) async fn run(
     pool: &Path,
     args: &[&str],
     input: &str,
@@ -404,11 +472,16 @@ async fn run(
 }
 
 impl Repositories {
+    /// Removes these packs of a pool if they are still said to be rolled up: one that came again is not.
+    fn remove_rolled_up(&self, pool: &Path, names: &HashSet<String>) -> Result<(), Error> {
+        let identifier = identifier_of(pool)?;
+        let hold = || remove_rolled_up(pool, Some(names));
+        Ok(self.identifiers.hold(&identifier, hold)?)
+    }
+
     /// Where the refs of a pool's views point, as a file for git; `None`: nowhere.
     fn snapshot(&self, pool: &Path) -> Result<Option<tempfile::NamedTempFile>, Error> {
-        let text = fs::read_to_string(pool.join(IDENTIFIER))?;
-        let identifier = Identifier::parse(text.trim_end_matches('\n'))
-            .map_err(|error| Error::Invalid(error.to_string()))?;
+        let identifier = identifier_of(pool)?;
         let mut tips = BTreeSet::new();
         for marker in pool::views(pool, usize::MAX) {
             let address = marker.address(&identifier);

@@ -13,8 +13,9 @@ use super::{
     fetched::NotStored,
     git,
     intake::{Intake, Refused},
+    kind_of,
     places::Places,
-    pool, refs,
+    refs,
 };
 
 /// What a copy needs of the process.
@@ -57,12 +58,11 @@ impl Repositories {
         to: Identifier,
         commit: Oid,
     ) -> Result<u64, Error> {
-        let has = |identifier: Identifier| {
-            let look = move |this: &Self| {
-                let found = this.missing(&identifier, &[], &[commit], None)?;
-                Ok(found.missing.is_empty() && found.not_commits.is_empty())
-            };
-            self.blocking(look)
+        let has = async |identifier: Identifier| {
+            let found = self
+                .missing(&identifier, Vec::new(), vec![commit], None)
+                .await?;
+            Ok::<_, Error>(found.missing.is_empty() && found.not_commits.is_empty())
         };
         if has(to.clone()).await? {
             return Ok(0);
@@ -74,7 +74,7 @@ impl Repositories {
         // While these live, the pools stay.
         let source = self.begin_arrival(from).await?;
         let target = self.begin_arrival(to.clone()).await?;
-        let (place, name) = (source.pool.clone(), to);
+        let (place, name) = (source.pool.clone(), to.clone());
         let known = self.blocking(move |this| this.tips_in(&name, &place));
         let known = known.await?;
 
@@ -93,8 +93,11 @@ impl Repositories {
             pool: &target.pool,
             own: None,
             max_bytes: copier.max_pack_bytes,
+            limits: &self.intake,
             places: &copier.taking_in,
             client: None,
+            disk: &self.disk,
+            part: None,
         };
         let mut pack = BufReader::new(pipes.stdout);
         let told = async {
@@ -106,38 +109,26 @@ impl Repositories {
         if !running.wait().await? {
             return Err(git::RunError::Failed(git::last_line(&said).to_owned()).into());
         }
-        let stored = self.blocking(move |this| {
-            let stored = this.store(&target, quarantine, &[commit], || true)?;
-            Ok(stored.bytes)
-        });
+        let whole = self.brought_whole(&target, &quarantine, &[commit]).await?;
+        let stored =
+            self.blocking(move |this| Ok(this.store(&target, quarantine, &whole, || true)?));
         stored.await
     }
 
     /// Where refs of an identifier's views point that another pool has as well, so many at most: what
-    /// these lead to need not be brought.
+    /// these lead to need not be brought. Blocks.
     fn tips_in(
         &self,
         identifier: &Identifier,
         pool: &std::path::Path,
     ) -> Result<BTreeSet<Oid>, Error> {
-        const VIEWS: usize = 64;
         const TIPS: usize = 4096;
         let other = refs::open(pool)?;
         let odb = other.odb()?;
         let mut tips = BTreeSet::new();
-        for marker in pool::views(&self.layout.pool(identifier), VIEWS) {
-            let Ok(view) = self.view(&marker.address(identifier)) else {
-                continue;
-            };
-            // What is staged there alone is not in its pool.
-            let staged = self.staged_refs(&view)?;
-            for entry in refs::list(&refs::open(&view)?, &["refs/"], false)? {
-                if tips.len() >= TIPS {
-                    return Ok(tips);
-                }
-                if !staged.contains(entry.name.as_str()) && odb.exists(refs::to_git2(entry.oid)) {
-                    tips.insert(entry.oid);
-                }
+        for tip in self.public_tips(identifier)?.iter() {
+            if tips.len() < TIPS && kind_of(&odb, *tip)?.is_some() {
+                tips.insert(*tip);
             }
         }
         Ok(tips)

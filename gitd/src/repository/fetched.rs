@@ -5,14 +5,22 @@
 //! the pool then goes when the last [`Arrival`] has ended.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use grasp_proto::words::{Identifier, Oid};
 
-use super::{Error, Repositories, intake::Quarantine, pool, throw_away};
+use super::{
+    Error, Repositories,
+    intake::Quarantine,
+    marks::{self, Fate, Kind, Mark},
+    pool, throw_away,
+};
 
 /// Why a pack that was fetched is not taken in.
 #[derive(Debug, thiserror::Error)]
@@ -24,20 +32,13 @@ pub enum NotStored {
     #[error("the grant ran out before the pack was in")]
     Late,
     /// It is not what it was fetched for.
-    #[error("the pack holds none of the granted objects")]
+    #[error(
+        "the pack holds none of the granted objects, with all that it leads to and is not here"
+    )]
     Unasked,
     /// Our side failed.
     #[error(transparent)]
     Failed(#[from] Error),
-}
-
-/// What came of a pack that was taken in.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Stored {
-    /// Those of the wanted objects that are here now.
-    pub arrived: Vec<Oid>,
-    /// How large the pack is.
-    pub bytes: u64,
 }
 
 /// Packs on their way, by identifier. Bounded by what is running.
@@ -57,6 +58,19 @@ pub struct Arrival {
     identifier: Identifier,
     /// Where to.
     pub pool: PathBuf,
+    checked_at: AtomicU64,
+}
+
+impl Arrival {
+    /// Under which identifier it is taken in.
+    pub fn identifier(&self) -> &Identifier {
+        &self.identifier
+    }
+
+    /// Its pack is checked now, against a pool that was pruned so often.
+    pub(super) fn check_at(&self, prunings: u64) {
+        self.checked_at.store(prunings, Ordering::SeqCst);
+    }
 }
 
 impl Drop for Arrival {
@@ -88,6 +102,7 @@ impl Repositories {
                     repositories,
                     identifier,
                     pool,
+                    checked_at: AtomicU64::default(),
                 })
             })
         };
@@ -124,19 +139,19 @@ impl Repositories {
         pool::drop_if_unused(&self.layout, &self.layout.pool(identifier))
     }
 
-    /// Makes a checked pack visible, if it has one of the `wanted` objects and `allowed` says so to the
-    /// last. Blocks.
+    /// Makes a checked pack visible for the objects that it brought `whole`, if `allowed` says so to the
+    /// last; gives how large it is. Blocks.
     pub fn store(
         &self,
         arrival: &Arrival,
         quarantine: Quarantine,
-        wanted: &[Oid],
+        whole: &[Oid],
         allowed: impl FnOnce() -> bool,
-    ) -> Result<Stored, NotStored> {
+    ) -> Result<u64, NotStored> {
         let Arrival {
             identifier, pool, ..
         } = arrival;
-        if !quarantine.has_any(wanted)? {
+        if whole.is_empty() {
             return Err(NotStored::Unasked);
         }
         let bytes = quarantine.bytes()?;
@@ -147,13 +162,16 @@ impl Repositories {
             if !allowed() {
                 return Err(NotStored::Late);
             }
-            Ok(quarantine.publish(&pool.join("objects"))?)
+            if self.prunings(identifier) != arrival.checked_at.load(Ordering::SeqCst) {
+                let reason = "what this pack builds on has just expired";
+                return Err(Error::Precondition(reason.to_owned()).into());
+            }
+            let arrived = whole.iter().map(|oid| Mark::new(Kind::Arrived, *oid, None));
+            let marked = marks::change(pool, |_| Fate::Stays, arrived.collect());
+            marked.map_err(Error::from)?;
+            Ok(quarantine.publish(pool)?)
         })?;
         self.consolidator.consider(pool);
-        let missing = self.missing(identifier, wanted, &[], None)?.missing;
-        let missing: HashSet<Oid> = missing.into_iter().collect();
-        let mut arrived = wanted.to_vec();
-        arrived.retain(|oid| !missing.contains(oid));
-        Ok(Stored { arrived, bytes })
+        Ok(bytes)
     }
 }

@@ -9,10 +9,10 @@ use std::{
     os::fd::{AsFd, BorrowedFd},
     path::Path,
     process::{Output, Stdio},
-    sync::{LazyLock, Mutex, PoisonError, mpsc},
+    sync::{LazyLock, Mutex, OnceLock, PoisonError, mpsc},
 };
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process_group, setrlimit};
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
     process::{Child, ChildStderr, ChildStdin, ChildStdout},
@@ -227,6 +227,24 @@ pub fn ran_out_of_room(stderr: &str) -> bool {
     })
 }
 
+/// Whether git failed because one process may not take more memory.
+pub fn ran_out_of_memory(stderr: &str) -> bool {
+    let mut failures = stderr
+        .split(['\n', '\r'])
+        .filter_map(|line| line.trim_end().strip_prefix("fatal: "));
+    failures.any(|failure| {
+        failure.starts_with("Out of memory, ") || failure.ends_with(": Cannot allocate memory")
+    })
+}
+
+/// Whether a helper of a git was ended because it had taken all of the processor's time that it may. What
+/// git complains of it is not what a user wrote.
+pub fn helper_ran_out_of_time(stderr: &str) -> bool {
+    let died = format!(" died of signal {}", Signal::XCPU.as_raw());
+    let mut lines = stderr.split(['\n', '\r']);
+    lines.any(|line| line.starts_with("error: ") && line.trim_end().ends_with(&died))
+}
+
 /// A running git with its pipes. Dropped while it runs, it is killed with all its helpers.
 #[derive(Debug)]
 pub struct Running {
@@ -246,16 +264,45 @@ pub struct Pipes {
     pub stderr: ChildStderr,
 }
 
-/// Makes the kernel kill a child when this process dies, however it dies. The signal follows the
-/// thread that starts the child: only for threads that live as long as the process.
+/// The most that one git process may take. The last wall: what can be foreseen is refused before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProcessLimits {
+    /// Address space, in bytes.
+    pub memory_bytes: u64,
+    /// Time of a processor, in seconds.
+    pub cpu_secs: u64,
+}
+
+static LIMITS: OnceLock<ProcessLimits> = OnceLock::new();
+
+/// Limits every git process from now on. The first call counts.
+pub fn limit_processes(limits: ProcessLimits) {
+    let _ = LIMITS.set(limits);
+}
+
+/// Makes the kernel kill a child when this process dies, however it dies, and limits what the child may take.
+/// The signal follows the thread that starts the child: only for threads that live as long as the process.
 fn die_with_us(command: &mut std::process::Command) {
     use std::os::unix::process::CommandExt;
-    let bind = || {
+    let limits = LIMITS.get().copied();
+    let bind = move || {
+        if let Some(limits) = limits {
+            let limit = |most, hard| Rlimit {
+                current: Some(most),
+                maximum: Some(hard),
+            };
+            setrlimit(
+                Resource::As,
+                limit(limits.memory_bytes, limits.memory_bytes),
+            )?;
+            // At the first it is told to end, by SIGXCPU, at the second it is killed.
+            setrlimit(Resource::Cpu, limit(limits.cpu_secs, limits.cpu_secs + 5))?;
+        }
         Ok(rustix::process::set_parent_process_death_signal(Some(
             Signal::KILL,
         ))?)
     };
-    // SAFETY: between fork and exec this makes one system call and touches no memory of ours.
+    // SAFETY: between fork and exec this makes three system calls and touches no memory of ours.
     #[allow(unsafe_code)]
     unsafe {
         command.pre_exec(bind);
@@ -302,6 +349,19 @@ impl Running {
     /// Waits until it has ended; says whether well.
     pub async fn wait(&mut self) -> std::io::Result<bool> {
         Ok(self.child.wait().await?.success())
+    }
+
+    /// Waits until it has ended; gives its exit code, if it had one.
+    pub async fn wait_for_code(&mut self) -> std::io::Result<Option<i32>> {
+        Ok(self.child.wait().await?.code())
+    }
+
+    /// Whether it was ended because it had taken all of the processor's time that it may. False while it runs.
+    pub fn ran_out_of_time(&mut self) -> bool {
+        use std::os::unix::process::ExitStatusExt;
+        let status = self.child.try_wait().ok().flatten();
+        let signal = status.and_then(|status| status.signal());
+        signal == Some(Signal::XCPU.as_raw())
     }
 
     /// Lets others run first.
@@ -384,6 +444,15 @@ mod tests {
         ] {
             assert!(ran_out_of_room(said), "{said}");
         }
+        let said = "fatal: Out of memory, malloc failed (tried to allocate 1073741825 bytes)\n";
+        assert!(ran_out_of_memory(said) && !ran_out_of_room(said));
+        assert!(!ran_out_of_memory("error: Out of memory, it says\n"));
+        assert!(helper_ran_out_of_time(
+            "error: pack-objects died of signal 24\nfatal: x"
+        ));
+        assert!(!helper_ran_out_of_time(
+            "error: pack-objects died of signal 9\n"
+        ));
         for said in [
             "error: object 12: gitmodulesUrl: disallowed submodule url: : No space left on device",
             "fatal: pack is corrupted: No space left on device?",

@@ -15,14 +15,28 @@ use std::{
 
 use bytes::Bytes;
 use git2::{ObjectType, OdbLookupFlags};
-use grasp_proto::words::Oid;
+use grasp_proto::{
+    process::disk::{DiskFull, DiskSpace},
+    words::Oid,
+};
 use tokio::{
-    io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt},
+    io::{
+        AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncSeekExt, AsyncWrite, AsyncWriteExt,
+        BufReader, BufWriter,
+    },
     sync::mpsc,
     time::timeout,
 };
 
-use super::{Error, git, layout::QUARANTINE, places::Places, pool, refs, sync_directory};
+use super::{
+    Error, git,
+    layout::QUARANTINE,
+    pack_scan::{BadPack, PackLimits, PackScanner},
+    places::{Busy, Place, Places},
+    pool,
+    public::LACKS,
+    refs,
+};
 
 /// What fsck finds and hosting servers let pass: old tools wrote it, histories cannot be changed.
 const LET_PASS: &str = "badTimezone=ignore,missingSpaceBeforeDate=ignore,zeroPaddedFilemode=ignore";
@@ -45,6 +59,9 @@ pub enum Refused {
     /// The sender went away or stopped.
     #[error("the upload was broken off: {0}")]
     Broken(std::io::Error),
+    /// There is no room for it.
+    #[error(transparent)]
+    Full(#[from] DiskFull),
     /// Our side failed.
     #[error("the server could not take the pack in")]
     Ours(#[source] Error),
@@ -56,8 +73,21 @@ impl Refused {
         match self {
             Self::Pack(_) => "pack",
             Self::Broken(_) => "broken",
+            Self::Full(_) => "full",
             Self::Ours(_) => "ours",
         }
+    }
+}
+
+impl From<BadPack> for Refused {
+    fn from(bad: BadPack) -> Self {
+        Self::Pack(bad.to_string())
+    }
+}
+
+impl From<Busy> for Refused {
+    fn from(busy: Busy) -> Self {
+        Self::Pack(format!("the pack has large objects: {busy}"))
     }
 }
 
@@ -77,14 +107,28 @@ impl From<Error> for Refused {
     }
 }
 
-/// What is shown to the sender while a pack is taken in.
+/// What packs may hold, and how many of those that need much memory are put together at once.
 #[derive(Debug)]
-pub enum Progress {
-    /// A piece of what git says about it.
-    Said(Bytes),
-    /// The pack has all come; git is still at work.
-    Working,
+pub struct IntakeLimits {
+    /// What one pack may hold.
+    pub pack: PackLimits,
+    /// Room for packs with large objects that git has to hold in memory.
+    pub large: Places,
 }
+
+impl IntakeLimits {
+    /// Packs that need much memory, at once: git holds four of its largest objects while it resolves deltas.
+    const LARGE_AT_ONCE: usize = 2;
+
+    /// With these limits of one pack.
+    pub fn new(pack: PackLimits) -> Self {
+        let large = Places::new(Self::LARGE_AT_ONCE);
+        Self { pack, large }
+    }
+}
+
+/// An object of this size or more makes a pack one that needs much memory.
+const LARGE_OBJECT: u64 = 4 << 20;
 
 /// Where to take a pack in, and how.
 #[derive(Debug)]
@@ -95,25 +139,89 @@ pub struct Intake<'a> {
     pub own: Option<(&'a Path, &'a [String])>,
     /// The largest pack.
     pub max_bytes: u64,
+    /// What it may hold.
+    pub limits: &'a IntakeLimits,
     /// Room for processes.
     pub places: &'a Places,
     /// Whose pack it is.
     pub client: Option<IpAddr>,
+    /// Whether there is room.
+    pub disk: &'a DiskSpace,
+    /// Of a pack that brings more than is allowed, what is.
+    pub part: Option<&'a Part>,
+}
+
+/// What is taken of a pack: what some objects lead to, and nothing else. The rest is neither checked
+/// nor kept.
+#[derive(Debug)]
+pub struct Part {
+    /// What is wanted, with all that it leads to.
+    pub tips: Vec<Oid>,
+    /// What the pool has with all that it leads to: need not be looked through.
+    pub known: Vec<Oid>,
+}
+
+/// What is checked as a pack is indexed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Check {
+    /// Every object, and that all its links lead to objects of the pack or of the pool.
+    All,
+    /// That it is a pack.
+    Nothing,
 }
 
 /// A pack that is in and checked, but not seen by anybody yet.
 #[derive(Debug)]
 pub struct Quarantine {
+    came: Came,
+}
+
+/// What lies in a quarantine.
+#[derive(Debug, Clone)]
+pub struct Came {
     directory: PathBuf,
     pack: Option<String>,
+    objects: u32,
+    is_self_contained: bool,
+}
+
+impl Came {
+    /// Where it lies.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The pack that came, if any did.
+    pub fn pack(&self) -> Option<&str> {
+        self.pack.as_deref()
+    }
+
+    /// How many objects it had as it came. Git has put the bases of its deltas behind them.
+    pub fn objects(&self) -> u32 {
+        self.objects
+    }
+
+    /// Git has found that none of its objects leads out of it.
+    pub fn is_self_contained(&self) -> bool {
+        self.is_self_contained
+    }
+
+    /// Whether the pack has an object, be it one that was put behind it. Blocks.
+    pub fn has(&self, oid: Oid) -> Result<bool, Error> {
+        match &self.pack {
+            Some(name) => Ok(pool::pack_has(&self.directory.join("pack"), name, oid)?),
+            None => Ok(false),
+        }
+    }
 }
 
 impl Drop for Quarantine {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.directory)
+        let directory = &self.came.directory;
+        if let Err(error) = fs::remove_dir_all(directory)
             && error.kind() != std::io::ErrorKind::NotFound
         {
-            tracing::warn!(directory = %self.directory.display(), %error, "a quarantine stays");
+            tracing::warn!(directory = %directory.display(), %error, "a quarantine stays");
         }
     }
 }
@@ -150,11 +258,89 @@ impl Intake<'_> {
     /// judge.
     ///
     /// A pack says itself where it ends, so the body may go on behind it. On a refusal that is the
-    /// pack's own, it may not have been read to its end.
+    /// pack's own, it may not have been read to its end. What git says about the pack goes to
+    /// `progress`.
     pub async fn receive(
         &self,
         body: &mut (impl AsyncBufRead + Unpin),
-        progress: Option<&mpsc::Sender<Progress>>,
+        progress: Option<&mpsc::Sender<Bytes>>,
+    ) -> Result<Quarantine, Refused> {
+        let check = match self.part {
+            None => Check::All,
+            Some(_) => Check::Nothing,
+        };
+        self.receive_pack(body, progress, check).await
+    }
+
+    /// Of a pack that was received, what is allowed of it. To be called when it is known that it brought what
+    /// it leads to: what is picked is as good as the pool has it.
+    pub async fn keep_part(&self, whole: Quarantine) -> Result<Quarantine, Refused> {
+        let Some(part) = self.part else {
+            return Ok(whole);
+        };
+        let Some(mut picked) = self.pick(&whole, part).await? else {
+            return Ok(whole);
+        };
+        // What is kept goes the way of every pack.
+        self.receive_pack(&mut picked, None, Check::All).await
+    }
+
+    /// What is wanted of a pack, as a pack of its own; `None`: no pack came.
+    async fn pick(
+        &self,
+        whole: &Quarantine,
+        part: &Part,
+    ) -> Result<Option<BufReader<tokio::fs::File>>, Refused> {
+        let came = &whole.came;
+        if came.pack.is_none() {
+            return Ok(None);
+        }
+        let mut command = git::command(self.pool);
+        command
+            .env("GIT_OBJECT_DIRECTORY", &came.directory)
+            .args([
+                "pack-objects",
+                "--revs",
+                "--stdout",
+                "-q",
+                "--delta-base-offset",
+            ])
+            // Deltas that came are used; no others are looked for.
+            .args(["--window=0", "--threads=1"]);
+        let place = self.places.take_for(self.client).await;
+        let (mut running, pipes) = git::spawn(command, place)?;
+        let feed = async {
+            let mut stdin = BufWriter::new(pipes.stdin);
+            let wanted = part.tips.iter().map(|tip| format!("{tip}\n"));
+            for line in wanted.chain(part.known.iter().map(|tip| format!("^{tip}\n"))) {
+                // A git that stops listening says why.
+                if stdin.write_all(line.as_bytes()).await.is_err() {
+                    return;
+                }
+            }
+            let _ = stdin.flush().await;
+        };
+        let unnamed = tempfile::tempfile_in(&came.directory)?;
+        let mut file = tokio::fs::File::from_std(unnamed);
+        let mut stdout = pipes.stdout;
+        let ((), copied, said) = tokio::join!(
+            feed,
+            tokio::io::copy(&mut stdout, &mut file),
+            git::drain_stderr(pipes.stderr, |_| {})
+        );
+        copied?;
+        if !running.wait().await? {
+            return Err(refusal(&said, &mut running));
+        }
+        file.rewind().await?;
+        Ok(Some(BufReader::with_capacity(64 * 1024, file)))
+    }
+
+    async fn receive_pack(
+        &self,
+        body: &mut (impl AsyncBufRead + Unpin),
+        progress: Option<&mpsc::Sender<Bytes>>,
+        check: Check,
     ) -> Result<Quarantine, Refused> {
         let mut head = Vec::new();
         while head.len() < 12 {
@@ -174,7 +360,7 @@ impl Intake<'_> {
             drain(body, EMPTY_PACK as u64).await;
             return Ok(quarantine);
         }
-        self.index(quarantine, &head, body, progress).await
+        self.index(quarantine, &head, body, progress, check).await
     }
 
     /// A quarantine for an upload without a pack.
@@ -185,10 +371,14 @@ impl Intake<'_> {
             .join(format!("{:032x}", rand::random::<u128>()));
         fs::create_dir(&directory)?;
         let quarantine = Quarantine {
-            directory,
-            pack: None,
+            came: Came {
+                directory,
+                pack: None,
+                objects: 0,
+                is_self_contained: false,
+            },
         };
-        let directory = &quarantine.directory;
+        let directory = &quarantine.came.directory;
         fs::create_dir(directory.join("pack"))?;
         fs::create_dir(directory.join("info"))?;
         let mut alternates = "../../objects\n".to_owned();
@@ -215,42 +405,32 @@ impl Intake<'_> {
         mut quarantine: Quarantine,
         head: &[u8],
         body: &mut (impl AsyncBufRead + Unpin),
-        progress: Option<&mpsc::Sender<Progress>>,
+        progress: Option<&mpsc::Sender<Bytes>>,
+        check: Check,
     ) -> Result<Quarantine, Refused> {
         let mut command = git::command(self.pool);
         command
-            .env("GIT_OBJECT_DIRECTORY", &quarantine.directory)
+            .env("GIT_OBJECT_DIRECTORY", &quarantine.came.directory)
             .args(["index-pack", "--stdin", "--fix-thin", "--threads=2"])
-            .arg(format!("--strict={LET_PASS}"))
             .arg(format!("--max-input-size={}", self.max_bytes));
+        if check == Check::All {
+            command.arg(format!("--strict={LET_PASS}"));
+            // Its exit code says then whether an object leads out of the pack.
+            command.arg("--check-self-contained-and-connected");
+        }
         if progress.is_some() {
             command.arg("--show-resolving-progress");
         }
+        let mut scanner = PackScanner::new(self.limits.pack);
+        scanner.scan(head)?;
         let place = self.places.take_for(self.client).await;
         let (mut running, mut pipes) = git::spawn(command, place)?;
 
-        let feed = async {
-            let mut stdin = pipes.stdin;
-            let mut listening = stdin.write_all(head).await.is_ok();
-            while listening {
-                let bytes = body.fill_buf().await?;
-                let count = bytes.len();
-                if count == 0 {
-                    break;
-                }
-                listening = stdin.write_all(bytes).await.is_ok();
-                body.consume(count);
-            }
-            drop(stdin);
-            if let Some(progress) = progress {
-                let _ = progress.send(Progress::Working).await;
-            }
-            Ok::<_, std::io::Error>(())
-        };
+        let feed = self.feed(pipes.stdin, head, scanner, body);
         let said = git::drain_stderr(pipes.stderr, |piece| {
             if let Some(progress) = progress {
                 // A sender that does not read misses some progress; that is all.
-                let _ = progress.try_send(Progress::Said(Bytes::copy_from_slice(piece)));
+                let _ = progress.try_send(Bytes::copy_from_slice(piece));
             }
         });
         let answer = async {
@@ -264,58 +444,138 @@ impl Intake<'_> {
         };
         let told = async { tokio::join!(said, answer) };
         tokio::pin!(told);
+        let mut _large = None;
         let (said, answer) = tokio::select! {
             // It has ended, whatever still comes.
             told = &mut told => told,
             // On an error the child is killed as `running` drops.
             fed = feed => {
-                fed.map_err(Refused::Broken)?;
-                told.await
+                _large = fed?;
+                // The end of the upload, too, is read meanwhile: its sender is shown nothing before that.
+                tokio::select! {
+                    told = &mut told => told,
+                    () = drain(body, BEHIND) => told.await,
+                }
             }
         };
 
-        if !running.wait().await? {
-            let reason = git::last_line(&said).to_owned();
-            return Err(match git::ran_out_of_room(&said) {
-                true => Refused::Ours(git::RunError::Failed(reason).into()),
-                false => Refused::Pack(git::without_places(&reason)),
-            });
+        let code = running.wait_for_code().await?;
+        let leads_out = check == Check::All && code == Some(LEADS_OUT);
+        if code != Some(0) && !leads_out {
+            return Err(refusal(&said, &mut running));
         }
         let name = answer
             .split_once('\t')
             .map(|(_, hash)| format!("pack-{}", hash.trim()))
             .filter(|name| name.len() == 45)
             .ok_or_else(|| Refused::Pack("git did not say which pack this is".to_owned()))?;
-        quarantine.pack = Some(name);
+        let came = &mut quarantine.came;
+        came.pack = Some(name);
+        came.objects = u32::from_be_bytes([head[8], head[9], head[10], head[11]]);
+        came.is_self_contained = check == Check::All && !leads_out;
         Ok(quarantine)
     }
+
+    /// Hands a pack on to git, each piece once the scanner has let it pass: while git takes one, the next is
+    /// scanned. Gives back the place that a pack with large objects needs while git works on it: git has them
+    /// all in memory only after the pack's last byte, which waits for the place.
+    async fn feed(
+        &self,
+        mut git: impl AsyncWrite + Unpin,
+        head: &[u8],
+        mut scanner: PackScanner,
+        body: &mut (impl AsyncBufRead + Unpin),
+    ) -> Result<Option<Place>, Refused> {
+        let mut passed = Bytes::copy_from_slice(head);
+        loop {
+            self.disk.check()?;
+            let scanned = async {
+                let bytes = body.fill_buf().await.map_err(Refused::Broken)?;
+                let piece = Bytes::copy_from_slice(&bytes[..bytes.len().min(PIECE)]);
+                body.consume(piece.len());
+                let work = move || {
+                    let result = scanner.scan(&piece);
+                    (scanner, piece, result)
+                };
+                let (scanner, piece, result) = tokio::task::spawn_blocking(work)
+                    .await
+                    .map_err(std::io::Error::other)?;
+                result?;
+                Ok::<_, Refused>((scanner, piece))
+            };
+            let (written, scanned) = tokio::join!(git.write_all(&passed), scanned);
+            let piece;
+            (scanner, piece) = scanned?;
+            // A git that stops listening says why.
+            if written.is_err() || piece.is_empty() {
+                return Ok(None);
+            }
+            if scanner.is_done() {
+                let large = match scanner.largest_in_memory() >= LARGE_OBJECT {
+                    true => Some(self.limits.large.take_soon(self.client).await?),
+                    false => None,
+                };
+                let _ = git.write_all(&piece).await;
+                return Ok(large);
+            }
+            passed = piece;
+        }
+    }
 }
+
+/// How much may stand behind a pack, where nothing should, and is read while git works on the pack. Bytes.
+const BEHIND: u64 = 64 * 1024;
+
+/// How much of a pack is scanned at once.
+const PIECE: usize = 128 * 1024;
+
+/// What a git that was at work on a pack complains of.
+fn refusal(said: &str, git: &mut git::Running) -> Refused {
+    let reason = git::last_line(said).to_owned();
+    if git::ran_out_of_room(said) {
+        Refused::Ours(git::RunError::Failed(reason).into())
+    } else if git::ran_out_of_memory(said) {
+        let reason = "the pack needs more memory than one process may take here";
+        Refused::Pack(reason.to_owned())
+    } else if git.ran_out_of_time() {
+        let reason = "the pack takes more time to check than one process may take here";
+        Refused::Pack(reason.to_owned())
+    } else if LACKING.iter().any(|words| reason.contains(words)) {
+        // Not which one, nor what it is: git would say so as well of what is there and shown to nobody.
+        Refused::Pack(LACKS.to_owned())
+    } else {
+        Refused::Pack(git::without_places(&reason))
+    }
+}
+
+/// The exit code of an `index-pack` that has put a pack together that leads to objects outside of it.
+const LEADS_OUT: i32 = 1;
+
+/// What git says of packs that lead to what is not there, or is not what they say.
+const LACKING: [&str; 3] = [
+    "did not receive expected object",
+    "unresolved delta",
+    ": expected type ",
+];
 
 impl Quarantine {
     /// The pack that came, if any did.
     pub fn pack(&self) -> Option<&str> {
-        self.pack.as_deref()
+        self.came.pack()
+    }
+
+    /// What lies here, for as long as this lives.
+    pub fn look(&self) -> Came {
+        self.came.clone()
     }
 
     /// How large the pack is.
     pub fn bytes(&self) -> Result<u64, Error> {
-        let Some(name) = &self.pack else { return Ok(0) };
-        let file = self.directory.join(format!("pack/{name}.pack"));
-        Ok(fs::metadata(file)?.len())
-    }
-
-    /// Whether the pack has one of these objects. Blocks.
-    pub fn has_any(&self, oids: &[Oid]) -> Result<bool, Error> {
-        let Some(name) = &self.pack else {
-            return Ok(false);
+        let Some(name) = &self.came.pack else {
+            return Ok(0);
         };
-        let directory = self.directory.join("pack");
-        for oid in oids {
-            if pool::pack_has(&directory, name, *oid)? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        let file = self.came.directory.join(format!("pack/{name}.pack"));
+        Ok(fs::metadata(file)?.len())
     }
 
     /// Checks that every tip is here, in the packs this may lean on, or in `repository` (a pool, or a
@@ -323,7 +583,8 @@ impl Quarantine {
     pub fn check_tips(&self, repository: &Path, tips: &[(Oid, bool)]) -> Result<(), Refused> {
         let repo = refs::open(repository)?;
         let odb = repo.odb().map_err(Error::from)?;
-        for directory in [self.directory.clone(), self.directory.join(OWN)] {
+        let directory = &self.came.directory;
+        for directory in [directory.clone(), directory.join(OWN)] {
             if let Some(directory) = directory.to_str().filter(|_| directory.is_dir()) {
                 odb.add_disk_alternate(directory).map_err(Error::from)?;
             }
@@ -342,13 +603,19 @@ impl Quarantine {
         Ok(())
     }
 
-    /// Moves the pack to where it is seen, its index last. Blocks.
-    pub fn publish(self, objects: &Path) -> Result<(), Error> {
-        if let Some(name) = &self.pack {
-            let from = self.directory.join("pack");
-            let to = objects.join("pack");
-            pool::link_pack(&from, &to, name)?;
-            sync_directory(&to)?;
+    /// Moves the pack into a pool, its index last. Under the identifier's lock. Blocks.
+    pub fn publish(self, pool: &Path) -> Result<(), Error> {
+        if let Some(name) = &self.came.pack {
+            pool::add_pack(pool, &self.came.directory.join("pack"), name)?;
+        }
+        Ok(())
+    }
+
+    /// Moves the pack to what is staged in a view, its index last. Blocks.
+    pub fn stage(self, view: &Path) -> Result<(), Error> {
+        if let Some(name) = &self.came.pack {
+            let from = self.came.directory.join("pack");
+            pool::link_pack(&from, &view.join("objects/pack"), name)?;
         }
         Ok(())
     }

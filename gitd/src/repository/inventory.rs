@@ -45,6 +45,22 @@ pub enum Shelf {
     Retired,
 }
 
+impl Shelf {
+    /// Which repository a path of this directory is of; `None`: of none.
+    fn repository_at(&self, path: &Path) -> Option<RepoId> {
+        match self {
+            Self::Owner(owner) => {
+                let name = path.file_name()?.to_str()?.strip_suffix(".git")?;
+                Some(RepoId {
+                    owner: *owner,
+                    identifier: Identifier::parse(name).ok()?,
+                })
+            }
+            Self::Retired => words_of(path),
+        }
+    }
+}
+
 /// A repository that was found.
 #[derive(Debug, Clone)]
 pub struct Found {
@@ -147,6 +163,23 @@ fn changed(path: &Path) -> u64 {
 }
 
 impl Repositories {
+    /// Whether a bare repository, by its path from the data directory, is one of those that are
+    /// described: pools, contributors' spaces and what is withheld are not.
+    pub(super) fn is_described(&self, name: &Path) -> bool {
+        let path = self.layout.root().join(name);
+        let shelf = match name.parent() {
+            Some(parent) if self.layout.root().join(parent) == self.layout.retired_directory() => {
+                Some(Shelf::Retired)
+            }
+            Some(parent) => parent
+                .to_str()
+                .and_then(|owner| Npub::from_npub(owner).ok())
+                .map(Shelf::Owner),
+            None => None,
+        };
+        shelf.is_some_and(|shelf| shelf.repository_at(&path).is_some())
+    }
+
     /// The directories in which what is asked for may lie.
     pub fn shelves(&self, asked: &Asked) -> Result<Vec<Shelf>, Error> {
         let root = self.layout.root();
@@ -175,18 +208,7 @@ impl Repositories {
         };
         for entry in entries(&directory)? {
             let path = entry.path();
-            let repo = match shelf {
-                Shelf::Owner(owner) => {
-                    let name = entry.file_name();
-                    let name = name.to_str().and_then(|name| name.strip_suffix(".git"));
-                    name.and_then(|name| Identifier::parse(name).ok())
-                        .map(|identifier| RepoId {
-                            owner: *owner,
-                            identifier,
-                        })
-                }
-                Shelf::Retired => words_of(&path),
-            };
+            let repo = shelf.repository_at(&path);
             let place = match shelf {
                 Shelf::Owner(_) => Place::Served,
                 Shelf::Retired => Place::Retired,

@@ -5,6 +5,7 @@
 //! <data>/prs/<hex>/<identifier>.git          a view of what a contributor offers (GRASP-06)
 //! <data>/.pools/<2 hex>/<sha256>.git         the pool of an identifier: a bare repository without refs
 //! <data>/.pools/<2 hex>/<sha256>.git/views/  one file for each view that leans on it, retired ones too
+//! <data>/.pools/…/brought                    what came and is not shown yet, or no more (see marks.rs)
 //! <data>/.pools/…/rolled-up                  packs that are about to go, one to a line
 //! <data>/.pools/…/quarantine/<random>/       a pack that is being taken in
 //! <data>/.retired/<owner>-<sha256>-<incarnation>.git   a view moved aside
@@ -34,6 +35,8 @@ pub const STAGED: &str = "staged";
 pub const VIEWS: &str = "views";
 /// File of a pool: packs whose objects are all in others, about to go.
 pub const ROLLED_UP: &str = "rolled-up";
+/// File of a pool: objects that views may yet show, one to a line.
+pub const BROUGHT: &str = "brought";
 /// All pools, below the git data directory.
 pub const POOLS: &str = ".pools";
 /// File of a view that was adopted: the configuration that another server gave it. Nobody reads it.
@@ -159,7 +162,7 @@ impl Layout {
 const PRS: &str = "prs-";
 
 /// What a pool calls one of its views.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Marker {
     /// By which kind of address it is reached.
     pub endpoint: Endpoint,

@@ -2,7 +2,10 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use grasp_proto::words::Address;
@@ -65,6 +68,7 @@ impl Uploads {
             uploads: self.clone(),
             address: address.clone(),
             incarnation: String::new(),
+            checked_at: AtomicU64::default(),
         })
     }
 
@@ -89,6 +93,19 @@ pub struct Upload {
     pub address: Address,
     /// Which of the repositories that ever had this name.
     pub incarnation: String,
+    checked_at: AtomicU64,
+}
+
+impl Upload {
+    /// Its pack is checked now, against a pool that was pruned so often.
+    pub fn check_at(&self, prunings: u64) {
+        self.checked_at.store(prunings, Ordering::SeqCst);
+    }
+
+    /// How often the pool was pruned when its pack was checked.
+    pub fn checked_at(&self) -> u64 {
+        self.checked_at.load(Ordering::SeqCst)
+    }
 }
 
 impl Drop for Upload {

@@ -9,6 +9,7 @@
 
 mod adoption;
 mod alternates;
+mod brought;
 pub mod change;
 pub mod consolidate;
 pub mod copied;
@@ -19,10 +20,14 @@ pub mod intake;
 pub mod inventory;
 pub mod layout;
 pub mod locks;
+pub mod marks;
+pub mod pack_scan;
 mod place;
 pub mod places;
 pub mod pool;
 mod prs;
+mod prune;
+pub mod public;
 pub mod reachable;
 pub mod refs;
 pub mod restore;
@@ -31,11 +36,12 @@ pub mod small;
 pub mod snapshot;
 pub mod staging;
 mod sweep;
+mod tips;
 pub mod unsigned;
 pub mod withheld;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     fs, io,
     io::Write,
     path::{Path, PathBuf},
@@ -44,7 +50,7 @@ use std::{
 
 use git2::{ObjectType, OdbLookupFlags};
 use grasp_proto::{
-    process::restoring,
+    process::{disk::DiskSpace, restoring},
     words::{Address, Identifier, Oid, RepoId},
 };
 use tokio::sync::Semaphore;
@@ -52,9 +58,13 @@ use tokio::sync::Semaphore;
 use self::{
     consolidate::Consolidator,
     fetched::Arrivals,
+    intake::IntakeLimits,
     layout::{INCARNATION, Layout, Marker, REPOSITORY},
     locks::{Closing, Locks, Upload, Uploads},
+    marks::Keep,
+    places::Places,
     refs::Entry,
+    tips::Tips,
     unsigned::Unsigned,
     withheld::Withheld,
 };
@@ -103,17 +113,33 @@ fn sync_directory(path: &Path) -> io::Result<()> {
     fs::File::open(path)?.sync_all()
 }
 
-/// Replaces a file in one step, durably.
-fn write_file(path: &Path, content: &[u8]) -> io::Result<()> {
-    let directory = path.parent().unwrap_or(Path::new("/"));
+/// What a file is replaced by, with what `content` says.
+fn beside(path: &Path, content: &[u8]) -> io::Result<tempfile::NamedTempFile> {
     let mut file = tempfile::Builder::new()
         .prefix(".grasp-")
         .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
-        .tempfile_in(directory)?;
+        .tempfile_in(directory_of(path))?;
     file.write_all(content)?;
+    Ok(file)
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("/"))
+}
+
+/// Replaces a file in one step, durably.
+fn write_file(path: &Path, content: &[u8]) -> io::Result<()> {
+    let file = beside(path, content)?;
     file.as_file().sync_all()?;
     file.persist(path)?;
-    sync_directory(directory)
+    sync_directory(directory_of(path))
+}
+
+/// The same, not durably: a kill of the process leaves the old or the new file, a power failure may leave
+/// neither.
+fn replace_file(path: &Path, content: &[u8]) -> io::Result<()> {
+    beside(path, content)?.persist(path)?;
+    Ok(())
 }
 
 /// Moves a finished directory to its place, making the place's parents. One that was made there
@@ -177,6 +203,9 @@ pub struct Missing {
 /// Blocking calls at once: each takes a thread.
 const BLOCKING: usize = 16;
 
+/// Walks at once to find out whether something is here.
+const WALKS: usize = 4;
+
 /// All repositories of one git data directory.
 #[derive(Debug)]
 pub struct Repositories {
@@ -194,8 +223,18 @@ pub struct Repositories {
     pub withheld: Withheld,
     /// What nobody has signed for yet, counted.
     pub unsigned: Unsigned,
+    /// Whether there is room for new data.
+    pub disk: DiskSpace,
+    /// What packs may hold.
+    pub intake: IntakeLimits,
     threads: Arc<Semaphore>,
     consolidator: Arc<Consolidator>,
+    /// Where the refs of views point.
+    tips: Tips,
+    walks: Places,
+    keep: Keep,
+    /// How often pools were pruned since the start. Bounded by those that were.
+    pruned: Mutex<HashMap<Identifier, u64>>,
 }
 
 impl Repositories {
@@ -205,6 +244,8 @@ impl Repositories {
         root: PathBuf,
         consolidator: Arc<Consolidator>,
         limits: unsigned::Limits,
+        intake: IntakeLimits,
+        keep: Keep,
     ) -> Result<Self, Error> {
         restoring::check_whole(&root).map_err(|error| Error::Precondition(error.to_string()))?;
         // Repositories are opened for one request: a cache would only be memory.
@@ -214,6 +255,7 @@ impl Repositories {
         let repositories = Self {
             withheld: Withheld::open(layout.withheld())?,
             unsigned: Unsigned::new(limits, unsigned::client_key(&layout.client_key())?),
+            intake,
             layout,
             views: Locks::default(),
             identifiers: Locks::default(),
@@ -221,11 +263,23 @@ impl Repositories {
             arrivals: Arrivals::default(),
             unadopted: Mutex::default(),
             refused: Mutex::default(),
+            disk: DiskSpace::unlimited(),
             threads: Arc::new(Semaphore::new(BLOCKING)),
             consolidator,
+            tips: Tips::default(),
+            walks: Places::new(WALKS),
+            keep,
+            pruned: Mutex::default(),
         };
         repositories.sweep()?;
         Ok(repositories)
+    }
+
+    /// The same on a disk that has room, or has not.
+    #[must_use]
+    pub fn with_disk(mut self, disk: DiskSpace) -> Self {
+        self.disk = disk;
+        self
     }
 
     /// Runs `work` on a thread that may block.
@@ -291,7 +345,7 @@ impl Repositories {
     /// Makes a repository if it is not there; says its incarnation and whether it was made.
     pub fn create(&self, repo: &RepoId) -> Result<(String, bool), Error> {
         let address = repo.into();
-        self.views.hold(&address, || self.make(&address))
+        self.change(&address, || self.make(&address))
     }
 
     /// Makes a view if it is not there; says its incarnation and whether it was made. Under the view's
@@ -305,6 +359,9 @@ impl Repositories {
                 return Ok((give_incarnation(&view)?, false));
             }
         }
+        self.disk
+            .check()
+            .map_err(|full| Error::Precondition(full.to_string()))?;
         let incarnation = new_incarnation();
         let scratch = Scratch(self.layout.scratch());
         let scratch = &scratch.0;
@@ -372,7 +429,7 @@ impl Repositories {
             Ok(false) | Err(Error::NotFound) => {}
             Err(error) => return Err(error),
         }
-        let rubbish = self.views.hold(&address, || {
+        let rubbish = self.change(&address, || {
             match self.expect_incarnation(&address, incarnation) {
                 Err(Error::NotFound) => return Ok(Vec::new()),
                 result => result?,
@@ -392,58 +449,37 @@ impl Repositories {
         let view = self.layout.view(address);
         let incarnation = read_incarnation(&view)?.unwrap_or_default();
         self.identifiers.hold(address.identifier(), || {
-            let scratch = self.layout.scratch();
+            let (scratch, pool) = (
+                self.layout.scratch(),
+                self.layout.pool(address.identifier()),
+            );
+            let marker = Marker::new(address, incarnation);
+            marks::note_going(&pool, &marker, &view)?;
             fs::rename(&view, &scratch)?;
             self.unsigned.nothing_in(address);
             // Fails, as it must, when the owner has other repositories.
             let _ = view.parent().map(fs::remove_dir);
-            let pool = self.layout.pool(address.identifier());
-            pool::unmark(&pool, &Marker::new(address, incarnation))?;
+            pool::unmark(&pool, &marker)?;
             let gone = self.drop_pool(address.identifier())?;
             Ok(gone.into_iter().chain([scratch]).collect())
         })
     }
 
-    /// Which of the objects are not in the pool of `identifier` (nor staged in `staged_in`).
-    pub fn missing(
-        &self,
-        identifier: &Identifier,
-        oids: &[Oid],
-        commits: &[Oid],
-        staged_in: Option<&Address>,
-    ) -> Result<Missing, Error> {
-        self.adopt_all(identifier);
-        let place = match staged_in.map(|address| self.view(address)) {
-            Some(Ok(view)) => view,
-            _ => self.layout.pool(identifier),
-        };
-        let repo = match refs::open(&place) {
-            Err(Error::NotFound) => {
-                let missing = oids.iter().chain(commits).copied().collect();
-                let not_commits = Vec::new();
-                return Ok(Missing {
-                    missing,
-                    not_commits,
-                });
-            }
-            repo => repo?,
-        };
-        let odb = repo.odb()?;
-        let mut answer = Missing::default();
-        for (oid, must_be_commit) in oids
-            .iter()
-            .map(|oid| (oid, false))
-            .chain(commits.iter().map(|oid| (oid, true)))
-        {
-            match kind_of(&odb, *oid)? {
-                None => answer.missing.push(*oid),
-                Some(kind) if must_be_commit && kind != ObjectType::Commit => {
-                    answer.not_commits.push(*oid);
-                }
-                Some(_) => {}
-            }
+    /// Takes what nobody can reach out of the pool of an identifier, whatever it might be wanted for; gives
+    /// how many bytes that were.
+    pub async fn prune(&self, identifier: &Identifier) -> Result<u64, Error> {
+        let pool = self.layout.pool(identifier);
+        match pool.is_dir() {
+            true => self.consolidator.prune(pool).await,
+            false => Ok(0),
         }
-        Ok(answer)
+    }
+
+    /// Just this is withheld from now on.
+    pub fn withhold(&self, entries: HashSet<withheld::Entry>) -> Result<(), Error> {
+        let replaced = self.withheld.replace(entries);
+        self.tips.forget_pools();
+        replaced
     }
 
     /// HEAD, incarnation and refs of a repository.
@@ -475,25 +511,33 @@ impl Repositories {
         Ok((head, incarnation, entries))
     }
 
-    /// Objects the pool has for other views, for a pusher not to send again: tips of other owners'
-    /// branches, a bounded number of them.
-    pub fn haves(&self, address: &Address) -> Vec<Oid> {
-        const VIEWS: usize = 32;
+    /// Where everything in the pool that a pusher to this repository is told of ends: the refs that objects
+    /// may lean on, and what the pool has beyond.
+    pub fn told(&self, address: &Address) -> Result<Vec<Oid>, Error> {
+        let view = self.view(address)?;
+        let staged = self.staged_refs(&view)?;
+        let entries = refs::list(&refs::open(&view)?, &[""], false)?;
+        let entries = entries
+            .into_iter()
+            .filter(|entry| !staged.contains(&entry.name));
+        let told: BTreeSet<Oid> = entries
+            .map(|entry| entry.oid)
+            .chain(self.haves(address)?)
+            .collect();
+        Ok(told.into_iter().collect())
+    }
+
+    /// Objects that other views show, for a pusher not to send again: a bounded number of them.
+    pub fn haves(&self, address: &Address) -> Result<Vec<Oid>, Error> {
         const TIPS: usize = 256;
-        let pool = self.layout.pool(address.identifier());
-        let mut tips = BTreeSet::new();
-        for marker in pool::views(&pool, VIEWS) {
-            let other = marker.address(address.identifier());
-            if other == *address || tips.len() >= TIPS {
-                continue;
-            }
-            let entries = self
-                .view(&other)
-                .and_then(|view| refs::open(&view))
-                .and_then(|git| refs::list(&git, &["refs/heads/"], false));
-            tips.extend(entries.into_iter().flatten().map(|entry| entry.oid));
-        }
-        tips.into_iter().take(TIPS).collect()
+        let git = refs::open(&self.shown(address)?)?;
+        let mut own = HashSet::new();
+        refs::tips(&git, |oid| {
+            own.insert(oid);
+        })?;
+        let public = self.public_tips(address.identifier())?;
+        let others = public.iter().filter(|oid| !own.contains(oid)).copied();
+        Ok(others.take(TIPS).collect())
     }
 }
 

@@ -5,15 +5,15 @@
 //! there; so one look at a pack's own objects proves full connectivity, however long the history.
 //! Adoption links another server's repository in whole, and the pool borrows from the stores that
 //! that one borrowed from: what lies in them counts as here, is neither copied nor written, and must
-//! stay. Nothing is ever taken out of a pool that has views: consolidation rewrites packs, it drops
-//! no object.
+//! stay. What is taken out of a pool that has views is what none of them leads to (`prune.rs`):
+//! consolidation rewrites packs, it drops no object.
 //!
-//! Reachability cannot be asked of a pool, since it has no refs. Never run `gc` or `prune` in one.
+//! Reachability cannot be asked of a pool, since it has no refs. Never run git's `gc` or `prune` in one.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashSet},
     fs, io,
-    io::{Read, Seek, SeekFrom},
+    io::{BufReader, Read, Seek, SeekFrom},
     path::{Path, PathBuf},
 };
 
@@ -21,7 +21,7 @@ use grasp_proto::words::{Identifier, Oid};
 
 use super::{
     Error, Scratch, alternates, fresh_repository,
-    layout::{IDENTIFIER, Layout, Marker, QUARANTINE, VIEWS},
+    layout::{IDENTIFIER, Layout, Marker, QUARANTINE, ROLLED_UP, VIEWS},
     rename_over_nothing, sync_directory, write_file,
 };
 
@@ -103,13 +103,13 @@ pub fn borrow(pool: &Path, stores: &BTreeSet<PathBuf>) -> Result<(), Error> {
     Ok(())
 }
 
-/// Links all packs and loose objects of one object directory into a pool.
+/// Links all packs and loose objects of one object directory into a pool. Under the identifier's lock.
 pub fn link_objects(from: &Path, pool: &Path) -> Result<(), Error> {
     let to = pool.join("objects");
     // What has nothing in it at all need not have the directory.
     if from.join("pack").is_dir() {
         for pack in packs(&from.join("pack"))? {
-            link_pack(&from.join("pack"), &to.join("pack"), &pack)?;
+            add_pack(pool, &from.join("pack"), &pack)?;
         }
     }
     for shelf in fs::read_dir(from)? {
@@ -132,6 +132,31 @@ pub fn link_objects(from: &Path, pool: &Path) -> Result<(), Error> {
     }
     sync_directory(&to)?;
     Ok(())
+}
+
+/// The packs of a pool that are about to go: their objects are in others, or for nobody.
+pub fn rolled_up(pool: &Path) -> io::Result<HashSet<String>> {
+    match fs::read_to_string(pool.join(ROLLED_UP)) {
+        Ok(text) => Ok(text.lines().map(str::to_owned).collect()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(HashSet::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Notes that these packs, and no others, are about to go. Under the identifier's lock.
+pub fn note_rolled_up(pool: &Path, names: impl IntoIterator<Item = String>) -> io::Result<()> {
+    let lines = names.into_iter().map(|name| name + "\n");
+    write_file(&pool.join(ROLLED_UP), lines.collect::<String>().as_bytes())
+}
+
+/// Puts a pack from a directory into a pool, durably. One that was about to go stays. Under the
+/// identifier's lock.
+pub fn add_pack(pool: &Path, from: &Path, name: &str) -> io::Result<()> {
+    let mut gone = rolled_up(pool)?;
+    if gone.remove(name) {
+        note_rolled_up(pool, gone)?;
+    }
+    link_pack(from, &pool.join("objects/pack"), name)
 }
 
 /// The files of one pack that are kept, the one that makes it visible last.
@@ -204,6 +229,23 @@ pub fn packs(directory: &Path) -> io::Result<Vec<String>> {
         }
     }
     names.sort();
+    Ok(names)
+}
+
+/// The objects of a pack in order, by its index alone (version 2).
+pub fn objects(directory: &Path, name: &str) -> io::Result<impl Iterator<Item = io::Result<Oid>>> {
+    let mut index = BufReader::new(fs::File::open(directory.join(format!("{name}.idx")))?);
+    let mut head = [0; 8 + 256 * 4];
+    index.read_exact(&mut head)?;
+    if head[..8] != *b"\xfftOc\0\0\0\x02" {
+        return Err(io::Error::other("not an index of version 2"));
+    }
+    let count = [head[1028], head[1029], head[1030], head[1031]];
+    let names = (0..u32::from_be_bytes(count)).map(move |_| {
+        let mut oid = [0; 20];
+        index.read_exact(&mut oid)?;
+        Ok(Oid::from_bytes(oid))
+    });
     Ok(names)
 }
 

@@ -37,7 +37,7 @@ impl Repositories {
 
     /// Begins an upload into a view that is made for it if it is not there.
     pub(super) fn begin_contribution(&self, address: &Address) -> Result<Upload, Error> {
-        self.views.hold(address, || {
+        self.change(address, || {
             let mut upload = self.uploads.begin(address).ok_or(Error::NotFound)?;
             (upload.incarnation, _) = self.make(address)?;
             Ok(upload)
@@ -46,9 +46,7 @@ impl Repositories {
 
     /// Removes a view below `prs/` that has neither refs nor an upload that runs.
     pub fn remove_if_empty(&self, address: &Address) -> Result<(), Error> {
-        let rubbish = self
-            .views
-            .hold(address, || self.take_away_if_empty(address))?;
+        let rubbish = self.change(address, || self.take_away_if_empty(address))?;
         for directory in rubbish {
             throw_away(&directory);
         }

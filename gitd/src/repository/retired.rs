@@ -5,17 +5,20 @@
 //! both: both ways are one rename.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
 };
 
-use grasp_proto::words::{Address, RepoId};
+use grasp_proto::words::{Address, EventId, Oid, RefKind, RefName, RepoId};
 
 use super::{
-    Error, Repositories, give_incarnation,
-    layout::{Marker, REPOSITORY},
-    pool, read_incarnation, refs, rename_over_nothing, sweep, sync_directory, throw_away,
-    write_file,
+    Error, Repositories, alternates, give_incarnation,
+    layout::{Layout, Marker, REPOSITORY},
+    marks::{Fate, Kind, Mark, note_going},
+    read_incarnation,
+    refs::{self, Change},
+    rename_over_nothing, sweep, sync_directory, throw_away, write_file,
 };
 
 /// Which of the repositories that ever had a name: part of a file's name, and so checked.
@@ -41,11 +44,14 @@ impl Incarnation {
     }
 }
 
+/// Where HEAD points in a repository that nobody has pushed to.
+const UNBORN: &str = "refs/heads/master";
+
 impl Repositories {
     /// Moves a repository aside. One that is not there is retired.
     pub fn retire(&self, repo: &RepoId, incarnation: &str) -> Result<(), Error> {
         let address = Address::from(repo);
-        self.views.hold(&address, || {
+        self.change(&address, || {
             match self.expect_incarnation(&address, incarnation) {
                 Err(Error::NotFound) => return Ok(()),
                 result => result?,
@@ -71,10 +77,11 @@ impl Repositories {
         })
     }
 
-    /// Moves a retired repository back to its place. One that is there is restored.
+    /// Moves a retired repository back to its place, without its refs: it has their objects, and shows those
+    /// that events name from now on. One that is there is restored.
     pub fn restore(&self, repo: &RepoId, incarnation: &Incarnation) -> Result<(), Error> {
         let address = Address::from(repo);
-        self.views.hold(&address, || {
+        self.change(&address, || {
             let view = self.layout.view(&address);
             if self.view(&address).is_ok() {
                 return self.expect_incarnation(&address, incarnation.as_str());
@@ -86,11 +93,58 @@ impl Repositories {
             // Whatever worked on it when it went was cut short.
             refs::break_locks(&aside)?;
             sweep::remove_leftovers(&aside)?;
+            self.put_out_of_sight(&address, incarnation, &aside)?;
             move_back(&aside, &view)?;
             self.unsigned.recount(&address, &view)?;
             tracing::info!(%repo, "a repository was restored");
             Ok(())
         })
+    }
+
+    /// Takes its refs and HEAD off a view that is to come back, and marks what they led to.
+    fn put_out_of_sight(
+        &self,
+        address: &Address,
+        incarnation: &Incarnation,
+        aside: &Path,
+    ) -> Result<(), Error> {
+        let lines = alternates::lines(&aside.join("objects"))?;
+        if !lines.contains(&Layout::alternate(address)) {
+            // Another server's, which could not be adopted: nobody else has its objects.
+            return Ok(());
+        }
+        let git = refs::open(aside)?;
+        let shown = refs::list(&git, &[""], false)?;
+        let marker = Marker::new(address, incarnation.as_str().to_owned());
+        let held: BTreeSet<(Option<EventId>, Oid)> = shown
+            .iter()
+            .map(
+                |entry| match RefName::parse(&entry.name).map(|n| n.kind()) {
+                    Ok(RefKind::Nostr(event)) => (Some(event), entry.oid),
+                    _ => (None, entry.oid),
+                },
+            )
+            .collect();
+        let held = held.into_iter().map(|(event, oid)| Mark {
+            event,
+            ..Mark::new(
+                event.map_or(Kind::Held, |_| Kind::Offered),
+                oid,
+                Some(&marker),
+            )
+        });
+        self.mark(address.identifier(), |_| Fate::Stays, held.collect())?;
+        let gone: Vec<Change> = shown
+            .into_iter()
+            .map(|entry| Change {
+                name: entry.name,
+                old: Some(entry.oid),
+                new: None,
+            })
+            .collect();
+        refs::apply(aside, &gone)?;
+        refs::set_head(&git, UNBORN)?;
+        Ok(())
     }
 
     /// Throws a retired repository away, and its pool if it was the last view.
@@ -102,12 +156,12 @@ impl Repositories {
                 return Ok(Vec::new());
             }
             self.identifiers.hold(&repo.identifier, || {
-                let scratch = self.layout.scratch();
+                let (scratch, pool) = (self.layout.scratch(), self.layout.pool(&repo.identifier));
+                let marker = Marker::new(&address, incarnation.as_str().to_owned());
+                note_going(&pool, &marker, &aside)?;
                 fs::rename(&aside, &scratch)?;
                 aside.parent().map(sync_directory).transpose()?;
-                let pool = self.layout.pool(&repo.identifier);
-                let marker = Marker::new(&address, incarnation.as_str().to_owned());
-                pool::unmark(&pool, &marker)?;
+                super::pool::unmark(&pool, &marker)?;
                 let gone = self.drop_pool(&repo.identifier)?;
                 tracing::info!(%repo, "a retired repository was purged");
                 Ok::<_, Error>(gone.into_iter().chain([scratch]).collect())

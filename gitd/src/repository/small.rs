@@ -18,18 +18,19 @@ use rustix::{fs::OFlags, io::Errno};
 
 use super::{
     CONFIG, Error, every_ref, git,
-    layout::{FORMER_CONFIG, IDENTIFIER, INCARNATION, REPOSITORY, STAGED, VIEWS},
+    layout::{BROUGHT, FORMER_CONFIG, IDENTIFIER, INCARNATION, REPOSITORY, STAGED, VIEWS},
 };
 
 /// The largest of the small files.
 const SMALL: u64 = 16 << 20;
 /// Those in a repository itself.
-const FILES: [&str; 9] = [
+const FILES: [&str; 10] = [
     "HEAD",
     "config",
     "description",
     "packed-refs",
     "shallow",
+    BROUGHT,
     FORMER_CONFIG,
     IDENTIFIER,
     INCARNATION,

@@ -40,6 +40,8 @@ pub struct Snapshot {
     settled: HashMap<PathBuf, SystemTime>,
     /// How many repositories there are, pools among them.
     pub repositories: usize,
+    /// How many of them are described to an operator.
+    pub described: usize,
 }
 
 impl Snapshot {
@@ -222,6 +224,7 @@ impl Repositories {
             scratch: Scratch(self.layout.scratch()),
             settled: HashMap::new(),
             repositories: 0,
+            described: 0,
         };
         fs::create_dir_all(snapshot.objects())?;
         each_repository(self.layout.root(), &mut |path, name| {
@@ -234,7 +237,7 @@ impl Repositories {
     pub fn take_snapshot(&self, snapshot: &mut Snapshot) -> Result<(), Error> {
         let root = self.layout.root();
         let mut lines = BufWriter::new(fs::File::create(snapshot.small())?);
-        let mut repositories = 0;
+        let (mut repositories, mut described) = (0, 0);
         each_repository(root, &mut |path, name| {
             let Some(files) = small::files(root, path)? else {
                 tracing::warn!(path = %path.display(), "this is no part of the backup: its HEAD is no file");
@@ -246,10 +249,12 @@ impl Repositories {
                 lines.write_all(b"\n")?;
             }
             repositories += 1;
+            described += usize::from(self.is_described(name));
             snapshot.link(path, name)
         })?;
         lines.flush()?;
         snapshot.repositories = repositories;
+        snapshot.described = described;
         Ok(())
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Such packs lie in the view's own `objects/pack`, beside the alternate that leads to the pool. A
 //! sidecar for each placeholder (`staged/<event id>` in the view) lists the packs its uploads
-//! brought, behind a line `by <payer>` that says who did. It is written before they are and goes after they went, so no pack is ever there
+//! brought, behind a line `by <payer>` that says who did, and `commit <oid>` that says for which commit: several
+//! may wait for one event. It is written before they are and goes after they went, so no pack is ever there
 //! without a sidecar that knows it. All functions are called under the view's lock, and block.
 //!
 //! A staged pack leans on the pool and on its own sidecar's earlier packs only, so a sidecar's packs
@@ -26,8 +27,16 @@ use super::{
 /// Placeholders of one view at most, so that what nobody signs for cannot fill the disk.
 pub const MOST: usize = 256;
 
-/// What a line begins with that says who brought the packs behind it.
+/// Of these one client has so many at most: nobody closes a repository to others.
+pub const MOST_OF_ONE: usize = MOST / 4;
+
+/// Commits that one client may bring for one event, of those for which the relay has room.
+pub const MOST_COMMITS_OF_ONE: usize = 8;
+
+/// What a line begins with that says who brought the packs behind it,
 const BY: &str = "by ";
+/// and what one does that says which commit was brought.
+const COMMIT: &str = "commit ";
 
 /// The sidecar of a placeholder, as it stands.
 fn read(view: &Path, event: &EventId) -> io::Result<Option<String>> {
@@ -42,7 +51,8 @@ fn read(view: &Path, event: &EventId) -> io::Result<Option<String>> {
 pub fn packs(view: &Path, event: &EventId) -> io::Result<Option<Vec<String>>> {
     let text = read(view, event)?;
     Ok(text.map(|text| {
-        let packs = text.lines().filter(|line| !line.starts_with(BY));
+        let is_pack = |line: &&str| !line.starts_with(BY) && !line.starts_with(COMMIT);
+        let packs = text.lines().filter(is_pack);
         packs.map(str::to_owned).collect()
     }))
 }
@@ -57,6 +67,7 @@ pub fn charges(view: &Path) -> io::Result<BTreeMap<Payer, u64>> {
         for line in read(view, &event)?.unwrap_or_default().lines() {
             match line.strip_prefix(BY) {
                 Some(by) => payer = Payer::from_hex(by).unwrap_or_default(),
+                None if line.starts_with(COMMIT) => {}
                 None => drop(brought.entry(line.to_owned()).or_insert(payer)),
             }
         }
@@ -70,6 +81,31 @@ pub fn charges(view: &Path) -> io::Result<BTreeMap<Payer, u64>> {
         }
     }
     Ok(charges)
+}
+
+/// The commits that were brought for `event`. The ref shows the first of them.
+pub fn commits(view: &Path, event: &EventId) -> io::Result<BTreeSet<Oid>> {
+    let text = read(view, event)?.unwrap_or_default();
+    let commits = text.lines().filter_map(|line| line.strip_prefix(COMMIT));
+    Ok(commits.filter_map(|oid| Oid::from_hex(oid).ok()).collect())
+}
+
+/// The placeholders for which somebody has brought something, each with how many commits of theirs.
+pub fn brought_by(view: &Path, payer: Payer) -> io::Result<BTreeMap<EventId, usize>> {
+    let mut brought = BTreeMap::new();
+    for event in events(view)? {
+        let mut is_theirs = false;
+        for line in read(view, &event)?.unwrap_or_default().lines() {
+            if let Some(by) = line.strip_prefix(BY) {
+                is_theirs = Payer::from_hex(by) == Some(payer);
+            }
+            if is_theirs {
+                let commits: &mut usize = brought.entry(event).or_default();
+                *commits += usize::from(line.starts_with(COMMIT));
+            }
+        }
+    }
+    Ok(brought)
 }
 
 /// The placeholders of a view.
@@ -88,13 +124,24 @@ pub fn events(view: &Path) -> io::Result<BTreeSet<EventId>> {
     Ok(events)
 }
 
-/// Notes in the sidecar that `pack` (or none) was brought for `event`, and by whom.
-pub fn note(view: &Path, event: &EventId, pack: Option<&str>, payer: Payer) -> io::Result<()> {
+/// Notes in the sidecar that `commit` was brought for `event`, in `pack` (or in none), and by whom.
+pub fn note(
+    view: &Path,
+    event: &EventId,
+    commit: Oid,
+    pack: Option<&str>,
+    payer: Payer,
+) -> io::Result<()> {
     fs::create_dir_all(view.join(STAGED))?;
     let mut text = read(view, event)?.unwrap_or_default();
     let by = format!("{BY}{payer}");
     if text.lines().rfind(|line| line.starts_with(BY)) != Some(&by) {
         text.push_str(&by);
+        text.push('\n');
+    }
+    let commit = format!("{COMMIT}{commit}");
+    if text.lines().all(|line| line != commit) {
+        text.push_str(&commit);
         text.push('\n');
     }
     if let Some(pack) = pack.filter(|pack| text.lines().all(|line| line != *pack)) {
@@ -123,14 +170,14 @@ fn own_packs(view: &Path) -> PathBuf {
 }
 
 /// Moves what was staged for `event` into the pool. The sidecar stays until [`forget`], so that the
-/// step can be repeated.
+/// step can be repeated. Under the identifier's lock.
 pub fn claim(view: &Path, pool: &Path, event: &EventId) -> io::Result<()> {
-    let (own, pooled) = (own_packs(view), pool.join("objects/pack"));
+    let own = own_packs(view);
     for pack in packs(view, event)?.unwrap_or_default() {
         // No index: moved by an earlier try or for another placeholder of the same upload, or never
         // all there.
         if own.join(format!("{pack}.idx")).exists() {
-            pool::link_pack(&own, &pooled, &pack)?;
+            pool::add_pack(pool, &own, &pack)?;
         }
         pool::remove_pack(&own, &pack)?;
     }

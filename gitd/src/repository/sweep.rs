@@ -10,8 +10,8 @@ use grasp_proto::words::{Address, Identifier, Npub, RefName, RepoId};
 
 use super::{
     Error, PoisonError, Repositories, alternates, consolidate,
-    layout::{IDENTIFIER, Layout, QUARANTINE, STAGED},
-    pool, refs, staging,
+    layout::{FORMER_CONFIG, Layout, QUARANTINE, STAGED},
+    marks, pool, refs, staging,
 };
 
 impl Repositories {
@@ -60,15 +60,17 @@ impl Repositories {
         empty(&pool.join(QUARANTINE))?;
         remove_leftovers(pool)?;
         consolidate::remove_rolled_up(pool, None)?;
-        let text = fs::read_to_string(pool.join(IDENTIFIER))?;
-        let identifier = Identifier::parse(text.trim_end_matches('\n'))
-            .map_err(|error| Error::Invalid(error.to_string()))?;
+        // Stores of another server that it borrows from may name others by where they lay before.
+        alternates::heal(&self.layout, &pool.join("objects"))?;
+        let identifier = consolidate::identifier_of(pool)?;
         for marker in pool::views(pool, usize::MAX) {
             let address = marker.address(&identifier);
             let view = self.layout.view(&address);
             let here = super::read_incarnation(&view)?.as_ref() == Some(&marker.incarnation);
             let retired = self.layout.retired(&address.repo, &marker.incarnation);
             if !here && !retired.is_dir() {
+                let gone = vec![marks::Mark::of_anything()];
+                marks::change(pool, |_| marks::Fate::Stays, gone)?;
                 fs::remove_file(pool.join(super::layout::VIEWS).join(marker.name()))?;
             }
         }
@@ -97,6 +99,9 @@ impl Repositories {
                     .push(address.clone());
             }
             return Ok(());
+        }
+        if view.join(FORMER_CONFIG).exists() {
+            alternates::heal(&self.layout, &objects)?;
         }
         refs::break_locks(view)?;
         remove_leftovers(view)?;

@@ -294,7 +294,7 @@ impl Drop for Reservation {
 
 #[cfg(test)]
 mod tests {
-    use grasp_proto::words::{EventId, Identifier, Npub, RepoId};
+    use grasp_proto::words::{EventId, Identifier, Npub, Oid, RepoId};
 
     use super::*;
 
@@ -380,9 +380,10 @@ mod tests {
         let events: Vec<EventId> = (1..=3).map(|n| EventId::from_bytes([n; 32])).collect();
         let reservation = unsigned.reserve(one, 1000).unwrap();
         // One upload for two placeholders is there once; that of another client has a pack, too.
-        staging::note(view, &events[0], Some(&pack), one).unwrap();
-        staging::note(view, &events[1], Some(&pack), one).unwrap();
-        staging::note(view, &events[2], None, two).unwrap();
+        let commit = |n| Oid::from_bytes([n; 20]);
+        staging::note(view, &events[0], commit(1), Some(&pack), one).unwrap();
+        staging::note(view, &events[1], commit(1), Some(&pack), one).unwrap();
+        staging::note(view, &events[2], commit(1), None, two).unwrap();
         reservation.spent(&address, view).unwrap();
         let count = |unsigned: &Unsigned| {
             let counted = unsigned.counted();
@@ -401,5 +402,14 @@ mod tests {
         assert_eq!(count(&unsigned), (mine + theirs, mine, theirs));
         unsigned.nothing_in(&address);
         assert_eq!(count(&unsigned), (0, 0, 0));
+        // One that brings another commit for an event pays for its own, and is told apart.
+        for (n, by) in [(1, two), (2, one), (3, one), (3, one)] {
+            staging::note(view, &events[2], commit(n), None, by).unwrap();
+        }
+        let brought = |payer| staging::brought_by(view, payer).unwrap();
+        assert_eq!(brought(one), [(events[1], 1), (events[2], 2)].into());
+        assert_eq!(brought(two), [(events[2], 1)].into());
+        let packs = |event| staging::packs(view, event).unwrap().unwrap();
+        assert_eq!((packs(&events[1]).len(), packs(&events[2]).len()), (1, 0));
     }
 }

@@ -35,8 +35,8 @@ const V2_CAPABILITIES: &[&str] = &[
 ];
 
 /// Capabilities of receive-pack: what `receive_pack.rs` does.
-const RECEIVE_CAPABILITIES: &str = "report-status delete-refs side-band-64k quiet atomic ofs-delta \
-     push-options object-format=sha1";
+const RECEIVE_CAPABILITIES: &str = "report-status report-status-v2 delete-refs side-band-64k quiet \
+     atomic ofs-delta push-options object-format=sha1";
 
 /// About how many bytes are made at once.
 const PIECE: usize = 32 * 1024;
@@ -180,7 +180,7 @@ pub fn receive(
     let staged = repositories.staged_refs(&view)?;
     let mut entries = refs::list(&git, &[""], false)?;
     entries.retain(|entry| !staged.contains(&entry.name));
-    let haves = repositories.haves(address).into_iter().map(|oid| Line {
+    let haves = repositories.haves(address)?.into_iter().map(|oid| Line {
         oid,
         name: ".have".to_owned(),
         tail: String::new(),
@@ -205,13 +205,24 @@ pub struct LsRefs {
 /// More prefixes than this mean all refs, as with git.
 const PREFIXES: usize = 10_000;
 
+/// The most bytes of one request, its packets' heads among them: a few kilobytes may unpack to any number.
+const LARGEST: usize = 2 << 20;
+
 impl LsRefs {
     /// Reads the rest of the request, from behind `command=ls-refs`.
     pub async fn read(body: &mut (impl AsyncBufRead + Unpin)) -> Result<Self, String> {
         let mut request = Self::default();
         let (mut arguments, mut too_many) = (false, false);
+        let mut bytes = 0;
         loop {
             let packet = pkt_line::read(body).await.map_err(|e| e.to_string())?;
+            bytes += pkt_line::HEAD;
+            if let Some(Packet::Line(line)) = &packet {
+                bytes += line.len();
+            }
+            if bytes > LARGEST {
+                return Err(format!("a request for refs has {LARGEST} bytes at most"));
+            }
             let line = match packet {
                 None | Some(Packet::Flush) => break,
                 Some(Packet::Delimiter) => {
@@ -282,5 +293,30 @@ impl LsRefs {
             },
         });
         Ok(Box::new(pieces(out, Box::new(lines))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_request_for_refs_is_read_no_further_than_it_may_be_long() {
+        let request = |count: usize, prefix: &str| {
+            let mut out = BytesMut::new();
+            for _ in 0..count {
+                pkt_line::put(&mut out, format!("ref-prefix {prefix}").as_bytes());
+            }
+            out
+        };
+        let read = async |out: BytesMut| LsRefs::read(&mut &out[..]).await;
+        let all = read(request(PREFIXES + 1, "refs/heads/x")).await.unwrap();
+        assert!(all.prefixes.is_empty());
+        for (count, prefix) in [(LARGEST / 16, "x"), (40, &"x".repeat(60_000))] {
+            let refused = read(request(count, prefix)).await.unwrap_err();
+            assert!(refused.contains("at most"), "{refused}");
+        }
+        let none = b"0004".repeat(LARGEST / 4 + 1);
+        assert!(LsRefs::read(&mut &none[..]).await.is_err());
     }
 }

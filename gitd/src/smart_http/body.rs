@@ -8,15 +8,18 @@ use std::{
 
 use async_compression::tokio::bufread::GzipDecoder;
 use bytes::Bytes;
-use futures::{Stream, StreamExt, stream::BoxStream};
+use futures::{Stream, StreamExt};
 use tokio::io::{AsyncBufRead, AsyncRead, BufReader, ReadBuf};
 use tokio_util::io::StreamReader;
 
-use super::pace::{Pace, Paced};
+use super::{
+    pace::{Pace, Paced},
+    read_ahead::{BodyPieces, ReadAhead},
+};
 use crate::repository::intake;
 
 /// The bytes as they come over the wire.
-type Raw = Paced<StreamReader<BoxStream<'static, io::Result<Bytes>>, Bytes>>;
+type Raw = Paced<StreamReader<BodyPieces, Bytes>>;
 
 /// A body that is read unpacked.
 pub enum Upload {
@@ -29,7 +32,7 @@ pub enum Upload {
 impl Upload {
     /// The body that `stream` carries.
     pub fn new(stream: impl Stream<Item = io::Result<Bytes>> + Send + 'static, gzip: bool) -> Self {
-        let raw = Paced::new(StreamReader::new(stream.boxed()));
+        let raw = Paced::new(StreamReader::new(BodyPieces::new(stream.boxed())));
         match gzip {
             false => Self::Plain(Box::new(raw)),
             true => Self::Gzip(Box::new(BufReader::with_capacity(
@@ -44,6 +47,11 @@ impl Upload {
             Self::Plain(raw) => raw,
             Self::Gzip(decoder) => decoder.get_mut().get_mut(),
         }
+    }
+
+    /// What reads it on while its reader is busy.
+    pub fn read_ahead(&mut self) -> ReadAhead {
+        self.raw().get_ref().get_ref().read_ahead()
     }
 
     /// The pace at which it has to come from here on.

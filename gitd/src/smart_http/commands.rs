@@ -28,14 +28,25 @@ pub struct Line {
     pub command: Result<Command, String>,
 }
 
+/// How a pusher is told what became of each line.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Status {
+    /// Not at all.
+    #[default]
+    Untold,
+    /// `report-status`: done, or why not.
+    Plain,
+    /// `report-status-v2`: with what was done where it is not what was asked for.
+    WithOptions,
+}
+
 /// What a push begins with.
-#[allow(clippy::struct_excessive_bools)] // each is a capability of the protocol
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Request {
     /// Its lines, in their order.
     pub lines: Vec<Line>,
-    /// Wants `report-status`.
-    pub report: bool,
+    /// How it would be told what became of each line.
+    pub status: Status,
     /// Reads `side-band-64k`.
     pub sideband: bool,
     /// Wants no progress.
@@ -118,7 +129,9 @@ impl Request {
         let mut options = false;
         for capability in capabilities.split_ascii_whitespace() {
             match capability {
-                "report-status" => self.report = true,
+                "report-status" if self.status == Status::Untold => self.status = Status::Plain,
+                "report-status" => {}
+                "report-status-v2" => self.status = Status::WithOptions,
                 "side-band-64k" => self.sideband = true,
                 "quiet" => self.quiet = true,
                 "atomic" => self.atomic = true,
@@ -146,20 +159,6 @@ impl Request {
                 line.command = Err("this ref is named more than once".to_owned());
             }
         }
-    }
-
-    /// All commands, or what is to be said about each if any cannot be read.
-    pub fn commands(&self) -> Result<Vec<Command>, Vec<Option<String>>> {
-        if self.lines.iter().all(|line| line.command.is_ok()) {
-            let commands = self.lines.iter().flat_map(|line| line.command.clone());
-            return Ok(commands.collect());
-        }
-        let other = || "another command of this push cannot be done".to_owned();
-        Err(self
-            .lines
-            .iter()
-            .map(|line| Some(line.command.clone().err().unwrap_or_else(other)))
-            .collect())
     }
 }
 
@@ -212,11 +211,11 @@ mod tests {
         let shallow = format!("shallow {NEW}");
         let request = read(&[&shallow, &first, &second, "", "option", ""]).await;
         let request = request.unwrap();
-        assert!(request.report && request.sideband && !request.atomic);
+        assert_eq!(request.status, Status::Plain);
+        assert!(request.sideband && !request.atomic);
         assert!(request.lines[0].command.is_ok());
         assert_eq!(request.lines[1].name, "refs/heads/b c");
-        let results = request.commands().unwrap_err();
-        assert!(results.iter().all(Option::is_some));
+        assert!(request.lines[1].command.is_err());
     }
 
     #[tokio::test]
@@ -230,7 +229,7 @@ mod tests {
         let open = format!("{OLD} {NEW} refs/heads/a\0");
         assert!(read(&[&open]).await.is_err());
         let twice = read(&[&open, &open, ""]).await.unwrap();
-        assert!(twice.commands().is_err());
+        assert!(twice.lines.iter().all(|line| line.command.is_err()));
         // There is no room for more than the small ones.
         let many = vec![open.as_str(); 1000];
         assert!(read(&many).await.unwrap_err().contains("at once"));

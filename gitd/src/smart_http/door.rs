@@ -17,6 +17,7 @@ use bytes::Bytes;
 use grasp_proto::{
     client::{Client, ForwardKey, Networks, Rates, Seat, Seats, client_address},
     process::settings::{BadSetting, Settings},
+    smart_http::GitService,
     transport::Tokens,
 };
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
@@ -156,12 +157,13 @@ pub fn refuse<B>(refused: &Refused, request: &Request<B>) -> Response<Body> {
 fn refusal<B>(refused: &Refused, request: &Request<B>) -> Response<Body> {
     let error = format!("ERR {refused}\n");
     let path = request.uri().path();
-    let (kind, body) = match request.uri().query() {
-        Some("service=git-upload-pack") if path.ends_with("/info/refs") => (
+    let announces = GitService::asked_for(request.uri().query());
+    let (kind, body) = match announces.filter(|_| path.ends_with("/info/refs")) {
+        Some(GitService::UploadPack) => (
             "application/x-git-upload-pack-advertisement",
             announced("git-upload-pack", error),
         ),
-        Some("service=git-receive-pack") if path.ends_with("/info/refs") => (
+        Some(GitService::ReceivePack) => (
             "application/x-git-receive-pack-advertisement",
             announced("git-receive-pack", error),
         ),

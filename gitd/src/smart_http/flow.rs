@@ -40,6 +40,12 @@ pub enum Ended {
 }
 
 impl Sent {
+    /// Notes what was sent before git said anything.
+    pub fn note(&mut self, piece: &[u8]) {
+        self.bytes += piece.len() as u64;
+        self.lines.see(piece);
+    }
+
     /// Sends all that git says, as fast as it is taken.
     pub async fn all_of(
         &mut self,
@@ -76,8 +82,7 @@ impl Sent {
             };
             // What git complains of itself is an answer.
             self.complained |= self.bytes == 0 && piece.get(4..8) == Some(b"ERR ");
-            self.bytes += offered;
-            self.lines.see(&piece);
+            self.note(&piece);
             room.send(piece.freeze());
         }
     }

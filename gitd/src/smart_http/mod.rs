@@ -8,10 +8,14 @@ pub mod body;
 pub mod commands;
 pub mod door;
 pub mod flow;
+pub mod lfs;
 pub mod metered;
+pub mod object_filter;
 pub mod pace;
 pub mod pkt_line;
+pub mod read_ahead;
 pub mod receive_pack;
+pub mod report;
 pub mod stream;
 pub mod unread;
 pub mod upload_pack;
@@ -28,6 +32,7 @@ use bytes::Bytes;
 use futures::TryStreamExt;
 use grasp_proto::{
     process::render_metrics,
+    smart_http::{self, GitService, NotHere},
     transport::{Listener, Trace},
     words::Address,
 };
@@ -52,7 +57,7 @@ use self::{
     body::Upload,
     door::{Door, IsRefused},
     pace::Budget,
-    unread::Unread,
+    unread::{BodyEnd, Patience, Unread},
 };
 use crate::{
     busiest::Busiest,
@@ -76,6 +81,8 @@ pub struct Server {
     pub stagers: Places,
     /// What the commands of pushes take of memory.
     pub commands: Budget,
+    /// And what is read of their packs before these can be taken in.
+    pub read_ahead: Budget,
     /// What readers' requests take of the disk until git reads them.
     pub requests: Budget,
     /// Transfers that run on behind their request.
@@ -344,16 +351,46 @@ async fn admitted(
     let door = Arc::clone(&server.door);
     match door.enter(client, &request, Instant::now()) {
         Ok(visit) => {
-            let request = request.map(|body| Unread::new(body, visit.meter(&door)));
-            let response = route(server, client, request).await;
+            let (request, end) =
+                Unread::of(request, visit.meter(&door), Patience::SHORT, &server.kill);
+            let response = route(server, client, request, &end).await;
+            let response = held_until(end, response).await;
             response.map(|body| visit.answered(&door, body))
         }
         Err(refused) => {
-            let meter = refused.meter(&door);
-            let request = request.map(|body| Unread::new(body, Some(meter)));
-            door::refuse(&refused, &request)
+            let meter = Some(refused.meter(&door));
+            let (request, end) = Unread::of(request, meter, Patience::LONG, &server.kill);
+            let response = door::refuse(&refused, &request);
+            drop(request);
+            held_until(end, response).await
         }
     }
+}
+
+/// Holds an answer until its request has ended. If that goes on for too long, an answer without the
+/// status of an error gets one: nothing else is heard so early.
+async fn held_until(end: BodyEnd, response: Response<Body>) -> Response<Body> {
+    let Err(unheard) = end.reached().await else {
+        return response;
+    };
+    let is_refused = response.extensions().get::<IsRefused>().is_some();
+    let mut early = match response.status() {
+        error if error.is_client_error() || error.is_server_error() => response,
+        _ => {
+            let code = match is_refused {
+                true => StatusCode::TOO_MANY_REQUESTS,
+                false => unheard,
+            };
+            let text = whole("the request is refused, and more of it came than is read for that\n");
+            typed(status(code, text), "text/plain")
+        }
+    };
+    if is_refused {
+        early.extensions_mut().insert(IsRefused);
+    }
+    let close = HeaderValue::from_static("close");
+    early.headers_mut().insert(header::CONNECTION, close);
+    early
 }
 
 /// Every answer carries these (GRASP-01).
@@ -388,14 +425,23 @@ fn page(code: StatusCode, html: String) -> Response<Body> {
     typed(status(code, whole(html)), "text/html; charset=utf-8")
 }
 
-fn not_found(path: &str) -> Response<Body> {
-    page(StatusCode::NOT_FOUND, web::not_found(path))
+/// Nothing is served here: in words for git, in a page for browsers.
+fn not_here(why: NotHere, path: &str, headers: &HeaderMap) -> Response<Body> {
+    match smart_http::is_read_by_git(path, headers) {
+        true => plain(StatusCode::NOT_FOUND, format!("{why}\n")),
+        false => page(StatusCode::NOT_FOUND, web::not_found(path)),
+    }
+}
+
+fn plain(code: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
+    typed(status(code, whole(text)), "text/plain")
 }
 
 async fn route(
     server: Arc<Server>,
     client: Option<IpAddr>,
     request: Request<Unread>,
+    end: &BodyEnd,
 ) -> Response<Body> {
     let get = matches!(*request.method(), Method::GET | Method::HEAD);
     let path = request.uri().path().to_owned();
@@ -403,35 +449,49 @@ async fn route(
         "/healthz" if get => return status(StatusCode::OK, whole("ok\n")),
         _ => {}
     }
-    let named = Address::from_url_path(&path);
-    let Some((address, rest)) = named.filter(|(address, _)| server.prs || !address.is_prs()) else {
-        return not_found(&path);
+    let headers = request.headers().clone();
+    let absent = |why| not_here(why, &path, &headers);
+    let Some((address, rest)) = Address::from_url_path(&path) else {
+        return absent(NotHere::of(&path));
     };
+    if address.is_prs() && !server.prs {
+        return absent(NotHere::NoSpaces);
+    }
     if server.repositories.withheld.covers(&address.repo) {
-        return not_found(&path);
+        return absent(NotHere::Blocked);
+    }
+    if lfs::is_below(rest) {
+        return match server.repositories.shown(&address) {
+            Ok(_) => lfs::refuse(),
+            Err(_) => lfs::not_here(NotHere::NotAnnounced),
+        };
     }
     let version = Version::from_headers(request.headers());
     let (answer, kind) = match (rest, get) {
         ("" | "/", true) => {
             return match server.repositories.shown(&address) {
                 Ok(_) => page(StatusCode::OK, web::repository(&server.domain, &address)),
-                Err(_) => not_found(&path),
+                Err(_) => absent(NotHere::NotAnnounced),
             };
         }
-        ("/info/refs", true) => match request.uri().query() {
-            Some("service=git-upload-pack") => (
+        ("/info/refs", true) => match GitService::asked_for(request.uri().query()) {
+            Some(GitService::UploadPack) => (
                 info_refs(&server, address, version, false).await,
                 "application/x-git-upload-pack-advertisement",
             ),
-            Some("service=git-receive-pack") => (
+            Some(GitService::ReceivePack) => (
                 info_refs(&server, address, version, true).await,
                 "application/x-git-receive-pack-advertisement",
             ),
-            _ => (Answer::NotFound, ""),
+            None => {
+                let text = "only git's smart protocol is spoken here: a git client is needed that \
+                            asks for ?service=git-upload-pack\n";
+                return plain(StatusCode::NOT_FOUND, text);
+            }
         },
         ("/git-upload-pack", false) if request.method() == Method::POST => {
             if !is_of_kind(&request, "application/x-git-upload-pack-request") {
-                return unread(&server, &address, &path);
+                return unread(&server, &address, absent);
             }
             match request_body(request) {
                 Ok(body) => (
@@ -443,30 +503,27 @@ async fn route(
         }
         ("/git-receive-pack", false) if request.method() == Method::POST => {
             if !is_of_kind(&request, "application/x-git-receive-pack-request") {
-                return unread(&server, &address, &path);
+                return unread(&server, &address, absent);
             }
             let length = plain_length(request.headers());
             match request_body(request) {
                 Ok(body) => (
-                    receive_pack::answer(server, address, client, body, length).await,
+                    receive_pack::answer(server, address, client, body, length, end).await,
                     "application/x-git-receive-pack-result",
                 ),
                 Err(refused) => return *refused,
             }
         }
-        _ => (Answer::NotFound, ""),
+        _ => return absent(NotHere::NothingBehind),
     };
     if matches!(answer, Answer::NotFound) {
-        return not_found(&path);
+        return absent(NotHere::NotAnnounced);
     }
     match body_of(answer) {
         Some(body) => typed(status(StatusCode::OK, body), kind),
-        None => typed(
-            status(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                whole("the server failed; its log says why\n"),
-            ),
-            "text/plain",
+        None => plain(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the server failed; its log says why\n",
         ),
     }
 }
@@ -479,13 +536,16 @@ fn is_of_kind<B>(request: &Request<B>, expected: &str) -> bool {
 }
 
 /// The answer to a body of another kind.
-fn unread(server: &Server, address: &Address, path: &str) -> Response<Body> {
+fn unread(
+    server: &Server,
+    address: &Address,
+    absent: impl FnOnce(NotHere) -> Response<Body>,
+) -> Response<Body> {
     if server.repositories.shown(address).is_err() {
-        return not_found(path);
+        return absent(NotHere::NotAnnounced);
     }
-    let text = whole("the content type must be the one that git clients send\n");
-    let refused = status(StatusCode::UNSUPPORTED_MEDIA_TYPE, text);
-    typed(refused, "text/plain")
+    let text = "the content type must be the one that git clients send\n";
+    plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, text)
 }
 
 async fn info_refs(server: &Server, address: Address, version: Version, push: bool) -> Answer {
@@ -519,9 +579,8 @@ fn request_body(request: Request<Unread>) -> Result<Upload, Box<Response<Body>>>
         "" | "identity" => false,
         "gzip" | "x-gzip" => true,
         _ => {
-            let text = whole("only gzip is known as Content-Encoding\n");
-            let response = status(StatusCode::UNSUPPORTED_MEDIA_TYPE, text);
-            return Err(Box::new(typed(response, "text/plain")));
+            let text = "only gzip is known as Content-Encoding\n";
+            return Err(Box::new(plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, text)));
         }
     };
     let stream = BodyDataStream::new(request.into_body()).map_err(io::Error::other);

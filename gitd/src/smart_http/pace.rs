@@ -67,6 +67,11 @@ impl<R> Paced<R> {
         }
     }
 
+    /// What is paced.
+    pub fn get_ref(&self) -> &R {
+        &self.inner
+    }
+
     /// Another pace from here on.
     pub fn keep(&mut self, pace: Pace) {
         self.pace = pace;
@@ -162,6 +167,12 @@ pub struct Share {
 }
 
 impl Share {
+    /// Makes it as small as every share is at least.
+    pub fn give_back(&mut self) {
+        self.held = None;
+        self.bytes = FREE;
+    }
+
     /// Sees to it that the share is of so many bytes; `false`: there is no room.
     pub fn grow_to(&mut self, bytes: usize) -> bool {
         if bytes <= self.bytes {

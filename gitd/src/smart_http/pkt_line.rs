@@ -8,6 +8,9 @@ use crate::repository::intake::piece;
 /// The longest payload of one line.
 pub const MAX_PAYLOAD: usize = 65_516;
 
+/// What stands before the payload.
+pub const HEAD: usize = 4;
+
 /// The flush packet.
 pub const FLUSH: &[u8] = b"0000";
 
@@ -34,7 +37,7 @@ impl Packet {
 /// What is no packet.
 #[derive(Debug, thiserror::Error)]
 pub enum BadPacket {
-    /// The length is not four hex digits, or is 3.
+    /// The length is not four hex digits, is 3, or more than a line may have.
     #[error("a packet's length is not one")]
     Length,
     /// The stream ended inside a packet.
@@ -85,6 +88,8 @@ pub async fn read(body: &mut (impl AsyncBufRead + Unpin)) -> Result<Option<Packe
         1 => Ok(Some(Packet::Delimiter)),
         2 => Ok(Some(Packet::ResponseEnd)),
         3 => Err(BadPacket::Length),
+        // As git does: longer ones could not be handed on.
+        length if length > MAX_PAYLOAD + 4 => Err(BadPacket::Length),
         4 => Ok(Some(Packet::Line(Vec::new()))),
         length => {
             let line = exactly(body, length - 4).await?;
@@ -236,6 +241,17 @@ mod tests {
         for bad in [&b"0003"[..], b"00", b"0006a", b"0006", b"xyz1"] {
             assert!(read_all(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn no_line_is_longer_than_it_may_be() {
+        let line =
+            |length: usize| [format!("{length:04x}").as_bytes(), &vec![b'x'; length - 4]].concat();
+        assert!(read_all(&line(MAX_PAYLOAD + 4)).is_ok());
+        assert!(matches!(
+            read_all(&line(MAX_PAYLOAD + 5)),
+            Err(BadPacket::Length)
+        ));
     }
 
     proptest! {

@@ -5,14 +5,19 @@
 //! that is asked for. It is killed, with its helpers, when the client goes away, takes nothing for
 //! too long, or hardly anything while others wait.
 
-use std::{net::IpAddr, path::Path, sync::Arc, time::Instant};
+use std::{
+    net::IpAddr,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::{Bytes, BytesMut};
 use grasp_proto::words::Address;
 use tokio::{
-    io::{AsyncBufRead, AsyncReadExt},
+    io::{AsyncBufRead, AsyncRead, AsyncReadExt},
     sync::mpsc,
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use super::{
@@ -22,7 +27,7 @@ use super::{
     body::Upload,
     flow::{Ended, Sent},
     pace::{self, Kept},
-    pkt_line::{self, Packet},
+    pkt_line::{self, Band, Packet},
     stream,
 };
 use crate::{
@@ -86,6 +91,7 @@ pub async fn answer(
         let mut fetch = Fetch {
             sender: maker.pieces(),
             sent: Sent::default(),
+            begun: None,
             client,
         };
         let running = meters::operation("fetch");
@@ -132,7 +138,63 @@ async fn ls_refs(server: &Server, address: Address, mut body: impl AsyncBufRead 
 struct Fetch<'a> {
     sender: &'a mpsc::Sender<Bytes>,
     sent: Sent,
+    /// What the answer was begun with before git was asked.
+    begun: Option<&'static [u8]>,
     client: Option<IpAddr>,
+}
+
+/// How often a waiting client is shown that we live; between us may be a proxy that reads for ten
+/// seconds.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(4);
+/// A line of the side band without anything in it, as git's own `uploadpack.keepAlive` sends it.
+const ALIVE: &[u8] = b"0005\x01";
+
+/// Shows a client, whose answer was begun, that we live. One that reads nothing misses it.
+fn show_life(sender: &mpsc::Sender<Bytes>, sent: &mut Sent) {
+    if sender.try_send(Bytes::from_static(ALIVE)).is_ok() {
+        sent.note(ALIVE);
+    }
+}
+
+/// Takes the beginning of its answer off what git says, as the client has it already.
+async fn take_off(
+    git: &mut (impl AsyncRead + Unpin),
+    beginning: &[u8],
+    sender: &mpsc::Sender<Bytes>,
+    sent: &mut Sent,
+) -> Result<(), Ended> {
+    let mut said = vec![0; beginning.len()];
+    let read = {
+        let read = git.read_exact(&mut said);
+        tokio::pin!(read);
+        loop {
+            tokio::select! {
+                read = &mut read => break read,
+                () = sleep(SIGN_OF_LIFE) => show_life(sender, sent),
+                () = sender.closed() => {
+                    return Err(Ended::Broke("the client went away".to_owned()));
+                }
+            }
+        }
+    };
+    match read {
+        Ok(_) if said == beginning => Ok(()),
+        _ => Err(Ended::Broke(
+            "git does not answer as it was asked".to_owned(),
+        )),
+    }
+}
+
+/// Why git, or the helper that makes its pack, ended badly.
+fn why_it_failed(said: &str, git: &mut git::Running) -> String {
+    let too_much = if git.ran_out_of_time() || git::helper_ran_out_of_time(said) {
+        "time"
+    } else if git::ran_out_of_memory(said) {
+        "memory"
+    } else {
+        return git::last_line(said).to_owned();
+    };
+    format!("the answer takes more {too_much} than one process may here; ask for less at once")
 }
 
 impl Fetch<'_> {
@@ -161,9 +223,10 @@ impl Fetch<'_> {
                 return Err(reason);
             }
         };
+        let sender = self.sender;
         let allowed = tokio::select! {
             allowed = self.check(server, view, begun, &mut request) => allowed,
-            () = self.sender.closed() => return Err("the client went away".to_owned()),
+            () = sender.closed() => return Err("the client went away".to_owned()),
             () = server.kill.cancelled() => return Err("stopped".to_owned()),
         };
         let claims = match allowed {
@@ -213,9 +276,13 @@ impl Fetch<'_> {
             }
             Ok(String::new())
         };
-        let (sender, sent) = (self.sender, &mut self.sent);
+        let (sender, sent, answered) = (self.sender, &mut self.sent, self.begun);
         let flow = async {
-            let flowed = sent.all_of(pipes.stdout, sender, &taking).await;
+            let mut stdout = pipes.stdout;
+            if let Some(beginning) = answered {
+                take_off(&mut stdout, beginning, sender, sent).await?;
+            }
+            let flowed = sent.all_of(stdout, sender, &taking).await;
             flowed.map(|()| String::new())
         };
         let said = async { Ok(git::drain_stderr(pipes.stderr, |_| {}).await) };
@@ -239,17 +306,17 @@ impl Fetch<'_> {
         if let Ok(true) = running.wait().await {
             return Ok(());
         }
-        let reason = git::last_line(&said);
+        let reason = why_it_failed(&said, &mut running);
         if self.sent.bytes == 0 {
-            self.complain(&git::without_places(reason)).await;
+            self.complain(&git::without_places(&reason)).await;
         }
-        Err(reason.to_owned())
+        Err(reason)
     }
 
     /// Sees to it that the refs reach all that is asked for; gives the claims to be weighed where git
     /// would send more because of them. An error is for the git user.
     async fn check(
-        &self,
+        &mut self,
         server: &Server,
         view: &Path,
         begun: &[u8],
@@ -266,15 +333,20 @@ impl Fetch<'_> {
             refusal.to_string()
         };
         let again = request.read().await.map_err(unread)?;
-        let Asked { wants, deepens } = asked::asked(AsyncReadExt::chain(begun, again)).await?;
-        let (place, places) = (view.to_owned(), &server.readers);
-        let split = server
-            .repositories
-            .blocking(move |_| Ok(reachable::beyond_tips(&place, wants)));
-        let rest = split.await.map_err(Refusal::from).flatten();
-        let rest = rest.map_err(refused)?;
-        let looked = reachable::look_for(view, rest, places, self.client).await;
-        looked.map_err(refused)?;
+        let Asked {
+            wants,
+            deepens,
+            beginning,
+        } = asked::asked(AsyncReadExt::chain(begun, again)).await?;
+        let (place, places, client) = (view.to_owned(), &server.readers, self.client);
+        let looked = async {
+            let split = server
+                .repositories
+                .blocking(move |_| Ok(reachable::beyond_tips(&place, wants)));
+            let rest = split.await.map_err(Refusal::from).flatten()?;
+            reachable::look_for(view, rest, places, client).await
+        };
+        self.awaiting(beginning, looked).await.map_err(refused)?;
         if !deepens {
             return Ok(None);
         }
@@ -290,8 +362,122 @@ impl Fetch<'_> {
         reached.map(Some).map_err(refused)
     }
 
+    /// Waits for `work`. Where that takes long, the answer is begun, if it is known how, and the client
+    /// shown that we live.
+    async fn awaiting<T>(
+        &mut self,
+        beginning: Option<&'static [u8]>,
+        work: impl Future<Output = T>,
+    ) -> T {
+        let Some(beginning) = beginning else {
+            return work.await;
+        };
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                () = sleep(SIGN_OF_LIFE) => {}
+            }
+            if self.begun.is_some() {
+                show_life(self.sender, &mut self.sent);
+            } else if self.sender.try_send(Bytes::from_static(beginning)).is_ok() {
+                self.sent.note(beginning);
+                self.begun = Some(beginning);
+                tokio::task::yield_now().await;
+                show_life(self.sender, &mut self.sent);
+            }
+        }
+    }
+
     async fn complain(&mut self, reason: &str) {
-        let line = pkt_line::line(format!("ERR {reason}\n"));
+        let line = match self.begun {
+            None => pkt_line::line(format!("ERR {reason}\n")),
+            // The client listens for the side band, in which 3 is a fatal error.
+            Some(_) => {
+                let mut line = BytesMut::new();
+                pkt_line::put_band(&mut line, Band::Error, format!("{reason}\n").as_bytes());
+                line.freeze()
+            }
+        };
         self.sent.complained = self.sender.send(line).await.is_ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fetch(sender: &mpsc::Sender<Bytes>) -> Fetch<'_> {
+        Fetch {
+            sender,
+            sent: Sent::default(),
+            begun: None,
+            client: None,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_long_is_shown_that_we_live() {
+        const BEGINNING: &[u8] = b"000dpackfile\n";
+        let (sender, mut pieces) = mpsc::channel(1);
+        let mut fetch = fetch(&sender);
+        let read = async move {
+            let mut read = Vec::new();
+            while let Some(piece) = pieces.recv().await {
+                read.push((tokio::time::Instant::now(), piece));
+            }
+            read
+        };
+        let reading = tokio::spawn(read);
+        let begun = tokio::time::Instant::now();
+        fetch
+            .awaiting(Some(BEGINNING), sleep(Duration::from_secs(21)))
+            .await;
+        fetch.complain("not our ref").await;
+        assert!(fetch.sent.complained);
+        drop(fetch);
+        drop(sender);
+        let read = reading.await.unwrap();
+        assert_eq!(read[0].1, BEGINNING);
+        let mut last = begun;
+        for (at, _) in &read {
+            assert!(*at - last <= Duration::from_secs(5));
+            last = *at;
+        }
+        let (end, signs) = read[1..].split_last().unwrap();
+        assert!(signs.len() >= 4 && signs.iter().all(|(_, piece)| piece == ALIVE));
+        assert_eq!(end.1, &b"0011\x03not our ref\n"[..]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_shortly_or_cannot_be_told_is_told_nothing() {
+        let (sender, mut pieces) = mpsc::channel(1);
+        let mut fetch = fetch(&sender);
+        fetch
+            .awaiting(Some(b"0008NAK\n"), sleep(Duration::from_secs(3)))
+            .await;
+        fetch.awaiting(None, sleep(Duration::from_secs(30))).await;
+        fetch.complain("no").await;
+        drop(fetch);
+        drop(sender);
+        assert_eq!(pieces.recv().await.unwrap(), "000bERR no\n");
+        assert!(pieces.recv().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn what_was_sent_is_taken_off_what_git_says() {
+        let (sender, _pieces) = mpsc::channel(1);
+        let mut sent = Sent::default();
+        let mut git = &b"0008NAK\n0005\x01"[..];
+        take_off(&mut git, b"0008NAK\n", &sender, &mut sent)
+            .await
+            .unwrap();
+        assert_eq!(git, b"0005\x01");
+        let mut git = &b"000eERR broken"[..];
+        assert!(
+            take_off(&mut git, b"0008NAK\n", &sender, &mut sent)
+                .await
+                .is_err()
+        );
     }
 }

@@ -5,16 +5,20 @@
 use std::{
     path::{Path, PathBuf},
     process::{Command, Output},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
-use grasp_gitd::Config;
+use grasp_gitd::{Config, relay::GrpcRelay};
 use grasp_proto::{
     contract::{
         Command as Line,
         git::{
-            AlignRequest, CreateRequest, DeleteRefRequest, ListRefsRequest, MissingRequest,
-            PutRefRequest, Ref, packs_client::PacksClient, repositories_client::RepositoriesClient,
+            AlignRequest, ClockRequest, CreateRequest, DeleteRefRequest, ListRefsRequest,
+            MissingRequest, PutRefRequest, Ref, packs_client::PacksClient,
+            repositories_client::RepositoriesClient,
         },
         relay::{
             AuthorizeRequest, AuthorizeResponse, CommandResult, CommitRequest, CommitResponse,
@@ -40,6 +44,8 @@ pub enum Judgement {
     GrantAll,
     /// Everything is staged: somebody else claims it.
     Stage,
+    /// Everything is staged beside what waits there: the ref stays where it is.
+    StageBeside,
     /// Nothing changes: what is pushed is thrown away.
     Unwanted,
     /// No, before the pack.
@@ -53,6 +59,8 @@ pub enum Judgement {
 pub struct StandIn {
     pub judgement: Arc<Mutex<Judgement>>,
     pub asked: Arc<Mutex<Vec<AuthorizeRequest>>>,
+    /// It was restarted, and knows of no push.
+    pub forgot: Arc<AtomicBool>,
     git: RepositoriesClient<AuthorizedChannel>,
 }
 
@@ -67,23 +75,32 @@ impl Push for StandIn {
             .commands
             .iter()
             .all(|command| command.name.starts_with("refs/nostr/"));
+        let push_id = match request.push_id.as_str() {
+            "" => "push".to_owned(),
+            named => named.to_owned(),
+        };
         self.asked.lock().unwrap().push(request);
+        self.forgot.store(false, Ordering::SeqCst);
         let objects = match &*self.judgement.lock().unwrap() {
             Judgement::Refuse(reason) => {
                 let reason = reason.clone();
                 return Ok(Response::new(AuthorizeResponse {
-                    outcome: Some(Outcome::Refused(Refused { reason })),
+                    outcome: Some(Outcome::Refused(Refused {
+                        reason,
+                        ..Refused::default()
+                    })),
                 }));
             }
             Judgement::Unwanted => Objects::Unwanted,
-            Judgement::Stage => Objects::Staged,
+            Judgement::Stage | Judgement::StageBeside => Objects::Staged,
             Judgement::Grant if nostr => Objects::Staged,
             _ => Objects::SignedFor,
         };
         Ok(Response::new(AuthorizeResponse {
             outcome: Some(Outcome::Granted(Granted {
-                push_id: "push".to_owned(),
+                push_id,
                 objects: objects.into(),
+                ..Granted::default()
             })),
         }))
     }
@@ -92,7 +109,10 @@ impl Push for StandIn {
         &self,
         _: Request<KeepAliveRequest>,
     ) -> Result<Response<KeepAliveResponse>, Status> {
-        Ok(Response::new(KeepAliveResponse {}))
+        match self.forgot.load(Ordering::SeqCst) {
+            true => Err(Status::not_found("no such push")),
+            false => Ok(Response::new(KeepAliveResponse {})),
+        }
     }
 
     async fn commit(
@@ -103,7 +123,7 @@ impl Push for StandIn {
         let judgement = self.judgement.lock().unwrap().clone();
         let refused = match judgement {
             Judgement::RefuseCommit(reason) => reason,
-            Judgement::Unwanted => String::new(),
+            Judgement::Unwanted | Judgement::StageBeside => String::new(),
             ref judgement => {
                 self.apply(&request, *judgement == Judgement::GrantAll)
                     .await?
@@ -112,9 +132,13 @@ impl Push for StandIn {
         let results = request.commands.into_iter().map(|command| CommandResult {
             name: command.name,
             refused: refused.clone(),
+            old: None,
         });
         let results = results.collect();
-        Ok(Response::new(CommitResponse { results }))
+        Ok(Response::new(CommitResponse {
+            results,
+            ..CommitResponse::default()
+        }))
     }
 }
 
@@ -239,6 +263,7 @@ impl Service {
         let relay = StandIn {
             judgement: Arc::new(Mutex::new(Judgement::Grant)),
             asked: Arc::default(),
+            forgot: Arc::default(),
             git: git.clone(),
         };
         let mut service = Self {
@@ -289,6 +314,10 @@ impl Service {
             tokio::task::yield_now().await;
             assert!(!self.running.as_ref().unwrap().is_finished());
         }
+        // A connection to the gitd of before may break off only at the next call.
+        while self.git.clone().clock(ClockRequest {}).await.is_err() {
+            tokio::task::yield_now().await;
+        }
     }
 
     pub async fn stop_gitd(&mut self) {
@@ -304,6 +333,12 @@ impl Service {
     pub fn packs(&self, role: Role) -> PacksClient<AuthorizedChannel> {
         let gitd = self.settings.endpoint("NGIT_GITD_GRPC_ADDRESS").unwrap();
         PacksClient::new(gitd.authorized(self.tokens.of(role)))
+    }
+
+    /// The relay as gitd asks it.
+    pub fn grpc_relay(&self) -> GrpcRelay {
+        let relay = self.settings.endpoint("NGIT_RELAY_GRPC_ADDRESS").unwrap();
+        GrpcRelay::new(&relay, &self.tokens.gitd)
     }
 
     /// What the relay seals grants with.

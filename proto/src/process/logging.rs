@@ -2,10 +2,15 @@
 
 use std::io::IsTerminal;
 
+use tracing::Level;
 use tracing_subscriber::{
     EnvFilter, Layer,
     filter::{FilterExt, LevelFilter, filter_fn},
-    fmt::{FmtContext, FormatEvent, FormatFields, format::Writer},
+    fmt::{
+        FmtContext, FormatEvent, FormatFields,
+        format::Writer,
+        time::{FormatTime, SystemTime},
+    },
     layer::SubscriberExt,
     registry::LookupSpan,
     util::SubscriberInitExt,
@@ -13,21 +18,41 @@ use tracing_subscriber::{
 
 use super::{
     settings::{BadSetting, Settings},
-    telemetry::Telemetry,
+    telemetry::{self, Telemetry},
 };
 use crate::transport::{Role, Trace};
+
+/// What the settings say about log lines.
+struct LogSettings {
+    filter: EnvFilter,
+    json: bool,
+}
+
+impl LogSettings {
+    fn read(settings: &Settings) -> Result<Self, BadSetting> {
+        let filter = settings.parse_with("NGIT_LOG_LEVEL", |level| {
+            let directives = directives(level)?;
+            EnvFilter::try_new(directives).map_err(|error| format!("a log filter ({error})"))
+        })?;
+        let json = settings.parse_with("NGIT_LOG_FORMAT", |format| match format {
+            "text" | "json" => Ok(format == "json"),
+            _ => Err("text or json".to_owned()),
+        })?;
+        Ok(Self { filter, json })
+    }
+}
+
+/// Refuses settings of log lines and traces that [`init_logging`] would refuse.
+pub fn check_logging(settings: &Settings) -> Result<(), BadSetting> {
+    LogSettings::read(settings)?;
+    Telemetry::check(settings)
+}
 
 /// Starts logging at the level and in the format of the settings, and traces if a collector is set.
 /// Every line carries the role, so that the lines of processes that share one terminal can be told
 /// apart. Must be called within the runtime; what is returned is to be ended last.
 pub fn init_logging(settings: &Settings, role: Role) -> Result<Telemetry, BadSetting> {
-    let filter = settings.parse_with("NGIT_LOG_LEVEL", |level| {
-        EnvFilter::try_new(directives(level)).map_err(|error| format!("a log filter ({error})"))
-    })?;
-    let json = settings.parse_with("NGIT_LOG_FORMAT", |format| match format {
-        "text" | "json" => Ok(format == "json"),
-        _ => Err("text or json".to_owned()),
-    })?;
+    let LogSettings { filter, json } = LogSettings::read(settings)?;
     let telemetry = Telemetry::start(settings, role)?;
     let spans = telemetry.tracer().map(|tracer| {
         // What those libraries do that carry the spans is not for them, nor are log lines.
@@ -56,42 +81,82 @@ pub fn init_logging(settings: &Settings, role: Role) -> Result<Telemetry, BadSet
         false => {
             let lines = lines
                 .with_ansi(std::io::stderr().is_terminal())
+                .without_time()
+                .with_level(false)
                 .map_event_format(|inner| Text { inner, role });
             registry.with(lines.with_filter(filter)).try_init()
         }
     };
+    if std::env::var_os(super::PARENT).is_none() {
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), "graspd is starting");
+    }
     Ok(telemetry)
 }
 
-/// The filter that is meant: what a directive names as `ngit_grasp`, which this takes the place of, is
-/// every crate of ours, and what no directive names is told when it is a warning.
-fn directives(level: &str) -> String {
-    const OURS: [&str; 5] = [
-        "graspd",
-        "grasp_proto",
-        "grasp_relay",
-        "grasp_gitd",
-        "grasp_syncworker",
-    ];
-    // The event store tells of a migration of nothing at every first start.
-    let mut all = vec!["warn".to_owned(), "nostr_lmdb=warn".to_owned()];
-    for directive in level.split(',').map(str::trim) {
-        match directive.strip_prefix("ngit_grasp") {
-            Some(rest) if rest.is_empty() || rest.starts_with(['=', ':', '[']) => {
-                // A module of theirs is none of ours.
-                let at = rest
-                    .rsplit_once('=')
-                    .map_or(String::new(), |(_, level)| format!("={level}"));
-                all.extend(OURS.map(|name| format!("{name}{at}")));
-            }
-            _ => all.push(directive.to_owned()),
-        }
-    }
-    all.retain(|directive| !directive.is_empty());
-    all.join(",")
+/// What a directive names as `ngit_grasp`, which this takes the place of.
+const FORMER: &str = "ngit_grasp";
+/// All crates of ours.
+const OURS: [&str; 5] = [
+    "graspd",
+    "grasp_proto",
+    "grasp_relay",
+    "grasp_gitd",
+    "grasp_syncworker",
+];
+const RIGHT: &str = "a level (trace, debug, info, warn, error or off) or directives like \
+                     info,grasp_gitd=debug";
+
+fn is_level(word: &str) -> bool {
+    !word.is_empty() && word.parse::<LevelFilter>().is_ok()
 }
 
-/// Puts the role and the trace at the head of every line.
+/// The filter that is meant: what a directive names as `ngit_grasp` is every crate of ours, and what no
+/// directive names is told when it is a warning. An error says what would be right.
+fn directives(level: &str) -> Result<String, String> {
+    // The event store tells of a migration of nothing at every first start.
+    let mut all = vec!["warn".to_owned(), "nostr_lmdb=warn".to_owned()];
+    let directives = level.split(',').map(str::trim);
+    for directive in directives.filter(|directive| !directive.is_empty()) {
+        if is_level(directive) {
+            all.push(directive.to_ascii_lowercase());
+            continue;
+        }
+        // Spans may have fields of any form; the library reads them.
+        let (target, level) = match directive.rsplit_once('=') {
+            Some((target, level)) if !level.contains([']', '}']) => (target, Some(level)),
+            _ => (directive, None),
+        };
+        if let Some(level) = level
+            && !is_level(level)
+        {
+            return Err(format!("{RIGHT}; {level:?} is no level"));
+        }
+        // To everybody but the library, a word alone is a level that was mistyped.
+        if level.is_none() && !target.contains(['_', ':', '[']) && !OURS.contains(&target) {
+            return Err(format!(
+                "{RIGHT}; for all that a crate of this name says, {target}=trace"
+            ));
+        }
+        let at = level.map_or_else(String::new, |level| {
+            format!("={}", level.to_ascii_lowercase())
+        });
+        match target.strip_prefix(FORMER) {
+            // A module of theirs is none of ours.
+            Some(rest) if rest.is_empty() || rest.starts_with([':', '[']) => {
+                all.extend(OURS.map(|name| format!("{name}{at}")));
+            }
+            _ => all.push(format!("{target}{at}")),
+        }
+    }
+    Ok(all.join(","))
+}
+
+/// The trace a line belongs to, where traces are sent to somebody.
+fn trace() -> Option<Trace> {
+    telemetry::is_on().then(Trace::current).flatten()
+}
+
+/// Puts time, level, role and trace at the head of every line.
 struct Text<F> {
     inner: F,
     role: &'static str,
@@ -109,8 +174,23 @@ where
         mut writer: Writer<'_>,
         event: &tracing::Event<'_>,
     ) -> std::fmt::Result {
-        write!(writer, "role={} ", self.role)?;
-        if let Some(trace) = Trace::current() {
+        let level = *event.metadata().level();
+        let colours = writer.has_ansi_escapes();
+        let (dim, colour, plain) = match level {
+            _ if !colours => ("", "", ""),
+            Level::ERROR => ("\x1b[2m", "\x1b[31m", "\x1b[0m"),
+            Level::WARN => ("\x1b[2m", "\x1b[33m", "\x1b[0m"),
+            Level::INFO => ("\x1b[2m", "\x1b[32m", "\x1b[0m"),
+            _ => ("\x1b[2m", "\x1b[34m", "\x1b[0m"),
+        };
+        write!(writer, "{dim}")?;
+        SystemTime.format_time(&mut writer)?;
+        write!(
+            writer,
+            "{plain} {colour}{level:>5}{plain} role={} ",
+            self.role
+        )?;
+        if let Some(trace) = trace() {
             let (id, span) = (trace.id(), trace.span());
             write!(writer, "trace_id={id} span_id={span} ")?;
         }
@@ -118,7 +198,7 @@ where
     }
 }
 
-/// The same in a line that is an object.
+/// The same in a line that is an object, behind its time and level.
 struct Json<F> {
     inner: F,
     role: &'static str,
@@ -139,12 +219,13 @@ where
         let mut line = String::new();
         self.inner
             .format_event(context, Writer::new(&mut line), event)?;
-        write!(writer, "{{\"role\":\"{}\",", self.role)?;
-        if let Some(trace) = Trace::current() {
+        let head = line.find(",\"fields\":").unwrap_or(line.len());
+        write!(writer, "{},\"role\":\"{}\"", &line[..head], self.role)?;
+        if let Some(trace) = trace() {
             let (id, span) = (trace.id(), trace.span());
-            write!(writer, "\"trace_id\":\"{id}\",\"span_id\":\"{span}\",")?;
+            write!(writer, ",\"trace_id\":\"{id}\",\"span_id\":\"{span}\"")?;
         }
-        writer.write_str(line.strip_prefix('{').unwrap_or(&line))
+        writer.write_str(&line[head..])
     }
 }
 
@@ -155,20 +236,50 @@ mod tests {
     #[test]
     fn filters_of_the_server_before_mean_this_one() {
         let always = "warn,nostr_lmdb=warn";
-        assert_eq!(directives("info"), format!("{always},info"));
+        let read = |level| directives(level).unwrap();
+        assert_eq!(read("info"), format!("{always},info"));
         let ours = "graspd=debug,grasp_proto=debug,grasp_relay=debug,grasp_gitd=debug,grasp_syncworker=debug";
         assert_eq!(
-            directives("ngit_grasp=debug, actix_web=info,"),
+            read("ngit_grasp=debug, actix_web=info,"),
             format!("{always},{ours},actix_web=info")
         );
+        assert_eq!(read("ngit_grasp::sync=debug"), format!("{always},{ours}"));
         assert_eq!(
-            directives("ngit_grasp::sync=debug"),
-            format!("{always},{ours}")
-        );
-        assert_eq!(
-            directives("ngit_graspy=debug"),
+            read("ngit_graspy=debug"),
             format!("{always},ngit_graspy=debug")
         );
-        assert!(EnvFilter::try_new(directives("ngit_grasp=debug,hyper=off")).is_ok());
+        assert!(EnvFilter::try_new(read("ngit_grasp=debug,hyper=off")).is_ok());
+    }
+
+    #[test]
+    fn levels_are_of_any_case_and_what_is_none_is_refused() {
+        for (level, expected) in [
+            ("INFO", "info"),
+            ("Debug", "debug"),
+            ("OFF", "off"),
+            ("warn,grasp_gitd=TRACE", "warn,grasp_gitd=trace"),
+            ("grasp_relay", "grasp_relay"),
+            (
+                "grasp_gitd[push{repo=x}]=debug",
+                "grasp_gitd[push{repo=x}]=debug",
+            ),
+            ("[push]", "[push]"),
+        ] {
+            let read = directives(level).unwrap();
+            assert_eq!(read, format!("warn,nostr_lmdb=warn,{expected}"));
+            assert!(EnvFilter::try_new(&read).is_ok(), "{read}");
+        }
+        for level in [
+            "verbose",
+            "infoo",
+            "warning",
+            "hyper",
+            "hyper=loud",
+            "info;debug",
+            "hyper=",
+        ] {
+            let right = directives(level).unwrap_err();
+            assert!(right.contains("a level"), "{level}: {right}");
+        }
     }
 }

@@ -3,9 +3,13 @@
 //! Labels are words of ours or of what an operator has configured, never of a client: the number of
 //! series is bounded, and none of them names a person's address.
 
+mod descriptions;
+
 use std::sync::OnceLock;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+
+pub use self::descriptions::{DESCRIPTIONS, description_of};
 
 /// How long things take, from a call on this machine to a transfer of hours, in seconds.
 const SECONDS: &[f64] = &[
@@ -16,12 +20,22 @@ const SECONDS: &[f64] = &[
 pub fn metrics() -> &'static PrometheusHandle {
     static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
     HANDLE.get_or_init(|| {
-        PrometheusBuilder::new()
+        let handle = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)
             .expect("there are buckets")
             .install_recorder()
-            .expect("nothing else installs a metrics recorder")
+            .expect("nothing else installs a metrics recorder");
+        for &(name, description) in DESCRIPTIONS {
+            // Of which kind a metric is, is known by its use.
+            ::metrics::describe_gauge!(name, description);
+        }
+        handle
     })
+}
+
+/// The `HELP` line of a metric that is not made by the recorder; nothing if it has no description.
+pub fn help_line(name: &str) -> String {
+    description_of(name).map_or_else(String::new, |text| format!("# HELP {name} {text}\n"))
 }
 
 /// The metrics as text, with what this process takes of the machine as it is now.
@@ -84,6 +98,7 @@ mod tests {
         ::metrics::histogram!("test_of_buckets_seconds").record(0.3);
         let text = render_metrics("relay");
         for name in [
+            "# HELP process_resident_memory_bytes Resident memory of a process, in bytes.",
             "process_resident_memory_bytes{role=\"relay\"}",
             "process_cpu_seconds_total{role=\"relay\"}",
             "process_open_fds{role=\"relay\"}",

@@ -37,6 +37,29 @@ const PATIENCE: Duration = Duration::from_secs(4);
 pub trait Ready: Send + Sync + 'static {
     /// `Err` tells an operator what is missing.
     fn ready(&self) -> BoxFuture<'_, Result<(), String>>;
+
+    /// What an operator should know of a process that is ready: that it takes nothing new, and why.
+    fn shortage(&self) -> Option<String> {
+        None
+    }
+}
+
+/// What `/readyz` answers: `Ok` with the text of a process that is ready, `Err` with that of one that is
+/// not.
+pub async fn readiness_text(ready: &dyn Ready) -> Result<String, String> {
+    match ready.ready().await {
+        Ok(()) => Ok(match ready.shortage() {
+            Some(shortage) => format!("ready, but {shortage}\n"),
+            None => "ready\n".to_owned(),
+        }),
+        Err(reason) => Err(format!("not ready: {reason}\n")),
+    }
+}
+
+/// The metrics that an address for monitoring shows instead of the process's own.
+pub trait MetricsPage: Send + Sync + 'static {
+    /// As Prometheus text.
+    fn render(&self) -> BoxFuture<'_, String>;
 }
 
 /// How a process stands, from its start to its end.
@@ -44,6 +67,7 @@ pub struct Standing {
     role: Role,
     ready: OnceLock<Arc<dyn Ready>>,
     stop: CancellationToken,
+    page: Option<Arc<dyn MetricsPage>>,
 }
 
 /// An open listener; it closes when this is dropped.
@@ -61,8 +85,22 @@ impl Drop for Listening {
 impl Standing {
     /// A process that is starting, and stops when told so by `stop`.
     pub fn new(role: Role, stop: CancellationToken) -> Arc<Self> {
-        let ready = OnceLock::new();
-        Arc::new(Self { role, ready, stop })
+        Arc::new(Self {
+            role,
+            ready: OnceLock::new(),
+            stop,
+            page: None,
+        })
+    }
+
+    /// The same, with this page of metrics in the place of the process's own.
+    pub fn showing(role: Role, stop: CancellationToken, page: Arc<dyn MetricsPage>) -> Arc<Self> {
+        Arc::new(Self {
+            role,
+            ready: OnceLock::new(),
+            stop,
+            page: Some(page),
+        })
     }
 
     /// The process is up: `ready` tells how it does from now on.
@@ -70,16 +108,16 @@ impl Standing {
         let _ = self.ready.set(ready);
     }
 
-    /// Whether the process is ready, or why not.
-    pub async fn readiness(&self) -> Result<(), String> {
+    /// Whether the process is ready, or why not, as `/readyz` answers it.
+    async fn readiness(&self) -> Result<String, String> {
         if self.stop.is_cancelled() {
-            return Err("it is stopping".to_owned());
+            return Err("not ready: it is stopping\n".to_owned());
         }
         let Some(ready) = self.ready.get() else {
-            return Err("it is starting".to_owned());
+            return Err("not ready: it is starting\n".to_owned());
         };
-        let asked = timeout(PATIENCE, ready.ready()).await;
-        asked.unwrap_or_else(|_| Err("it cannot tell in time".to_owned()))
+        let asked = timeout(PATIENCE, readiness_text(&**ready)).await;
+        asked.unwrap_or_else(|_| Err("not ready: it cannot tell in time\n".to_owned()))
     }
 
     /// Answers at `endpoint`, if there is one, until what is returned is dropped.
@@ -129,14 +167,17 @@ impl Standing {
             return text(StatusCode::METHOD_NOT_ALLOWED, "GET it\n");
         }
         match request.uri().path() {
-            "/metrics" => text(StatusCode::OK, render_metrics(self.role.as_str())),
+            "/metrics" => {
+                let page = match &self.page {
+                    Some(page) => page.render().await,
+                    None => render_metrics(self.role.as_str()),
+                };
+                text(StatusCode::OK, page)
+            }
             "/healthz" => text(StatusCode::OK, "ok\n"),
             "/readyz" => match self.readiness().await {
-                Ok(()) => text(StatusCode::OK, "ready\n"),
-                Err(reason) => {
-                    let reason = format!("not ready: {reason}\n");
-                    text(StatusCode::SERVICE_UNAVAILABLE, reason)
-                }
+                Ok(ready) => text(StatusCode::OK, ready),
+                Err(reason) => text(StatusCode::SERVICE_UNAVAILABLE, reason),
             },
             _ => text(StatusCode::NOT_FOUND, "/metrics, /healthz or /readyz\n"),
         }
@@ -208,6 +249,29 @@ mod tests {
         while endpoint.connect().await.is_ok() {
             tokio::task::yield_now().await;
         }
+    }
+
+    struct Short;
+
+    impl Ready for Short {
+        fn ready(&self) -> BoxFuture<'_, Result<(), String>> {
+            Box::pin(async { Ok(()) })
+        }
+
+        fn shortage(&self) -> Option<String> {
+            Some("new data is refused: the disk is full".to_owned())
+        }
+    }
+
+    #[tokio::test]
+    async fn one_that_takes_nothing_new_serves_and_says_so() {
+        let standing = Standing::new(Role::Gitd, CancellationToken::new());
+        standing.is_up(Arc::new(Short));
+        let request = Request::get("/readyz").body(()).unwrap();
+        let answer = standing.answer(&request).await;
+        assert_eq!(answer.status(), StatusCode::OK);
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(body, "ready, but new data is refused: the disk is full\n");
     }
 
     #[tokio::test]

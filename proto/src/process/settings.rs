@@ -4,6 +4,8 @@
 //! [`VARIABLES`] is the one list: the flags, `graspd config`, the warning about unknown names and
 //! the configuration reference in `docs/` are all made from it.
 
+mod bounds;
+pub mod dot_env;
 mod variables;
 
 use std::{
@@ -13,6 +15,8 @@ use std::{
     str::FromStr,
 };
 
+pub use bounds::bounds_of;
+use dot_env::DotEnvError;
 pub use variables::{VARIABLES, Variable};
 
 use crate::transport::{BadTls, Endpoint, Role, Tls, Token, Tokens};
@@ -61,7 +65,8 @@ impl fmt::Display for BadSetting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} is ", self.name)?;
         match self.value.is_empty() {
-            true => f.write_str("not set")?,
+            true if self.origin == Source::Default => f.write_str("not set")?,
+            true => write!(f, "empty (from {})", self.origin)?,
             false => write!(f, "{:?} (from {})", self.value, self.origin)?,
         }
         write!(f, "; it must be {}", self.expected)
@@ -83,47 +88,20 @@ const ALSO_KNOWN_AS: [(&str, &str); 2] = [
     ("NGIT_HOLDING_RETENTION_SECS", "NGIT_ARCHIVE_RETENTION_SECS"),
 ];
 
-/// What a file sets. A value with spaces and without quotes, as other servers' examples have it, is read
-/// as it stands.
-fn dot_env(file: &Path) -> Result<Vec<(String, String)>, dotenvy::Error> {
-    let text = std::fs::read_to_string(file).map_err(dotenvy::Error::Io)?;
-    let read = |text: &str| dotenvy::from_read_iter(text.as_bytes()).collect();
-    match read(&text) {
-        Err(dotenvy::Error::LineParse(..)) => {
-            let quoted: Vec<String> = text.lines().map(quoted).collect();
-            read(&quoted.join("\n"))
-        }
-        read => read,
-    }
-}
-
-/// A line of a `.env` file, with quotes around its value if that has spaces and nothing special.
-fn quoted(line: &str) -> String {
-    let (name, value) = line.split_once('=').unwrap_or_default();
-    let value = value.trim();
-    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    match value.contains(' ')
-        && !value.contains(['"', '\'', '\\', '$', '#'])
-        && name.trim().chars().all(is_name)
-    {
-        true => format!("{name}='{value}'"),
-        false => line.to_owned(),
-    }
-}
-
 impl Settings {
     /// The environment and the `.env` file in `directory`, below what `flags` say.
     ///
     /// # Errors
-    /// A `.env` file that cannot be read or parsed.
+    /// A `.env` file that cannot be read or understood.
     pub fn load(
         flags: impl IntoIterator<Item = (&'static str, String)>,
         directory: &Path,
-    ) -> Result<Self, dotenvy::Error> {
+    ) -> Result<Self, DotEnvError> {
         let mut settings = Self::default();
         let file = directory.join(".env");
         if file.is_file() {
-            for (name, value) in dot_env(&file)? {
+            let text = std::fs::read_to_string(&file)?;
+            for (name, value) in dot_env::parse(&text, |name| std::env::var(name).ok())? {
                 settings.take(&name, value, Source::DotEnv(file.clone()));
             }
         }
@@ -143,8 +121,10 @@ impl Settings {
 
     fn take_environment(&mut self) {
         for (name, value) in std::env::vars_os() {
-            if let (Some(name), Some(value)) = (name.to_str(), value.to_str()) {
-                self.take(name, value.to_owned(), Source::Environment);
+            // What is no text is refused by who reads it, rather than left out unseen.
+            if let Some(name) = name.to_str() {
+                let value = value.to_string_lossy().into_owned();
+                self.take(name, value, Source::Environment);
             }
         }
     }
@@ -197,9 +177,14 @@ impl Settings {
         self.values.insert(name, (value, source));
     }
 
+    /// Names that begin with `NGIT_` and are no setting.
+    pub fn unknown(&self) -> impl Iterator<Item = &str> {
+        self.unknown.iter().map(String::as_str)
+    }
+
     /// Says in the log which `NGIT_` variables nobody knows.
     pub fn warn(&self) {
-        for name in &self.unknown {
+        for name in self.unknown() {
             tracing::warn!("{name} is not a setting of graspd; it is ignored");
         }
     }
@@ -228,10 +213,13 @@ impl Settings {
     /// Says that the value of `name` cannot be used.
     pub fn bad(&self, name: &'static str, expected: impl Into<String>) -> BadSetting {
         let hidden = Variable::named(name).is_some_and(|variable| variable.secret);
-        let value = self.get(name).unwrap_or_default();
+        let value = match self.get(name) {
+            Some(_) if hidden => "(hidden)",
+            value => value.unwrap_or_default(),
+        };
         BadSetting {
             name,
-            value: if hidden { "…" } else { value }.to_owned(),
+            value: value.to_owned(),
             origin: self.source(name),
             expected: expected.into(),
         }
@@ -276,6 +264,9 @@ impl Settings {
             return Ok(None);
         };
         match std::fs::read_to_string(path) {
+            Ok(content) if content.trim().is_empty() => {
+                Err(self.bad(file, "a file with something in it"))
+            }
             Ok(content) => Ok(Some(content.trim().to_owned())),
             Err(error) => Err(self.bad(file, format!("a readable file ({error})"))),
         }
@@ -404,7 +395,11 @@ pub fn reference() -> String {
     let mut page = String::from(
         "# Configuration\n\n\
          Flag, environment variable, `.env` file in the working directory, default: in this order\n\
-         of precedence. `graspd config` prints what is in effect and where each value came from.\n\
+         of precedence. `graspd config` prints what is in effect and where each value came from, in\n\
+         lines that can be read back; `graspd config --check` fails if the start would refuse a value\n\
+         or not know a name. A `.env` file is read as `docker compose` and systemd read it: `NAME=value`,\n\
+         `export` before it or spaces around the `=` or not, `# comments` on lines of their own or behind\n\
+         a value, values in `'single'` or `\"double\"` quotes, and `${NAME}` for other variables.\n\
          This page is generated from the code (`graspd config --reference`).\n\n\
          | variable | flag | default | meaning |\n|---|---|---|---|\n",
     );
@@ -415,8 +410,14 @@ pub fn reference() -> String {
             None => "unset".to_owned(),
         };
         let (name, flag, meaning) = (variable.name, variable.flag(), variable.meaning);
-        writeln!(page, "| `{name}` | `--{flag}` | {default} | {meaning} |")
-            .expect("writing to a string does not fail");
+        let bounds = bounds_of(name).map_or_else(String::new, |bounds| {
+            format!(" From {} to {}.", bounds.start(), bounds.end())
+        });
+        writeln!(
+            page,
+            "| `{name}` | `--{flag}` | {default} | {meaning}{bounds} |"
+        )
+        .expect("writing to a string does not fail");
     }
     page
 }
@@ -517,6 +518,11 @@ mod tests {
             .effective()
             .find(|(v, ..)| v.secret && v.name.ends_with("GITD"));
         assert_eq!(shown.unwrap().1, Some("(hidden)"));
+        let unset = Settings::default().bad("NGIT_INTERNAL_TOKEN_GITD", "set");
+        assert_eq!(
+            unset.to_string(),
+            "NGIT_INTERNAL_TOKEN_GITD is not set; it must be set"
+        );
     }
 
     #[test]

@@ -65,15 +65,7 @@ impl Telemetry {
         if settings.get(ENDPOINT).is_none() {
             return Ok(Self::default());
         }
-        let endpoint = settings.parse_with(ENDPOINT, |text| {
-            let right = "the address of an OTLP/gRPC collector like http://127.0.0.1:4317";
-            let uri: http::Uri = text.parse().map_err(|_| right.to_owned())?;
-            match (uri.scheme_str(), uri.host()) {
-                (Some("http"), Some(_)) => tonic::transport::Endpoint::from_shared(text.to_owned())
-                    .map_err(|error| format!("{right} ({error})")),
-                _ => Err(right.to_owned()),
-            }
-        })?;
+        let endpoint = endpoint(settings)?;
         let channel = endpoint.connect_timeout(SEND).connect_lazy();
         let inner = opentelemetry_otlp::SpanExporter::builder()
             .with_tonic()
@@ -105,6 +97,15 @@ impl Telemetry {
         })
     }
 
+    /// Refuses what [`Telemetry::start`] would refuse.
+    pub(super) fn check(settings: &Settings) -> Result<(), BadSetting> {
+        sampler(settings)?;
+        match settings.get(ENDPOINT) {
+            Some(_) => endpoint(settings).map(drop),
+            None => Ok(()),
+        }
+    }
+
     /// What makes the spans.
     pub(super) fn tracer(&self) -> Option<Tracer> {
         Some(self.provider.as_ref()?.tracer("graspd"))
@@ -117,6 +118,19 @@ impl Telemetry {
             let _ = provider.shutdown_with_timeout(LAST);
         }
     }
+}
+
+/// Where the collector is.
+fn endpoint(settings: &Settings) -> Result<tonic::transport::Endpoint, BadSetting> {
+    settings.parse_with(ENDPOINT, |text| {
+        let right = "the address of an OTLP/gRPC collector like http://127.0.0.1:4317";
+        let uri: http::Uri = text.parse().map_err(|_| right.to_owned())?;
+        match (uri.scheme_str(), uri.host()) {
+            (Some("http"), Some(_)) => tonic::transport::Endpoint::from_shared(text.to_owned())
+                .map_err(|error| format!("{right} ({error})")),
+            _ => Err(right.to_owned()),
+        }
+    })
 }
 
 fn resource(settings: &Settings, role: Role) -> Resource {

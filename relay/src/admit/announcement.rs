@@ -1,17 +1,17 @@
 //! Kind 30617: accepted how.
 
-use std::cmp::Ordering;
+use std::{cmp::Ordering, collections::BTreeSet, sync::Arc};
 
-use super::{Admit, Failed, WAITS, known, malformed, replaced, waits_already};
+use super::{Admit, Failed, WAITS, gone, known, malformed, no_room, replaced, waits_already};
 use crate::{
     holding::Reason,
-    nip34::{announcement::Announcement, later},
+    nip34::{announcement::Announcement, bounds::memory, later},
     policy::curation::{Place, Rules},
     release::{Release, make_repository, release_identifier},
     repository::Standing,
     verdict::{Origin, Verdict},
 };
-use grasp_proto::words::RepoId;
+use grasp_proto::words::{Npub, RepoId};
 
 /// The rejection of an announcement whose repository is not to be here.
 fn elsewhere(rules: &Rules) -> Verdict {
@@ -22,6 +22,26 @@ fn elsewhere(rules: &Rules) -> Verdict {
         None => must,
     })
 }
+
+/// A version that drops what was there is accepted; who wonders later finds it in the log.
+fn tell_what_is_dropped(before: Option<&Announcement>, after: &Announcement) {
+    let Some(before) = before else { return };
+    let (maintainers, clone_urls) = after.drops(before);
+    if maintainers.is_empty() && clone_urls == 0 {
+        return;
+    }
+    let shown = maintainers.iter().take(DROPPED_SHOWN).map(Npub::to_string);
+    tracing::info!(
+        repo = %after.repo,
+        maintainers = maintainers.len(),
+        dropped = ?shown.collect::<Vec<_>>(),
+        clone_urls,
+        "an announcement was replaced by one that names fewer maintainers or clone URLs"
+    );
+}
+
+/// Maintainers that one log line names.
+const DROPPED_SHOWN: usize = 8;
 
 impl Admit {
     pub(super) async fn announcement(
@@ -42,7 +62,7 @@ impl Admit {
             match version {
                 Ordering::Greater => return Ok(replaced()),
                 // Published again by its author after its repository has gone: as if new.
-                Ordering::Equal if waiting.soft_expired && origin == Origin::User => {}
+                Ordering::Equal if waiting.soft_expired && origin.is_meant() => {}
                 Ordering::Equal => {
                     // What comes with it may not have come the first time.
                     self.come_back(repo).await;
@@ -60,37 +80,42 @@ impl Admit {
             return Ok(objection);
         }
         if self.release.holding.has_left(repo, &announcement.event) {
-            return Ok(replaced());
+            return Ok(gone());
         }
         let standing = repositories.standing(repo);
         let rules = self.curation.rules();
+        let before = match &waiting {
+            Some(waiting) => Some(waiting.announcement.clone()),
+            None => stored
+                .clone()
+                .and_then(|event| Announcement::read(Arc::new(event)).ok()),
+        };
         let place = rules.place(&announcement);
         if let Place::Unwanted(why) = place {
             return Ok(Verdict::rejected(why));
         }
         if matches!(place, Place::Hosted | Place::Archived) {
             if standing == Some(Standing::Active) {
-                let before = repositories.trusting(&repo.identifier, &repo.owner);
                 let verdict = self.keep(&announcement.event).await?;
+                self.names_new_servers(before.as_ref(), &announcement);
                 repositories.set(&announcement, Standing::Active);
-                self.release.maintainers_changed(before).await;
+                tell_what_is_dropped(before.as_ref(), &announcement);
                 self.settle_after(repo).await;
                 self.hunt_on(repo, origin);
                 return Ok(verdict);
             }
-            let repo = repo.clone();
-            let verdict = self.wait_for_data(announcement).await?;
-            self.hunt_on(&repo, origin);
+            self.names_new_servers(before.as_ref(), &announcement);
+            let verdict = self.wait_for_data(announcement.clone()).await?;
+            tell_what_is_dropped(before.as_ref(), &announcement);
+            self.hunt_on(repo, origin);
             return Ok(verdict);
         }
-        let trusting = repositories.trusting(&repo.identifier, &repo.owner);
-        let others: Vec<_> = trusting
-            .into_iter()
-            .filter(|(other, _)| other != repo)
-            .collect();
-        if !others.is_empty() {
+        // One that is invited answers by this.
+        if repositories.is_invited(repo) {
             self.release.move_elsewhere(&announcement).await?;
-            self.release.maintainers_changed(others).await;
+            self.names_new_servers(before.as_ref(), &announcement);
+            tell_what_is_dropped(before.as_ref(), &announcement);
+            self.settle_after(repo).await;
             self.hunt_on(repo, origin);
             return Ok(Verdict::served());
         }
@@ -120,6 +145,13 @@ impl Admit {
         } = &self.release;
         let repo = &announcement.repo;
         let before = purgatory.announcements.get(repo);
+        let replaced = before
+            .as_ref()
+            .map_or(0, |before| memory(&before.announcement.event));
+        let more = memory(&announcement.event).saturating_sub(replaced);
+        if let Err(full) = purgatory.has_room(&repo.owner, more) {
+            return Ok(no_room(full));
+        }
         purgatory
             .announcements
             .admit(announcement.clone(), self.now());
@@ -139,6 +171,13 @@ impl Admit {
             self.release.note(&repo.identifier, &error, what);
         }
         self.come_back(repo).await;
+        self.settle_after(repo).await;
+        // Nobody looked whether the data of those states was here as long as no repository wanted it.
+        if repositories.standing(repo) == Some(Standing::Waiting)
+            && self.release.authorises_what_waits(repo)
+        {
+            self.release_what_waits(repo).await;
+        }
         Ok(match repositories.standing(repo) {
             Some(Standing::Active) => Verdict::served(),
             _ => Verdict::accepted(WAITS),
@@ -148,7 +187,7 @@ impl Admit {
     /// The held states of a repository that waits wait with it, and are released if they can be.
     async fn come_back(&self, repo: &RepoId) {
         match self.release.give_back_states(repo, &self.curation).await {
-            Ok(true) => self.settle_after(repo).await,
+            Ok(true) => self.release_what_waits(repo).await,
             Ok(false) => {}
             Err(error) => {
                 let what = "what is held does not come back yet";
@@ -157,17 +196,37 @@ impl Admit {
         }
     }
 
+    /// What expired for want of data may be on a server that the version `before` did not name.
+    fn names_new_servers(&self, before: Option<&Announcement>, announcement: &Announcement) {
+        let known: BTreeSet<&str> = before
+            .into_iter()
+            .flat_map(Announcement::clone_urls)
+            .collect();
+        if announcement.clone_urls().any(|url| !known.contains(url)) {
+            self.release
+                .data_may_be_there(&announcement.repo.identifier);
+        }
+    }
+
     /// Who is trusted may have changed, and where what is missing may be asked for: what waits is hunted
     /// for by that.
     fn hunt_on(&self, repo: &RepoId, origin: Origin) {
-        let (purgatory, name) = (&self.release.purgatory, &repo.identifier);
-        if purgatory.states.waits_under(name) || purgatory.pull_requests.waits_under(name) {
+        let name = &repo.identifier;
+        if self.release.purgatory.waits_for_release_under(name) {
             self.hunt.enqueue(name, origin);
         }
     }
 
-    /// A change of who maintains what may let something out.
+    /// A change of who maintains what may move refs, here and in others' repositories, and may let
+    /// something out.
     pub(super) async fn settle_after(&self, repo: &RepoId) {
+        let changed = self.release.judge_changed_sets(&repo.identifier).await;
+        if changed.may_release {
+            self.release_what_waits(repo).await;
+        }
+    }
+
+    async fn release_what_waits(&self, repo: &RepoId) {
         let released = release_identifier(&self.release, &self.serial, &repo.identifier);
         if let Err(error) = released.await {
             self.release

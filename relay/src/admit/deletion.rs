@@ -71,7 +71,7 @@ impl Admit {
     pub(super) async fn takes_effect(&self, wish: Wish) -> Result<(), Failed> {
         match wish {
             Wish::Delete(request) => Ok(self.release.had_an_effect(request).await?),
-            Wish::Vanish => Ok(()),
+            Wish::Vanish | Wish::Expire => Ok(()),
         }
     }
 
@@ -171,6 +171,42 @@ impl Admit {
         Ok(())
     }
 
+    /// An event that has expired by its own word goes with what it carries, wherever it is. Repeatable.
+    ///
+    /// # Errors
+    /// Something of ours failed: it can be tried again.
+    pub async fn expire(&self, id: &EventId) -> Result<(), Failed> {
+        let Release {
+            store, purgatory, ..
+        } = &self.release;
+        let announced = purgatory.announcements.repo_of(id);
+        let waiting = purgatory.states.get(id).map(|entry| entry.state.author);
+        let waiting = waiting.or_else(|| announced.map(|repo| repo.owner));
+        let requested = purgatory
+            .pull_requests
+            .get(id)
+            .and_then(|entry| entry.request);
+        let waiting = waiting.or_else(|| requested.map(|request| request.author));
+        let author = match waiting {
+            Some(author) => Some(author),
+            None => match store.apart().by_id(id).await? {
+                Some(stored) => Some(author_of(&stored)),
+                None => self
+                    .release
+                    .holding
+                    .event(id)
+                    .await?
+                    .map(|held| author_of(&held)),
+            },
+        };
+        let Some(author) = author else {
+            return Ok(());
+        };
+        self.delete_id(id, author, Wish::Expire).await?;
+        tracing::info!(event = %id, "expired by its own word");
+        Ok(())
+    }
+
     /// The identifier in whose queue the event of this id is decided on.
     pub(super) async fn queue_of(&self, id: &EventId) -> Result<Option<Identifier>, StoreError> {
         let purgatory = &self.release.purgatory;
@@ -224,7 +260,8 @@ impl Admit {
         }
         // What the operator's lists withhold is its author's all the same.
         if let Some(stored) = store.apart().by_id(id).await? {
-            let may_go = wish == Wish::Vanish || deletion::can_be_deleted(stored.kind);
+            let may_go = matches!(wish, Wish::Vanish | Wish::Expire)
+                || deletion::can_be_deleted(stored.kind);
             if author_of(&stored) == author && may_go {
                 self.takes_effect(wish).await?;
                 self.delete_stored(id, &stored, wish).await?;
@@ -242,7 +279,7 @@ impl Admit {
                 // Refs that its release has moved so far are to move back.
                 let (name, author) = (&entry.state.identifier, &entry.state.author);
                 let trusting = self.release.repositories.trusting(name, author);
-                self.release.maintainers_changed(trusting).await;
+                self.release.realign_all(trusting).await;
             }
             return Ok(());
         }
@@ -259,7 +296,9 @@ impl Admit {
     /// Those before it stay out as well: who asks to vanish has that by the request itself.
     async fn deletes_version(&self, event: &Event, wish: Wish) -> Result<(), Failed> {
         match wish {
-            Wish::Delete(_) => Ok(self.release.holding.delete_version(event).await?),
+            Wish::Delete(_) | Wish::Expire => {
+                Ok(self.release.holding.delete_version(event).await?)
+            }
             Wish::Vanish => Ok(()),
         }
     }
@@ -293,6 +332,7 @@ impl Admit {
                 let reason = match wish {
                     Wish::Delete(_) => Reason::Deleted,
                     Wish::Vanish => Reason::Vanished,
+                    Wish::Expire => Reason::Expired,
                 };
                 return Ok(self.release.delist(&repo, stored, reason).await?);
             }
@@ -302,7 +342,7 @@ impl Admit {
                 self.release.purgatory.remove_state(id);
                 store.remove([*id]).await?;
                 let trusting = repositories.trusting(&identifier, &author_of(stored));
-                self.release.maintainers_changed(trusting).await;
+                self.release.realign_all(trusting).await;
             }
             (Meaning::PullRequest, _) => {
                 if let Ok(request) = PullRequest::read(Arc::new(stored.clone())) {

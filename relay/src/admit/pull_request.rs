@@ -1,8 +1,10 @@
 //! Kinds 1618 and 1619: accepted how.
 
-use super::{Admit, Failed, WAITS, unrelated, waits_already};
+use std::collections::BTreeSet;
+
+use super::{Admit, Failed, WAITS, no_room, unrelated, waits_already};
 use crate::{
-    nip34::pull_request::PullRequest,
+    nip34::{bounds::memory, pull_request::PullRequest},
     policy::curation::BLOCKED,
     serial::Turn,
     verdict::{Origin, Verdict},
@@ -51,15 +53,26 @@ impl Admit {
     ) -> Result<Verdict, Failed> {
         let purgatory = &self.release.purgatory;
         let (id, identifiers) = (request.id(), request.identifiers());
+        if let Err(full) = purgatory.has_room(&request.author, memory(&request.event)) {
+            return Ok(no_room(full));
+        }
         // What belongs to nothing here waits for its author's push, and is hunted for nowhere.
         let may_arrive = is_related && request.commit.is_some();
+        let before = purgatory.pull_requests.get(&id);
+        let brought = before.map_or_else(BTreeSet::new, |entry| entry.identifiers());
         purgatory.pull_requests.admit(request, self.now());
         if let Err(error) = purgatory.keep_pull_request(&id).await {
             purgatory.remove_pull_request(&id);
             return Err(error.into());
         }
         match self.release.pull_request(&id).await {
-            Ok(true) => return Ok(Verdict::served()),
+            Ok(true) => {
+                // What was staged for it is here now: a state may have waited for the same.
+                for identifier in brought {
+                    self.release.unfinished.insert(identifier, ());
+                }
+                return Ok(Verdict::served());
+            }
             Ok(false) => {}
             Err(error) => {
                 let what = "a pull request waits though its data may be here";

@@ -3,9 +3,9 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use grasp_proto::words::RepoId;
-use nostr::Filter;
+use nostr::{Event, Filter};
 
-use super::{Admit, Failed, WAITS, malformed, replaced, waits_already};
+use super::{Admit, Failed, WAITS, gone, malformed, no_room, replaced, waits_already};
 use crate::{
     nip34::{ANNOUNCEMENT, STATE, announcement::Announcement, state::State},
     policy::{
@@ -15,11 +15,16 @@ use crate::{
     purgatory::WAITS_FOR,
     release::{GoOn, Release, ReleaseError, go_on, make_repository},
     repository::Standing,
+    serial::Turn,
     verdict::{Origin, Verdict},
 };
 
 /// Withheld announcements of one identifier that are looked at.
 const WITHHELD: usize = 100;
+
+/// What is said to who is named as a maintainer and counts for nobody so far.
+const NOT_ANSWERED: &str = "author not authorized for this repository: who is named as a maintainer \
+     counts once an announcement of their own, for the same identifier, names back a maintainer";
 
 impl Admit {
     pub(super) async fn state(self, state: State, origin: Origin) -> Result<Verdict, Failed> {
@@ -31,6 +36,10 @@ impl Admit {
         } = &self.release;
         let id = state.id();
         if purgatory.states.get(&id).is_some() {
+            if !self.revive(&state).await.is_empty() {
+                purgatory.extend_state(&id, self.now() + WAITS_FOR);
+                self.hunt.enqueue(&state.identifier, origin);
+            }
             return Ok(waits_already());
         }
         let trusting = repositories.trusting(&state.identifier, &state.author);
@@ -48,7 +57,10 @@ impl Admit {
             return Ok(malformed("no announcement exists for this repository"));
         }
         if trusting.is_empty() {
-            return Ok(malformed("author not authorized for this repository"));
+            return Ok(malformed(match repositories.is_invited(&own) {
+                true => NOT_ANSWERED,
+                false => "author not authorized for this repository",
+            }));
         }
         let stored = store
             .addressable(STATE, &state.author, state.identifier.as_str())
@@ -59,7 +71,10 @@ impl Admit {
         }
         let holding = &self.release.holding;
         if holding.is_before_a_deleted(&state.event).await? {
-            return Ok(replaced());
+            return Ok(gone());
+        }
+        if let Err(full) = purgatory.has_room_for(&state) {
+            return Ok(no_room(full));
         }
         for (repo, standing) in &trusting {
             if *standing == Standing::Waiting {
@@ -78,10 +93,53 @@ impl Admit {
         if self.release_now(&state).await {
             return Ok(Verdict::served());
         }
-        if !state.never_arrives() {
-            self.hunt.enqueue(&state.identifier, origin);
-        }
+        self.hunt.enqueue(&state.identifier, origin);
         Ok(Verdict::accepted(WAITS))
+    }
+
+    /// A state came again that is here: the soft-expired announcements that trust its author are revived, as
+    /// by one that is new. Gives their repositories.
+    async fn revive(&self, state: &State) -> Vec<RepoId> {
+        let Release {
+            purgatory,
+            repositories,
+            ..
+        } = &self.release;
+        let trusting = repositories.trusting(&state.identifier, &state.author);
+        let mut revived = Vec::new();
+        for (repo, _) in trusting {
+            let entry = purgatory.announcements.get(&repo);
+            if entry.is_some_and(|entry| entry.soft_expired) {
+                purgatory.extend_announcement(&repo, self.now() + WAITS_FOR);
+                make_repository(&self.release, &repo).await;
+                tracing::info!(%repo, state = %state.id(), "an announcement is revived");
+                revived.push(repo);
+            }
+        }
+        revived
+    }
+
+    /// A served event was sent again by a user. If it is a state, announcements that soft-expired are
+    /// revived by it, and served: its data is here.
+    pub(super) async fn sent_again(&self, event: Arc<Event>) -> Result<(), Failed> {
+        if event.kind != STATE {
+            return Ok(());
+        }
+        let Ok(state) = State::read(event) else {
+            return Ok(());
+        };
+        let (door, identifier) = (self.clone(), state.identifier.clone());
+        let work = async move {
+            for repo in door.revive(&state).await {
+                let promoted = door.release.promote_if_here(&repo).await;
+                if let Err(error) = promoted {
+                    let what = "an announcement was not promoted";
+                    door.release.note(&repo.identifier, &error, what);
+                }
+            }
+            Ok(())
+        };
+        self.serial.run(&identifier, Turn::Normal, work).await
     }
 
     /// Whether its identifier is announced by what a blacklist withholds, and names its author.
@@ -98,7 +156,7 @@ impl Admit {
         let read = |event| Announcement::read(Arc::new(event)).ok();
         let announced = withheld.into_iter().filter_map(read);
         let mut blocked = announced.filter(|one| rules.blocks(&one.repo));
-        Ok(blocked.any(|one| one.maintainers.contains(&state.author)))
+        Ok(blocked.any(|one| one.listing.names(&state.author)))
     }
 
     /// Releases a state if its objects are here; says whether it is served.

@@ -5,19 +5,27 @@
 //! - `cleanup.rs`: what is empty and unwanted goes
 //! - `holding.rs`: what was taken out of service, to list, bring back, throw away
 //! - `backup.rs`: everything at one moment
+//! - `export.rs`: the events that are served
 
 mod backup;
 mod cleanup;
+mod export;
 mod holding;
+mod lines;
 mod repositories;
 
 use std::sync::Arc;
 
 use futures::stream::BoxStream;
-use grasp_proto::contract::relay::{self as wire, admin_server};
+use grasp_proto::{
+    contract::relay::{self as wire, admin_server},
+    words::Identifier,
+};
+use nostr::Timestamp;
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
+use self::export::Wanted;
 use self::holding::HoldingService;
 use self::repositories::Asked;
 use super::import;
@@ -28,7 +36,7 @@ use crate::{
     policy::curation::Curation,
     purgatory::Purgatory,
     release::Release,
-    serial::Serial,
+    serial::{Serial, Turn},
     sync::{Overview, RemoteFigures, reports::State},
     targets::Level,
     verdict::Door,
@@ -49,10 +57,13 @@ pub struct AdminService {
     sync: Option<Overview>,
     door: Option<Arc<dyn Door>>,
     backups: Arc<Semaphore>,
+    exports: Arc<Semaphore>,
 }
 
 /// Backups at once.
 const BACKUPS: usize = 1;
+/// Exports at once: each keeps a reading of the store open.
+const EXPORTS: usize = 4;
 
 impl AdminService {
     /// The service over what is served and what is hunted for.
@@ -65,6 +76,7 @@ impl AdminService {
             sync: None,
             door: None,
             backups: Arc::new(Semaphore::new(BACKUPS)),
+            exports: Arc::new(Semaphore::new(EXPORTS)),
         }
     }
 
@@ -176,6 +188,7 @@ fn domain(figures: DomainFigures) -> wire::DomainStatus {
         last_minute: narrow(figures.last_minute),
         waiting: narrow(figures.waiting),
         set_aside_until_millis: figures.aside_until.map_or(0, Moment::as_millis),
+        times_set_aside: figures.times_aside,
     }
 }
 
@@ -332,6 +345,19 @@ impl admin_server::Admin for AdminService {
         Ok(Response::new(ejected))
     }
 
+    async fn purge(
+        &self,
+        request: Request<wire::PurgeRequest>,
+    ) -> Result<Response<wire::PurgeResponse>, Status> {
+        let identifier = Identifier::parse(&request.into_inner().identifier)?;
+        let (release, queue) = (self.release.clone(), identifier.clone());
+        // Nothing that is decided meanwhile rests on what goes.
+        let work = async move { release.git.prune(&identifier).await };
+        let pruned = self.serial.run(&queue, Turn::Normal, work).await;
+        let bytes = pruned.map_err(|error| git_failed(&error))?;
+        Ok(Response::new(wire::PurgeResponse { bytes }))
+    }
+
     type CleanupEmptyRepositoriesStream =
         BoxStream<'static, Result<wire::CleanupEmptyRepositoriesResponse, Status>>;
 
@@ -361,6 +387,21 @@ impl admin_server::Admin for AdminService {
         Ok(Response::new(parts))
     }
 
+    type ExportStream = BoxStream<'static, Result<wire::ExportResponse, Status>>;
+
+    async fn export(
+        &self,
+        request: Request<wire::ExportRequest>,
+    ) -> Result<Response<Self::ExportStream>, Status> {
+        let room = Arc::clone(&self.exports).try_acquire_owned();
+        let room = room.map_err(|_| {
+            Status::resource_exhausted("several exports run already; try again when one has ended")
+        })?;
+        let store = &self.release.store;
+        let wanted = Wanted::read(&request.into_inner(), store.withheld(), Timestamp::now())?;
+        Ok(Response::new(export::run(store, wanted, room).await?))
+    }
+
     type ImportStream = import::Answers;
 
     async fn import(
@@ -377,6 +418,7 @@ impl admin_server::Admin for AdminService {
 fn git_failed(error: &GitError) -> Status {
     match error {
         GitError::Unreachable(_) => Status::unavailable(error.to_string()),
+        GitError::Refused(reason) => Status::failed_precondition(reason),
         _ => Status::internal(error.to_string()),
     }
 }

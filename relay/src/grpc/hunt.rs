@@ -72,7 +72,8 @@ fn said(why: failed::Why) -> Said {
         // It does answer.
         failed::Why::Unwell => (budget::Outcome::Fine, OfUrl::Unwell),
         failed::Why::Slow => (budget::Outcome::Unknown, OfUrl::Costly),
-        failed::Why::Unspecified | failed::Why::Forbidden | failed::Why::Ours => {
+        failed::Why::Ours => (budget::Outcome::Unknown, OfUrl::NotAsked),
+        failed::Why::Unspecified | failed::Why::Forbidden => {
             (budget::Outcome::Unknown, OfUrl::Nothing)
         }
     };

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use futures::{StreamExt, stream::BoxStream};
 use grasp_proto::contract::relay as wire;
-use nostr::Event;
 use tonic::{Status, Streaming};
 
 use crate::{
+    event_json::read_event,
     sync::judge::{Outcome, outcome},
     verdict::{Door, Origin},
 };
@@ -35,7 +35,7 @@ pub fn judge(door: Arc<dyn Door>, events: Streaming<wire::ImportRequest>) -> Ans
 }
 
 async fn judge_one(door: &dyn Door, text: &str) -> wire::ImportResponse {
-    let event = match Event::from_json(text) {
+    let event = match read_event(text) {
         Ok(event) => event,
         Err(error) => {
             return wire::ImportResponse {
@@ -44,7 +44,7 @@ async fn judge_one(door: &dyn Door, text: &str) -> wire::ImportResponse {
             };
         }
     };
-    let verdict = door.admit(event.clone(), Origin::User).await;
+    let verdict = door.admit(event.clone(), Origin::Operator).await;
     let may_come = matches!(
         outcome(&event, &verdict),
         Outcome::KeptForLater | Outcome::Failed

@@ -19,13 +19,15 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     clock::Moment,
+    disks::Disks,
     git::{GitError, Refs},
     hunt::Hunt,
     meters,
     nip34::{Meaning, announcement::Announcement, later, pull_request::PullRequest, state::State},
     policy::{
         curation::{Curation, KEPT_ELSEWHERE, NOT_TAKEN, READ_ONLY},
-        push::{Allowed, Case, Known, Refused, judge},
+        push::{Allowed, Case, Known, Refused, Verdict, judge},
+        satisfiable::Wanted,
     },
     purgatory::{AFTER_LAST_BYTE, WAITS_FOR},
     release::{Aim, GoOn, Release, ReleaseError, go_on, release_identifier},
@@ -36,6 +38,8 @@ use crate::{
 
 /// How long a push is remembered after its last sign of life.
 const REMEMBERED: Duration = Duration::from_secs(60 * 60);
+/// The length of a push id.
+const PUSH_ID: usize = 32;
 /// How often pushes that are to be forgotten are looked for.
 const LOOKED_FOR_EVERY: Duration = Duration::from_secs(60);
 /// How often a commit looks again when a ref was not where it had been seen.
@@ -49,8 +53,21 @@ struct Granted {
     address: Address,
     allowed: Allowed,
     last_seen: Moment,
-    /// What was answered to its commit: the same for all commands, empty if they were done.
-    answer: Option<String>,
+    /// Some of its refs were refused, and are not committed.
+    is_partial: bool,
+    /// What was answered to its commit.
+    answer: Option<Answered>,
+}
+
+/// What became of the commands of a push.
+#[derive(Debug, Clone, Default)]
+struct Answered {
+    /// For each command, in their order.
+    results: Vec<wire::CommandResult>,
+    /// Lines for the git user besides.
+    remarks: Vec<String>,
+    /// The state that the push fulfilled.
+    fulfilled: Option<EventId>,
 }
 
 /// The Push service.
@@ -65,6 +82,7 @@ pub struct PushService {
     pushes: Arc<DashMap<String, Granted>>,
     /// When those to be forgotten were last looked for.
     looked: Arc<Mutex<Moment>>,
+    disks: Disks,
 }
 
 /// One push as it was asked about.
@@ -73,6 +91,8 @@ struct Asked {
     address: Address,
     commands: Vec<Command>,
     incarnation: String,
+    /// All or nothing.
+    atomic: bool,
 }
 
 /// Why a push could not be judged or carried out.
@@ -101,7 +121,7 @@ impl From<Failed> for Status {
 
 /// A push, judged: by what, and what it rests on.
 struct Judged {
-    allowed: Allowed,
+    verdict: Verdict,
     current: Refs,
     /// The state that allows it.
     state: Option<State>,
@@ -112,6 +132,7 @@ fn asked(
     repository: Option<wire::Repository>,
     commands: Vec<wire::Command>,
     incarnation: String,
+    atomic: bool,
 ) -> Result<Asked, Status> {
     if commands.len() > COMMANDS {
         return Err(Status::invalid_argument("too many commands"));
@@ -121,6 +142,7 @@ fn asked(
         address: contract::address(repository)?,
         commands: commands.collect::<Result<_, _>>()?,
         incarnation,
+        atomic,
     })
 }
 
@@ -135,6 +157,7 @@ impl PushService {
             hunt,
             pushes: Arc::default(),
             looked: Arc::default(),
+            disks: Disks::unlimited(),
         }
     }
 
@@ -150,6 +173,9 @@ impl PushService {
         let mut waiting: Vec<State> = waiting.collect();
         if waiting.is_empty() {
             return Ok(waiting);
+        }
+        if let Some(retained) = self.release.retained_state(repo).await? {
+            waiting.retain(|state| retained.is_before(state));
         }
         if let Some(served) = self.release.latest_stored(repo).await? {
             // One that is served and waits on for other repositories still allows its own push.
@@ -290,29 +316,93 @@ impl PushService {
             return Err(Refused("the repository was deleted and made anew".to_owned()).into());
         }
         let known = self.known(asked).await?;
-        let allowed = judge(&Case {
+        let unknown = known.iter().filter(|(_, known)| **known == Known::Unknown);
+        let waiting = unknown.map(|(id, _)| {
+            let requests = &self.release.purgatory.pull_requests;
+            (*id, requests.pushed_to(id, &asked.address))
+        });
+        let waiting = waiting.collect();
+        let here = self.here(asked, &states, &current).await?;
+        let mut verdict = judge(&Case {
             address: &asked.address,
             commands: &asked.commands,
+            atomic: asked.atomic,
             current: &current.refs,
             states: &states,
+            here: &here,
             known: &known,
-        })?;
-        let places = &self.release.purgatory.places;
-        let crowded = allowed.requested.iter();
-        let mut crowded = crowded.filter(|(id, _)| !places.has_room_for(id, &asked.address));
-        if let Some((id, _)) = crowded.next() {
-            let reason = format!("the commit of {id} is in as many repositories as it may be");
-            return Err(Refused(reason).into());
+            waiting: &waiting,
+        });
+        let (places, mut crowded) = (&self.release.purgatory.places, Vec::new());
+        for (id, _) in &verdict.allowed.requested {
+            let is_free = places.has_room_for(id, &asked.address)
+                || self.is_offered_to(id, &asked.address).await?;
+            crowded.extend((!is_free).then_some(*id));
         }
-        let state = allowed
-            .state
-            .and_then(|id| states.into_iter().find(|state| state.id() == id));
+        for id in crowded {
+            let reason = format!("the commit of {id} is in as many repositories as it may be");
+            verdict.refuse(&asked.commands, &RefName::nostr(&id), &reason, asked.atomic);
+        }
+        let allowed = verdict.allowed.state;
+        let state = allowed.and_then(|id| states.into_iter().find(|state| state.id() == id));
         Ok(Judged {
-            allowed,
+            verdict,
             current,
             state,
             names,
         })
+    }
+
+    /// Whether a pull request that is known belongs where it is pushed to: that place is taken by nobody who
+    /// pushes it elsewhere.
+    async fn is_offered_to(&self, id: &EventId, address: &Address) -> Result<bool, StoreError> {
+        let Release {
+            purgatory,
+            store,
+            spaces,
+            ..
+        } = &self.release;
+        let waiting = purgatory.pull_requests.get(id);
+        let request = match waiting.and_then(|entry| entry.request) {
+            Some(request) => Some(request),
+            None => store.by_id(id).await?.and_then(pull_request),
+        };
+        let Some(mut request) = request else {
+            return Ok(false);
+        };
+        if address.is_prs() {
+            return Ok(spaces.named_by(&request.event).contains(&address.repo));
+        }
+        request.repositories = self.release.offered_to(&request).await?;
+        let wanting = self.release.wanting(&request, false);
+        Ok(wanting.values().any(|repos| repos.contains(&address.repo)))
+    }
+
+    /// Of the objects that the states say of refs which the push does not touch and which are elsewhere,
+    /// those that are here. If all of a state were, it would not wait.
+    async fn here(
+        &self,
+        asked: &Asked,
+        states: &[State],
+        current: &Refs,
+    ) -> Result<BTreeSet<Oid>, GitError> {
+        let touched: BTreeSet<&RefName> = asked.commands.iter().map(|c| &c.name).collect();
+        let mut wanted = Wanted::default();
+        for (name, oid) in states.iter().flat_map(State::objects) {
+            if current.refs.get(name) != Some(&oid) && !touched.contains(name) {
+                match name.kind() {
+                    RefKind::Head => wanted.commits.insert(oid),
+                    _ => wanted.oids.insert(oid),
+                };
+            }
+        }
+        if wanted.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        let absent = self.release.absent(&asked.address.repo.identifier, &wanted);
+        let absent = absent.await?;
+        let all = wanted.oids.into_iter().chain(wanted.commits);
+        Ok(all.filter(|oid| !absent.contains(oid)).collect())
     }
 
     /// What allowed a push lasts until `until` at least.
@@ -344,83 +434,106 @@ impl PushService {
             .retain(|_, push| push.last_seen + REMEMBERED > now);
     }
 
-    async fn authorize(self, asked: Asked) -> Result<wire::AuthorizeResponse, Failed> {
+    /// The same, where disks may fill up.
+    #[must_use]
+    pub fn with_disks(mut self, disks: Disks) -> Self {
+        self.disks = disks;
+        self
+    }
+
+    /// `push_id`: what the push was granted under before, by a relay that has gone since; empty for a
+    /// new push.
+    async fn authorize(
+        self,
+        asked: Asked,
+        push_id: String,
+    ) -> Result<wire::AuthorizeResponse, Failed> {
         let begun = Instant::now();
-        let judged = self.judge(&asked).await;
-        let result = if judged.is_ok() { "granted" } else { "refused" };
+        let room = match push_id.is_empty() {
+            true => self.disks.check_push(),
+            // What was granted goes on.
+            false => Ok(()),
+        };
+        let judged = match room {
+            Ok(()) => self.judge(&asked).await,
+            Err(full) => Err(Refused(full.to_string()).into()),
+        };
+        let is_granted = |judged: &Judged| !judged.verdict.refuses_all();
+        let result = match judged.as_ref().is_ok_and(is_granted) {
+            true => "granted",
+            false => "refused",
+        };
         meters::push_judged(result, begun);
         let judged = match judged {
-            Ok(judged) => judged,
+            Ok(judged) if is_granted(&judged) => judged,
+            Ok(judged) => {
+                let reason = judged.verdict.first_reason().cloned();
+                let reason = reason.map(|Refused(reason)| reason).unwrap_or_default();
+                let answered = answered(&asked, &judged);
+                return Ok(refuse(&asked, reason, answered));
+            }
             Err(Failed::Refused(Refused(reason))) => {
-                metrics::counter!("ngit_pushes_total", "result" => "refused").increment(1);
-                tracing::info!(repo = %asked.address, %reason, "push refused");
-                return Ok(wire::AuthorizeResponse {
-                    outcome: Some(Outcome::Refused(wire::Refused { reason })),
-                });
+                return Ok(refuse(&asked, reason, Answered::default()));
             }
             Err(Failed::Git(GitError::NotFound)) => {
                 let reason = "the repository is not here".to_owned();
-                metrics::counter!("ngit_pushes_total", "result" => "refused").increment(1);
-                tracing::info!(repo = %asked.address, %reason, "push refused");
-                return Ok(wire::AuthorizeResponse {
-                    outcome: Some(Outcome::Refused(wire::Refused { reason })),
-                });
+                return Ok(refuse(&asked, reason, Answered::default()));
             }
             Err(other) => return Err(other),
         };
         let now = self.release.purgatory.now();
-        self.extend(&asked.address, &judged.allowed, now + WAITS_FOR);
+        let answered = answered(&asked, &judged);
+        let allowed = judged.verdict.allowed;
+        self.extend(&asked.address, &allowed, now + WAITS_FOR);
         // What is signed for is taken out of the staging as its refs are moved; what came with it and
         // is not stays there.
-        let objects = if !judged.allowed.placeholders.is_empty() {
+        let objects = if !allowed.placeholders.is_empty() {
             wire::Objects::Staged
-        } else if judged.allowed.changes_nothing() {
+        } else if allowed.changes_nothing() {
             wire::Objects::Unwanted
         } else {
             wire::Objects::SignedFor
         };
-        let push_id = format!("{:032x}", rand::random::<u128>());
+        let push_id = match push_id.is_empty() {
+            true => format!("{:032x}", rand::random::<u128>()),
+            false => push_id,
+        };
         self.forget_old_pushes();
-        self.pushes.insert(
-            push_id.clone(),
-            Granted {
+        // One that is known is known with its answer.
+        self.pushes
+            .entry(push_id.clone())
+            .or_insert_with(|| Granted {
                 address: asked.address,
-                allowed: judged.allowed,
+                allowed,
                 last_seen: now,
+                is_partial: answered.results.iter().any(|one| !one.refused.is_empty()),
                 answer: None,
-            },
-        );
+            });
         Ok(wire::AuthorizeResponse {
             outcome: Some(Outcome::Granted(wire::Granted {
                 push_id,
                 objects: objects.into(),
+                results: answered.results,
+                remarks: answered.remarks,
             })),
         })
     }
 
-    async fn commit(
-        self,
-        push_id: String,
-        asked: Asked,
-    ) -> Result<Vec<wire::CommandResult>, Failed> {
+    async fn commit(self, push_id: String, asked: Asked) -> Result<Answered, Failed> {
         if let Some(push) = self.pushes.get(&push_id)
             && let Some(answer) = &push.answer
         {
-            return Ok(results(&asked, answer));
+            return Ok(answer.clone());
         }
         let mut attempt = 1;
-        let reason = loop {
+        let answer = loop {
             match self.carry_out(&asked).await {
-                Ok(()) => break None,
-                Err(Failed::Refused(Refused(reason))) => break Some(reason),
+                Ok(answer) => break answer,
+                Err(Failed::Refused(Refused(reason))) => break all_refused(&asked, &reason),
                 Err(
                     Failed::Git(GitError::Moved(_))
                     | Failed::Release(ReleaseError::Git(GitError::Moved(_))),
                 ) if attempt < ATTEMPTS => attempt += 1,
-                Err(
-                    Failed::Git(GitError::Refused(why))
-                    | Failed::Release(ReleaseError::Git(GitError::Refused(why))),
-                ) => break Some(why),
                 Err(other) => {
                     // It may have been half done: whoever it was for gets the other half.
                     let identifier = asked.address.identifier().clone();
@@ -429,45 +542,82 @@ impl PushService {
                 }
             }
         };
-        let result = if reason.is_some() {
-            "refused"
-        } else {
-            "accepted"
+        let refused = answer.results.iter().filter(|one| !one.refused.is_empty());
+        let (refused, reason) = (
+            refused.clone().count(),
+            refused.map(|one| &one.refused).next(),
+        );
+        let was_partial = self
+            .pushes
+            .get(&push_id)
+            .is_some_and(|push| push.is_partial);
+        let result = match (answer.results.len() - refused, refused) {
+            (0, 1..) => "refused",
+            (_, 0) if !was_partial => "accepted",
+            _ => "partial",
         };
         metrics::counter!("ngit_pushes_total", "result" => result).increment(1);
-        tracing::info!(repo = %asked.address, result, reason, "push");
-        let answer = reason.unwrap_or_default();
+        // gitd, which knows how long it took and how large it was, says it to the operator.
+        tracing::debug!(repo = %asked.address, result, refused, reason, "a push is decided");
+        if result != "refused" {
+            self.release.data_may_be_there(asked.address.identifier());
+        }
         if let Some(mut push) = self.pushes.get_mut(&push_id) {
             push.answer = Some(answer.clone());
             push.last_seen = self.release.purgatory.now();
         }
-        Ok(results(&asked, &answer))
+        Ok(answer)
     }
 
-    /// Judges a push again and does what it is for.
-    async fn carry_out(&self, asked: &Asked) -> Result<(), Failed> {
+    /// Judges a push again and does what it is for; says what became of each command.
+    async fn carry_out(&self, asked: &Asked) -> Result<Answered, Failed> {
         let judged = self.judge(asked).await?;
-        if let Some(state) = judged.state {
-            let expected = judged.names.iter().filter(|name| is_branch_or_tag(name));
+        let mut answer = answered(asked, &judged);
+        let Judged {
+            verdict,
+            current,
+            state,
+            names,
+        } = judged;
+        if let Some(state) = state {
+            let expected = names.iter().filter(|name| is_branch_or_tag(name));
             let aim = Aim {
                 repo: asked.address.repo.clone(),
                 expected: expected
-                    .map(|name| (name.clone(), judged.current.refs.get(name).copied()))
+                    .map(|name| (name.clone(), current.refs.get(name).copied()))
                     .collect(),
-                incarnation: judged.current.incarnation.clone(),
+                incarnation: current.incarnation.clone(),
             };
-            let released = self.release.state(&state, Some(&aim), None).await?;
-            if let Some(so_far) = released.more {
-                go_on(&self.release, &self.serial, GoOn { state, so_far });
+            let released = self.release.state(&state, Some(&aim), None).await;
+            match refusal(released.map_err(Failed::from))? {
+                Ok(released) => {
+                    answer.fulfilled = Some(state.id());
+                    if let Some(so_far) = released.more {
+                        go_on(&self.release, &self.serial, GoOn { state, so_far });
+                    }
+                }
+                Err(why) => answer.refuse(asked, is_branch_or_tag, &why),
             }
         }
-        for (id, commit) in &judged.allowed.requested {
-            self.put_requested(asked, id, *commit).await?;
+        for (id, commit) in &verdict.allowed.requested {
+            if answer.is_over(asked) {
+                break;
+            }
+            if let Err(why) = refusal(self.put_requested(asked, id, *commit).await)? {
+                answer.refuse(asked, |name| *name == RefName::nostr(id), &why);
+            }
         }
-        for (id, commit) in &judged.allowed.placeholders {
-            self.put_placeholder(asked, id, *commit).await?;
+        for (id, commit) in &verdict.allowed.placeholders {
+            if answer.is_over(asked) {
+                break;
+            }
+            let is_first = !current.refs.contains_key(&RefName::nostr(id));
+            let put = self.put_placeholder(asked, id, *commit, is_first).await;
+            if let Err(why) = refusal(put)? {
+                answer.refuse(asked, |name| *name == RefName::nostr(id), &why);
+            }
         }
-        Ok(())
+        Ok(answer)
     }
 
     async fn put_requested(&self, asked: &Asked, id: &EventId, commit: Oid) -> Result<(), Failed> {
@@ -487,27 +637,34 @@ impl PushService {
     }
 
     /// The placeholder is durable before its ref is there: a ref that nobody remembers would stay
-    /// for ever.
+    /// for ever. One that is not the first waits beside those that came before, and is shown when its event
+    /// says so.
     async fn put_placeholder(
         &self,
         asked: &Asked,
         id: &EventId,
         commit: Oid,
+        is_first: bool,
     ) -> Result<(), Failed> {
         let (purgatory, to) = (&self.release.purgatory, &asked.address);
-        purgatory
-            .pull_requests
-            .pushed(*id, to, commit, purgatory.now());
+        let requests = &purgatory.pull_requests;
+        if is_first {
+            // What waited there before went with its ref.
+            requests.only(id, to, None);
+        }
+        requests.pushed(*id, to, commit, purgatory.now());
         purgatory.keep_pull_request(id).await?;
-        purgatory.keep_place(id, to).await?;
-        let name = RefName::nostr(id);
-        let put = self.release.git.put_ref(to, &name, commit, false).await;
-        if let Err(error) = put {
-            if !matches!(error, GitError::Unreachable(_)) {
-                purgatory.unpushed(id, std::slice::from_ref(to)).await?;
-                purgatory.forget_place(id, to);
+        if is_first {
+            purgatory.keep_place(id, to).await?;
+            let name = RefName::nostr(id);
+            let put = self.release.git.put_ref(to, &name, commit, false).await;
+            if let Err(error) = put {
+                if !matches!(error, GitError::Unreachable(_)) {
+                    purgatory.only_pushed(id, to, None).await?;
+                    purgatory.forget_place(id, to);
+                }
+                return Err(error.into());
             }
-            return Err(error.into());
         }
         // The event may have come while the ref was put, under another identifier's queue.
         self.release.pull_request(id).await?;
@@ -535,12 +692,82 @@ impl PushService {
     }
 }
 
-fn results(asked: &Asked, answer: &str) -> Vec<wire::CommandResult> {
+impl Answered {
+    /// Refuses the commands for some refs after all.
+    fn refuse(&mut self, asked: &Asked, these: impl Fn(&RefName) -> bool, why: &str) {
+        for (command, result) in asked.commands.iter().zip(&mut self.results) {
+            if result.refused.is_empty() && these(&command.name) {
+                why.clone_into(&mut result.refused);
+                result.old = None;
+            }
+        }
+    }
+
+    /// Whether nothing more of an atomic push is to be done: something could not be.
+    fn is_over(&self, asked: &Asked) -> bool {
+        asked.atomic && self.results.iter().any(|result| !result.refused.is_empty())
+    }
+}
+
+/// What a push is told as it was judged.
+fn answered(asked: &Asked, judged: &Judged) -> Answered {
+    let commands = asked.commands.iter().zip(&judged.verdict.refused);
+    let result = |(command, refused): (&Command, &Option<Refused>)| {
+        let was = judged.current.refs.get(&command.name);
+        let was = was.copied().unwrap_or(Oid::ZERO);
+        let is_elsewhere = refused.is_none() && was != command.old;
+        wire::CommandResult {
+            name: command.name.to_string(),
+            refused: refused
+                .as_ref()
+                .map(|one| one.0.clone())
+                .unwrap_or_default(),
+            old: is_elsewhere.then(|| was.as_bytes().to_vec()),
+        }
+    };
+    Answered {
+        results: commands.map(result).collect(),
+        remarks: judged.verdict.remarks.clone(),
+        fulfilled: None,
+    }
+}
+
+/// The same for every command.
+fn all_refused(asked: &Asked, reason: &str) -> Answered {
     let result = |command: &Command| wire::CommandResult {
         name: command.name.to_string(),
-        refused: answer.to_owned(),
+        refused: reason.to_owned(),
+        old: None,
     };
-    asked.commands.iter().map(result).collect()
+    Answered {
+        results: asked.commands.iter().map(result).collect(),
+        ..Answered::default()
+    }
+}
+
+/// The answer to a push of which nothing is allowed.
+fn refuse(asked: &Asked, reason: String, answered: Answered) -> wire::AuthorizeResponse {
+    metrics::counter!("ngit_pushes_total", "result" => "refused").increment(1);
+    tracing::debug!(repo = %asked.address, %reason, "a push is refused");
+    wire::AuthorizeResponse {
+        outcome: Some(Outcome::Refused(wire::Refused {
+            reason,
+            results: answered.results,
+            remarks: answered.remarks,
+        })),
+    }
+}
+
+/// Tells what the git side refuses, which concerns some refs only, from what fails the whole push.
+fn refusal<T>(done: Result<T, Failed>) -> Result<Result<T, String>, Failed> {
+    match done {
+        Ok(done) => Ok(Ok(done)),
+        Err(
+            Failed::Git(GitError::Refused(why))
+            | Failed::Release(ReleaseError::Git(GitError::Refused(why))),
+        ) => Ok(Err(why)),
+        Err(other) => Err(other),
+    }
 }
 
 fn is_branch_or_tag(name: &RefName) -> bool {
@@ -560,9 +787,18 @@ impl push_server::Push for PushService {
         request: Request<wire::AuthorizeRequest>,
     ) -> Result<Response<wire::AuthorizeResponse>, Status> {
         let request = request.into_inner();
-        let asked = asked(request.repository, request.commands, request.incarnation)?;
+        let asked = asked(
+            request.repository,
+            request.commands,
+            request.incarnation,
+            request.atomic,
+        )?;
+        let push_id = request.push_id;
+        if push_id.len() > PUSH_ID {
+            return Err(Status::invalid_argument("no push id of ours is so long"));
+        }
         let queue = asked.address.identifier().clone();
-        let work = self.clone().authorize(asked);
+        let work = self.clone().authorize(asked, push_id);
         let answer = self.serial.run(&queue, Turn::Urgent, work).await?;
         Ok(Response::new(answer))
     }
@@ -577,7 +813,7 @@ impl push_server::Push for PushService {
             push.last_seen = now;
             push.value().clone()
         });
-        let push = push.ok_or_else(|| Status::not_found("no such push"))?;
+        let push = push.ok_or_else(|| Status::not_found("no such push: authorize it again"))?;
         self.extend(&push.address, &push.allowed, now + AFTER_LAST_BYTE);
         Ok(Response::new(wire::KeepAliveResponse {}))
     }
@@ -587,11 +823,25 @@ impl push_server::Push for PushService {
         request: Request<wire::CommitRequest>,
     ) -> Result<Response<wire::CommitResponse>, Status> {
         let request = request.into_inner();
-        let asked = asked(request.repository, request.commands, request.incarnation)?;
+        let asked = asked(
+            request.repository,
+            request.commands,
+            request.incarnation,
+            request.atomic,
+        )?;
         let identifier = asked.address.identifier().clone();
         let work = self.clone().commit(request.push_id, asked);
-        let results = self.serial.run(&identifier, Turn::Urgent, work).await?;
+        let Answered {
+            results,
+            remarks,
+            fulfilled,
+        } = self.serial.run(&identifier, Turn::Urgent, work).await?;
         self.release_others(identifier);
-        Ok(Response::new(wire::CommitResponse { results }))
+        let state = fulfilled.map_or_else(Vec::new, |id| id.as_bytes().to_vec());
+        Ok(Response::new(wire::CommitResponse {
+            results,
+            remarks,
+            state,
+        }))
     }
 }

@@ -5,7 +5,10 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt, stream, stream::BoxStream};
 use grasp_proto::{
-    contract::relay::{self as wire, relay_sync_server, submit_verdict::What},
+    contract::{
+        event_size::MAX_BATCH_BYTES,
+        relay::{self as wire, relay_sync_server, submit_verdict::What},
+    },
     words::{EventId, RepoId},
 };
 use nostr::{EventBuilder, Filter, Keys, Kind, Tag, Timestamp, event::FinalizeEvent};
@@ -32,9 +35,8 @@ use crate::{
 
 /// Relays that one call may name: all there are, and as many that are on their way back.
 const RELAYS: usize = 2 * choice::RELAYS;
-/// Events in one request, and their bytes.
+/// Events in one request.
 const EVENTS: usize = 500;
-const EVENT_BYTES: usize = 4 << 20;
 /// Ids in one request.
 const IDS: usize = 10_000;
 /// The longest filter, in bytes.
@@ -49,8 +51,6 @@ const READ_ON: Duration = Duration::from_secs(30);
 const CHALLENGE: usize = 1 << 10;
 /// The longest text of a failure that is kept, in characters.
 const DETAIL: usize = 300;
-/// What one message of ours or theirs takes at most.
-pub const MAX_MESSAGE: usize = 8 << 20;
 
 /// The RelaySync service.
 #[derive(Clone)]
@@ -401,8 +401,8 @@ impl relay_sync_server::RelaySync for RelaySyncService {
         let url = relay_url(&request.url)?;
         let method = method(request.method())?;
         at_most(&request.events, EVENTS, "events")?;
-        if request.events.iter().map(String::len).sum::<usize>() > EVENT_BYTES {
-            let why = format!("more than {EVENT_BYTES} bytes of events");
+        if request.events.iter().map(String::len).sum::<usize>() > MAX_BATCH_BYTES {
+            let why = format!("more than {MAX_BATCH_BYTES} bytes of events");
             return Err(Status::invalid_argument(why));
         }
         let judged = self.judge.submit(url.as_str(), method, request.events);

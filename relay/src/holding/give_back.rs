@@ -171,7 +171,8 @@ impl Release {
     async fn is_not_to_return(&self, event: &Event) -> Result<bool, ReleaseError> {
         let now = Timestamp::from(self.purgatory.now().as_secs());
         Ok(self.store.apart().has(&id_of(event)).await?
-            || event.is_expired_at(now)
+            || nip34::has_expired(event, now)
+            || event.created_at > nip34::horizon()
             || self.keeps_out(event).await?)
     }
 
@@ -234,7 +235,7 @@ impl Release {
         if standing.is_some_and(Standing::is_served) {
             return Ok(Became::Gone);
         }
-        let is_wanted = self.is_named(repo);
+        let is_wanted = self.repositories.is_wanted_here(repo);
         // Its author took it out of service.
         let own = self.holding.of(repo).and_then(|hold| hold.announcement);
         let was_taken = own.is_some_and(|id| id == announcement.id().to_hex())
@@ -246,8 +247,8 @@ impl Release {
         if standing.is_none() {
             self.repositories.set(&announcement, Standing::Elsewhere);
         }
-        let trusting = self.repositories.trusting(&repo.identifier, &repo.owner);
-        self.maintainers_changed(trusting).await;
+        self.judge_changed_sets_and_release_later(&repo.identifier)
+            .await;
         Ok(Became::Served)
     }
 

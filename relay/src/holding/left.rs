@@ -12,7 +12,7 @@ use nostr::{Event, EventId, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::Holding;
-use crate::journal::JournalError;
+use crate::{clock::Moment, journal::JournalError, nip34::horizon};
 
 /// A version, ordered as versions of one announcement are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -21,6 +21,15 @@ pub struct Version(Timestamp, Reverse<EventId>);
 impl Version {
     pub(super) fn of(event: &Event) -> Self {
         Self(event.created_at, Reverse(event.id))
+    }
+
+    /// Whether it is this version, or one from before it. Of a version from the future, as was accepted
+    /// before that was refused, it counts when it was noted: nobody could ever come after it.
+    pub(super) fn is_not_before(&self, event: &Event, noted: Moment) -> bool {
+        match self.0 > horizon() {
+            true => event.created_at.as_secs() <= noted.as_secs() || *self == Self::of(event),
+            false => *self >= Self::of(event),
+        }
     }
 }
 
@@ -35,8 +44,11 @@ impl Holding {
 
     /// Whether a version of its announcement is, or was replaced by, one that took the repository away.
     pub fn has_left(&self, repo: &RepoId, version: &Event) -> bool {
-        let left = self.of(repo).and_then(|hold| hold.left);
-        left.is_some_and(|left| left >= Version::of(version))
+        let hold = self.of(repo);
+        hold.is_some_and(|hold| {
+            hold.left
+                .is_some_and(|left| left.is_not_before(version, hold.since))
+        })
     }
 
     /// Whichever version took a repository away, it may come back.

@@ -246,7 +246,7 @@ impl Holding {
         };
         let deleted = self.deleted_version(digested(DELETED, &address.to_string()));
         let deleted = deleted.await?;
-        Ok(deleted.is_some_and(|deleted| deleted.version >= Version::of(event)))
+        Ok(deleted.is_some_and(|deleted| deleted.version.is_not_before(event, deleted.since)))
     }
 
     async fn deleted_version(&self, own: Key) -> Result<Option<Deleted>, JournalError> {

@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+use grasp_proto::process::help_line;
+
 use crate::sync::reports::Health;
 
 /// Samples of a page: name, labels with their braces or nothing, value.
@@ -71,7 +73,7 @@ pub fn names(page: &str, uptime: Duration, version: &str) -> String {
                     _ => "clone",
                 };
                 let status = match label(labels, "outcome") {
-                    Some("ok") => "success",
+                    Some("ok" | "partial") => "success",
                     _ => "error",
                 };
                 let labels = format!("{{operation=\"{operation}\",status=\"{status}\"}}");
@@ -79,7 +81,7 @@ pub fn names(page: &str, uptime: Duration, version: &str) -> String {
             }
             "ngit_pushes_total" => {
                 let result = match label(labels, "result") {
-                    Some("accepted") => "authorized",
+                    Some("accepted" | "partial") => "authorized",
                     _ => "rejected",
                 };
                 let labels = format!("{{result=\"{result}\"}}");
@@ -104,6 +106,7 @@ fn write(text: &mut String, kind: &str, series: &BTreeMap<(&str, String), f64>) 
     let mut current = "";
     for ((name, labels), value) in series {
         if *name != current {
+            write!(text, "{}", help_line(name))?;
             writeln!(text, "# TYPE {name} {kind}")?;
             current = name;
         }
@@ -125,7 +128,8 @@ mod tests {
             ngit_events_total{kind=\"state\",origin=\"sync\",result=\"rejected\"} 4\n\
             ngit_events_total{kind=\"state\",origin=\"sync\",result=\"duplicate\"} 5\n\
             ngit_git_fetches_total{outcome=\"ok\"} 8\nngit_git_pushes_total{outcome=\"refused\"} 9\n\
-            ngit_pushes_total{result=\"accepted\"} 6\n\
+            ngit_git_pushes_total{outcome=\"ok\"} 2\nngit_git_pushes_total{outcome=\"partial\"} 1\n\
+            ngit_pushes_total{result=\"accepted\"} 6\nngit_pushes_total{result=\"partial\"} 1\n\
             ngit_sync_relay_status{relay=\"wss://a\"} 3\nngit_sync_relay_status{relay=\"wss://b\"} 1\n";
         let former = names(page, Duration::from_secs(60), "1.2.3");
         for line in [
@@ -137,7 +141,8 @@ mod tests {
             "ngit_events_rejected_total{kind=\"state\",reason=\"rejected\"} 4",
             "ngit_git_operations_total{operation=\"clone\",status=\"success\"} 8",
             "ngit_git_operations_total{operation=\"push\",status=\"error\"} 9",
-            "ngit_git_push_authorization_total{result=\"authorized\"} 6",
+            "ngit_git_operations_total{operation=\"push\",status=\"success\"} 3",
+            "ngit_git_push_authorization_total{result=\"authorized\"} 7",
             "ngit_sync_relays_dead_total 1",
             "ngit_uptime_seconds 60",
             "ngit_build_info{version=\"1.2.3\",commit=\"unknown\"} 1",

@@ -24,6 +24,7 @@ use bytes::Bytes;
 use grasp_proto::{
     client::{FORWARDED_CLIENT, ForwardKey, X_FORWARDED_FOR},
     process::drain,
+    smart_http::GitService,
     transport::{Endpoint, Trace},
     words::RepoId,
 };
@@ -63,11 +64,11 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     header::EXPECT,
 ];
 
-/// How long a request that cannot be passed on is read to its end, so that its client, which may
-/// not listen before, hears why.
-const DRAIN: Duration = Duration::from_secs(5);
-/// How long gitd may take to begin the answer to a `GET` or `HEAD`. Others begin when git has read
-/// what was sent, which may take any time.
+/// How long a request that cannot be passed on is read to its end: before that neither its client nor
+/// what lies between listens for more than the status of an error.
+const DRAIN: Duration = Duration::from_secs(15);
+/// How long gitd may take to begin the answer to a `GET` or `HEAD`. Others begin when all was sent,
+/// which may take any time.
 const HEAD: Duration = Duration::from_secs(15);
 /// How long gitd may take to tell its metrics.
 const METRICS: Duration = Duration::from_millis(250);
@@ -180,8 +181,10 @@ impl GitProxy {
         }
         metrics::counter!("ngit_git_proxy_errors_total").increment(1);
         meters::passed_on(kind.name(), false, begun);
-        drain(body.discard(), DRAIN).await;
-        kind.unavailable(&path)
+        match drain(body.discard(), DRAIN).await {
+            true => kind.unavailable(&path),
+            false => pages::unavailable(&path),
+        }
     }
 
     /// gitd's own metrics; `None` if it does not tell them in time.
@@ -247,7 +250,7 @@ fn rewrite_headers(headers: &mut HeaderMap, asker: Asker, trace: Trace) {
 /// What a git client asked for, as it must be told apart to be answered in its own language.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum GitRequest {
-    /// `GET …/info/refs?service=…`, where that is the whole query, as gitd wants it.
+    /// `GET …/info/refs?service=…`
     Advertisement(&'static str),
     /// `POST …/git-upload-pack` or `…/git-receive-pack`
     Service(&'static str),
@@ -257,18 +260,13 @@ enum GitRequest {
 
 impl GitRequest {
     fn of<B>(request: &Request<B>) -> Self {
-        const SERVICES: [&str; 2] = ["git-upload-pack", "git-receive-pack"];
         let path = request.uri().path();
-        let known = |name: &str| SERVICES.into_iter().find(|service| *service == name);
         let asked = if request.method() == Method::POST {
             let name = path.rsplit('/').next().unwrap_or_default();
-            known(name).map(Self::Service)
+            GitService::named(name).map(|service| Self::Service(service.name()))
         } else if path.ends_with("/info/refs") {
-            let query = request.uri().query().unwrap_or_default();
-            query
-                .strip_prefix("service=")
-                .and_then(known)
-                .map(Self::Advertisement)
+            let service = GitService::asked_for(request.uri().query());
+            service.map(|service| Self::Advertisement(service.name()))
         } else {
             None
         };

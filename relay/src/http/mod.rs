@@ -21,9 +21,11 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use futures::future::BoxFuture;
 use grasp_proto::{
     client::{Client, ForwardKey, Seats, client_address},
-    process::{self, Ready},
+    process::{self, MetricsPage, Ready},
+    smart_http::{NotHere, is_read_by_git},
     words::RepoId,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
@@ -229,7 +231,7 @@ fn router(context: Context) -> Router {
         .route("/icon.svg", get(icon))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics_of_all))
+        .route("/metrics", get(public_metrics))
         .fallback(other)
         .layer(middleware::from_fn(bounded))
         .layer(middleware::from_fn(cors))
@@ -323,29 +325,51 @@ async fn icon() -> Response {
 }
 
 async fn readyz(State(context): State<Context>) -> Response {
-    match context.ready.ready().await {
-        Ok(()) => "ready\n".into_response(),
-        Err(reason) => {
-            let text = format!("not ready: {reason}\n");
-            (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
-        }
+    match process::readiness_text(&*context.ready).await {
+        Ok(text) => text.into_response(),
+        Err(text) => (StatusCode::SERVICE_UNAVAILABLE, text).into_response(),
     }
 }
 
-async fn metrics_of_all(State(context): State<Context>) -> Response {
-    if !context.config.metrics {
-        return pages::not_found("/metrics");
+/// The metrics of the whole service.
+struct MetricsOfAll(GitProxy);
+
+/// The metrics of the whole service, for an address of their own.
+pub fn metrics_of_all(config: &Config) -> Arc<dyn MetricsPage> {
+    let key = ForwardKey::new(&config.tokens);
+    Arc::new(MetricsOfAll(GitProxy::new(&config.gitd_http, key)))
+}
+
+impl MetricsPage for MetricsOfAll {
+    fn render(&self) -> BoxFuture<'_, String> {
+        Box::pin(render_metrics_of_all(&self.0))
     }
-    let theirs = context.git.metrics().await.unwrap_or_default();
+}
+
+async fn render_metrics_of_all(git: &GitProxy) -> String {
+    let theirs = git.metrics().await.unwrap_or_default();
     let own = process::render_metrics("relay");
-    let kind = "text/plain; version=0.0.4; charset=utf-8";
     let mut page = metrics::join(&[&own, &theirs]);
     let former = former::names(&page, meters::uptime(), env!("CARGO_PKG_VERSION"));
     page.push_str(&former);
+    page
+}
+
+async fn public_metrics(State(context): State<Context>) -> Response {
+    let Config {
+        metrics,
+        public_metrics_address: elsewhere,
+        ..
+    } = &*context.config;
+    if !metrics || elsewhere.is_some() {
+        return pages::not_found("/metrics");
+    }
+    let page = render_metrics_of_all(&context.git).await;
+    let kind = "text/plain; version=0.0.4; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], page).into_response()
 }
 
-/// Whether a path is that of a repository on a blacklist: it is as if it were not there.
+/// Whether a path is that of a repository on a blacklist: nothing is served there.
 fn is_blocked(config: &Config, path: &str) -> bool {
     let of_submitter = path
         .strip_prefix("/prs")
@@ -356,8 +380,18 @@ fn is_blocked(config: &Config, path: &str) -> bool {
 
 async fn other(State(context): State<Context>, request: Request) -> Response {
     let path = request.uri().path();
-    if !git_proxy::is_git_path(path) || is_blocked(&context.config, path) {
-        return pages::not_found(path);
+    let absent = if !git_proxy::is_git_path(path) {
+        Some(NotHere::of(path))
+    } else if is_blocked(&context.config, path) {
+        Some(NotHere::Blocked)
+    } else {
+        None
+    };
+    if let Some(why) = absent {
+        return match is_read_by_git(path, request.headers()) {
+            true => (StatusCode::NOT_FOUND, format!("{why}\n")).into_response(),
+            false => pages::not_found(path),
+        };
     }
     let asker = asker(&context, &request);
     context.git.pass(request, asker).await

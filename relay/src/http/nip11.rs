@@ -2,18 +2,21 @@
 
 use serde_json::{Value, json};
 
+use grasp_proto::words::Npub;
+
 use crate::{
     config::Config,
     domain::Domain,
+    nip34::bounds,
     policy::curation::{Archive, Rules},
-    session::{SUBSCRIPTION_ID, max_message_bytes},
+    session::{FILTER_VALUES, FILTERS, NEGOTIATIONS, SUBSCRIPTION_ID, max_message_bytes},
 };
 
 /// The document's content type.
 pub const CONTENT_TYPE: &str = "application/nostr+json";
 
 /// What the relay does whatever it is told.
-const NIPS: [u16; 8] = [1, 11, 34, 40, 42, 45, 70, 77];
+const NIPS: [u16; 9] = [1, 11, 34, 40, 42, 45, 67, 70, 77];
 /// What it does as long as it acts on requests to delete and to vanish.
 const REQUESTS: [u16; 2] = [9, 62];
 
@@ -21,31 +24,69 @@ const REQUESTS: [u16; 2] = [9, 62];
 pub fn document(config: &Config) -> Value {
     let limits = &config.limits;
     let rules = config.curation.rules();
+    let (about, own_key) = (&config.about, config.keys.public_key());
+    let operator = about
+        .operator
+        .unwrap_or(Npub::from_bytes(own_key.to_bytes()));
+    let own_icon = || format!("{}/icon.svg", web_address(config));
     let mut document = json!({
         "name": config.name,
         "description": config.description,
-        "pubkey": config.keys.public_key().to_hex(),
-        "icon": format!("{}/icon.svg", web_address(config)),
-        "software": env!("CARGO_PKG_NAME").replace("grasp-relay", "graspd"),
+        "self": own_key.to_hex(),
+        "pubkey": operator.to_hex(),
+        "icon": about.icon.as_ref().map_or_else(own_icon, ToString::to_string),
+        // A URL (NIP-11): the service's own page says what it runs.
+        "software": format!("{}/#graspd", web_address(config)),
         "version": env!("CARGO_PKG_VERSION"),
         "supported_nips": nips(config),
         "supported_grasps": grasps(config, &rules),
         "repo_acceptance_criteria": criteria(&rules),
         "limitation": {
-            "max_message_length": max_message_bytes(limits.max_event_bytes),
+            "max_message_length": max_message_bytes(&limits.event_sizes),
+            "max_event_length": limits.event_sizes.most_kinds,
+            "max_state_length": limits.event_sizes.states,
             "max_subscriptions": limits.max_subscriptions,
+            "max_filters": FILTERS,
+            "max_filter_values": FILTER_VALUES,
+            "max_negentropy_sessions": NEGOTIATIONS,
             "max_limit": limits.filter_limit,
             "default_limit": limits.filter_limit,
+            "max_urls_per_list": bounds::MAX_URLS,
+            "max_url_length": bounds::MAX_URL_BYTES,
+            "max_tag_values": bounds::MAX_TAG_VALUES,
             "max_subid_length": SUBSCRIPTION_ID,
+            "created_at_upper_limit": limits.created_at_ahead.as_secs(),
+            "min_pow_difficulty": 0,
             "auth_required": false,
             "payment_required": false,
             "restricted_writes": true,
         },
     });
+    let told = [
+        ("contact", about.contact.clone()),
+        ("banner", about.banner.as_ref().map(ToString::to_string)),
+        (
+            "terms_of_service",
+            about.terms_of_service.as_ref().map(ToString::to_string),
+        ),
+    ];
+    for (name, value) in told {
+        if let Some(value) = value {
+            document[name] = value.into();
+        }
+    }
+    if let Some(most) = rate(limits.events_per_minute) {
+        document["limitation"]["max_events_per_minute"] = most.into();
+    }
     if let Some(curation) = curation(&rules) {
         document["curation"] = curation.into();
     }
     document
+}
+
+/// A rate, if there is one.
+fn rate(per_minute: u32) -> Option<u32> {
+    (per_minute > 0).then_some(per_minute)
 }
 
 fn nips(config: &Config) -> Vec<u16> {

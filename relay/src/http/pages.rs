@@ -2,6 +2,7 @@
 
 use askama::Template;
 use axum::response::{Html, IntoResponse, Response};
+use grasp_proto::links;
 use http::StatusCode;
 
 use super::nip11;
@@ -17,6 +18,7 @@ struct Landing<'a> {
     description: &'a str,
     web: String,
     relay: String,
+    hint: String,
     version: &'a str,
 }
 
@@ -45,6 +47,7 @@ pub fn landing(config: &Config) -> Response {
         description: &config.description,
         web: nip11::web_address(config),
         relay: nip11::relay_address(config),
+        hint: links::relay_hint(&nip11::relay_address(config)),
         version: env!("CARGO_PKG_VERSION"),
     };
     page(StatusCode::OK, &landing)

@@ -12,7 +12,7 @@ use std::{
 
 use grasp_proto::words::Identifier;
 
-use super::urls::CloneUrl;
+use super::{failing::FailingServer, urls::CloneUrl};
 use crate::clock::Moment;
 
 /// What a domain may be asked.
@@ -22,7 +22,7 @@ pub struct Limits {
     pub at_once: usize,
     /// Requests in any minute.
     pub per_minute: usize,
-    /// How long a server that keeps failing is set aside.
+    /// The longest that a server that keeps failing is set aside.
     pub aside_for: Duration,
 }
 
@@ -43,31 +43,10 @@ pub enum Outcome {
 const MINUTE: Duration = Duration::from_secs(60);
 /// How long a domain that asks for it is left alone.
 const PAUSE: Duration = Duration::from_secs(65);
-/// A server is set aside when it failed so often in a row …
-const FAILURES: u32 = 10;
-/// … over so long.
-const FAILING_FOR: Duration = Duration::from_secs(10 * 60);
-/// A failure is forgotten when no other followed for so long.
-const REMEMBERED: Duration = Duration::from_secs(60 * 60);
 /// Failing servers of one domain that are remembered.
 const SERVERS: usize = 16;
 /// Domains that are remembered for nothing but their failures.
 const DOMAINS: usize = 10_000;
-
-/// A server that fails, or is set aside for it.
-#[derive(Debug)]
-struct Failing {
-    first: Moment,
-    last: Moment,
-    count: u32,
-    aside_until: Option<Moment>,
-}
-
-impl Failing {
-    fn forgotten_at(&self) -> Moment {
-        self.aside_until.unwrap_or(self.last + REMEMBERED)
-    }
-}
 
 #[derive(Debug, Default)]
 struct Domain {
@@ -79,7 +58,7 @@ struct Domain {
     /// Who waits, the longest first.
     waiting: BTreeMap<u64, Identifier>,
     /// By scheme, host and port; at most `SERVERS`.
-    failing: BTreeMap<String, Failing>,
+    failing: BTreeMap<String, FailingServer>,
     /// The URL that was asked last: the others come before it again.
     cursor: String,
     /// Where it stands among the moments.
@@ -98,8 +77,8 @@ impl Domain {
         at_once.min(limits.per_minute.saturating_sub(recent))
     }
 
-    /// Lets go of what time has done with.
-    fn age(&mut self, now: Moment) {
+    /// Lets go of what time has done with; gives the servers whose time aside is over.
+    fn age(&mut self, now: Moment) -> Vec<String> {
         // A clock that was set back would count them for ever.
         for at in &mut self.recent {
             *at = (*at).min(now);
@@ -113,6 +92,17 @@ impl Domain {
             .map(|until| until.min(now + PAUSE));
         self.failing
             .retain(|_, failing| failing.forgotten_at() > now);
+        let failing = self.failing.iter_mut();
+        let due = failing.filter_map(|(name, server)| server.is_due(now).then(|| name.clone()));
+        due.collect()
+    }
+
+    /// Servers of it that are set aside, or are probed just now.
+    fn set_aside(&self) -> usize {
+        let failing = self.failing.values();
+        failing
+            .filter(|server| server.set_aside().is_some())
+            .count()
     }
 
     fn is_idle(&self) -> bool {
@@ -125,8 +115,8 @@ impl Domain {
     /// When time alone changes something.
     fn next_moment(&self) -> Option<Moment> {
         let slides = self.recent.front().map(|at| *at + MINUTE);
-        let forgotten = self.failing.values().map(Failing::forgotten_at).min();
-        let moments = [slides, self.paused_until, forgotten];
+        let of_servers = self.failing.values().map(FailingServer::next_moment).min();
+        let moments = [slides, self.paused_until, of_servers];
         moments.into_iter().flatten().min()
     }
 }
@@ -142,8 +132,10 @@ pub struct DomainFigures {
     pub last_minute: usize,
     /// Identifiers that wait for it.
     pub waiting: usize,
-    /// Until when a server of it is set aside.
+    /// Until when a server of it is set aside; a moment that is over: until it has been probed.
     pub aside_until: Option<Moment>,
+    /// How often in a row that server was set aside.
+    pub times_aside: u32,
 }
 
 /// The budgets of all domains. A domain nobody asks, waits for or remembers takes no room.
@@ -167,6 +159,12 @@ pub struct Budget {
     changed: BTreeSet<String>,
     /// Domains whose last minute is empty by now.
     quiet: BTreeSet<String>,
+    /// Servers whose time aside is over: one request may show whether they are back.
+    to_probe: BTreeSet<String>,
+    /// Servers that failed and are back.
+    recovered: BTreeSet<String>,
+    /// Servers that are set aside.
+    set_aside: usize,
 }
 
 impl Budget {
@@ -183,6 +181,9 @@ impl Budget {
             woken: BTreeSet::new(),
             changed: BTreeSet::new(),
             quiet: BTreeSet::new(),
+            to_probe: BTreeSet::new(),
+            recovered: BTreeSet::new(),
+            set_aside: 0,
         }
     }
 
@@ -190,8 +191,10 @@ impl Budget {
     fn change(&mut self, name: &str, now: Moment, change: impl FnOnce(&mut Domain)) {
         let domain = self.domains.entry(name.to_owned()).or_default();
         let was_quiet = domain.recent.is_empty();
+        let were_aside = domain.set_aside();
         change(domain);
-        domain.age(now);
+        self.to_probe.extend(domain.age(now));
+        self.set_aside = self.set_aside + domain.set_aside() - were_aside;
         if !was_quiet && domain.recent.is_empty() {
             self.quiet.insert(name.to_owned());
         }
@@ -228,7 +231,9 @@ impl Budget {
     fn forget_first(&mut self) {
         if let Some(gone) = self.idle.pop_first() {
             self.moments.remove(&gone);
-            self.domains.remove(&gone.1);
+            if let Some(domain) = self.domains.remove(&gone.1) {
+                self.set_aside -= domain.set_aside();
+            }
         }
     }
 
@@ -326,12 +331,21 @@ impl Budget {
         self.waits.contains_key(who)
     }
 
+    /// The domains that an identifier waits for.
+    pub fn waits_for(&self, who: &Identifier) -> impl Iterator<Item = &str> {
+        let waits = self.waits.get(who).into_iter();
+        waits.flat_map(|waits| waits.keys().map(String::as_str))
+    }
+
     /// A request begins.
     pub fn take(&mut self, fetch: u64, url: &CloneUrl, now: Moment) {
         self.restore(fetch, &url.domain, &url.server, now);
         self.change(&url.domain, now, |domain| {
             domain.recent.push_back(now);
             domain.cursor.clone_from(&url.url);
+            if let Some(failing) = domain.failing.get_mut(&url.server) {
+                failing.asked(fetch);
+            }
         });
     }
 
@@ -355,16 +369,25 @@ impl Budget {
         let Some((name, server)) = self.running.remove(&fetch) else {
             return false;
         };
-        let aside_for = self.limits.aside_for;
+        let longest = self.limits.aside_for;
+        let mut recovered = false;
         self.change(&name, now, |domain| {
             domain.running -= 1;
+            if matches!(outcome, Outcome::Unknown | Outcome::Busy)
+                && let Some(failing) = domain.failing.get_mut(&server)
+            {
+                failing.unknown(fetch, now);
+            }
             match outcome {
                 Outcome::Unknown => {}
-                Outcome::Fine => drop(domain.failing.remove(&server)),
+                Outcome::Fine => recovered = domain.failing.remove(&server).is_some(),
                 Outcome::Busy => domain.paused_until = Some(now + PAUSE),
-                Outcome::Broken => fails(domain, server, now, aside_for),
+                Outcome::Broken => fails(domain, &server, now, longest),
             }
         });
+        if recovered {
+            self.recovered.insert(server);
+        }
         self.changed.insert(name);
         true
     }
@@ -378,8 +401,22 @@ impl Budget {
     pub fn is_aside(&self, url: &CloneUrl, now: Moment) -> bool {
         let known = self.domains.get(&url.domain);
         let failing = known.and_then(|domain| domain.failing.get(&url.server));
-        let until = failing.and_then(|failing| failing.aside_until);
-        until.is_some_and(|until| until > now)
+        failing.is_some_and(|failing| failing.is_aside(now))
+    }
+
+    /// Servers that are set aside.
+    pub fn set_aside(&self) -> usize {
+        self.set_aside
+    }
+
+    /// Servers whose time aside is over since this was asked last.
+    pub fn to_probe(&mut self) -> BTreeSet<String> {
+        mem::take(&mut self.to_probe)
+    }
+
+    /// Servers that failed and are back since this was asked last.
+    pub fn recovered(&mut self) -> BTreeSet<String> {
+        mem::take(&mut self.recovered)
     }
 
     /// Requests of a domain that are running.
@@ -410,21 +447,21 @@ impl Budget {
 
     /// All domains that are known, the busiest first.
     pub fn figures(&self, now: Moment) -> Vec<DomainFigures> {
-        let figures = |(name, domain): (&String, &Domain)| DomainFigures {
-            domain: name.clone(),
-            running: domain.running,
-            last_minute: domain
-                .recent
-                .iter()
-                .filter(|at| **at + MINUTE > now)
-                .count(),
-            waiting: domain.waiting.len(),
-            aside_until: domain
-                .failing
-                .values()
-                .filter_map(|failing| failing.aside_until)
-                .filter(|until| *until > now)
-                .max(),
+        let figures = |(name, domain): (&String, &Domain)| {
+            let aside = domain.failing.values();
+            let aside = aside.filter_map(FailingServer::set_aside).max();
+            DomainFigures {
+                domain: name.clone(),
+                running: domain.running,
+                last_minute: domain
+                    .recent
+                    .iter()
+                    .filter(|at| **at + MINUTE > now)
+                    .count(),
+                waiting: domain.waiting.len(),
+                aside_until: aside.map(|(until, _)| until),
+                times_aside: aside.map_or(0, |(_, times)| times),
+            }
         };
         let mut all: Vec<DomainFigures> = self.domains.iter().map(figures).collect();
         all.sort_by(|a, b| {
@@ -436,26 +473,18 @@ impl Budget {
 }
 
 /// A server failed for reasons of its own.
-fn fails(domain: &mut Domain, server: String, now: Moment, aside_for: Duration) {
-    if !domain.failing.contains_key(&server) && domain.failing.len() >= SERVERS {
-        let by_age = domain.failing.iter().min_by_key(|(_, known)| known.last);
+fn fails(domain: &mut Domain, server: &str, now: Moment, longest: Duration) {
+    if !domain.failing.contains_key(server) && domain.failing.len() >= SERVERS {
+        let by_age = domain.failing.iter().min_by_key(|(_, known)| known.last());
         if let Some(oldest) = by_age.map(|(name, _)| name.clone()) {
             domain.failing.remove(&oldest);
         }
     }
-    let name = server.clone();
-    let failing = domain.failing.entry(server).or_insert(Failing {
-        first: now,
-        last: now,
-        count: 0,
-        aside_until: None,
-    });
-    failing.count += 1;
-    failing.last = now;
-    let is_enough = failing.count >= FAILURES && now.since(failing.first) >= FAILING_FOR;
-    if is_enough && failing.aside_until.is_none() {
-        failing.aside_until = Some(now + aside_for);
-        tracing::warn!(server = name, failures = failing.count, "set aside");
+    let failing = domain.failing.entry(server.to_owned());
+    let failing = failing.or_insert_with(|| FailingServer::new(now));
+    if let Some(lasts) = failing.fails(now, longest) {
+        metrics::counter!("ngit_hunt_set_aside_total").increment(1);
+        tracing::warn!(server, ?lasts, "a failing server is set aside");
     }
 }
 

@@ -22,6 +22,8 @@ pub enum OfUrl {
     /// It did not, and cost little.
     #[default]
     Nothing,
+    /// It was not really asked: what failed is ours.
+    NotAsked,
     /// It is of no use now, and may be soon.
     Unwell,
     /// It cost much for nothing.
@@ -46,6 +48,7 @@ impl Costly {
     pub fn ended(&mut self, url: &str, of_url: OfUrl, now: Moment) {
         match of_url {
             OfUrl::Good => drop(self.by_url.remove(url)),
+            OfUrl::NotAsked => {}
             OfUrl::Nothing => {
                 if let Some(known) = self.by_url.get_mut(url) {
                     known.unwell = 0;
@@ -80,6 +83,12 @@ impl Costly {
     pub fn is_left_alone(&self, url: &str, now: Moment) -> bool {
         let until = self.by_url.get(url).and_then(|known| known.until);
         until.is_some_and(|until| until > now)
+    }
+
+    /// Whether a URL is left alone for having been unwell, and may yet have something.
+    pub fn is_unwell(&self, url: &str) -> bool {
+        let known = self.by_url.get(url);
+        known.is_some_and(|known| known.unwell > 0)
     }
 
     /// Forgets all but these.

@@ -20,7 +20,7 @@ impl Delays {
     /// After an event that came from there.
     pub fn after(&self, origin: Origin) -> Duration {
         match origin {
-            Origin::User => self.user,
+            Origin::User(_) | Origin::Operator => self.user,
             Origin::Sync => self.synced,
         }
     }
@@ -31,10 +31,22 @@ const FIRST_BACKOFF: Duration = Duration::from_secs(20);
 /// The longest wait between two attempts.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(120);
 
+/// After so many attempts – four hours of them – what still waits, waits for a server that is not there,
+/// or was never anywhere: the wait doubles again …
+const PATIENT_AFTER: u32 = 120;
+/// … to this. A server that is back is asked at once, whatever the wait.
+const LONGEST_PATIENT_BACKOFF: Duration = Duration::from_secs(4 * 60 * 60);
+
 /// The wait after an attempt that left something missing, when `attempts` before it did.
 pub fn backoff(attempts: u32) -> Duration {
-    let factor = 1_u32.checked_shl(attempts).unwrap_or(u32::MAX);
-    FIRST_BACKOFF.saturating_mul(factor).min(LONGEST_BACKOFF)
+    let doubled = |first: Duration, times: u32| {
+        let factor = 1_u32.checked_shl(times).unwrap_or(u32::MAX);
+        first.saturating_mul(factor)
+    };
+    match attempts.checked_sub(PATIENT_AFTER) {
+        Some(late) => doubled(LONGEST_BACKOFF, late.saturating_add(1)).min(LONGEST_PATIENT_BACKOFF),
+        None => doubled(FIRST_BACKOFF, attempts).min(LONGEST_BACKOFF),
+    }
 }
 
 /// In this time half of what an identifier has used is forgotten …
@@ -138,6 +150,13 @@ impl Timing {
         }
     }
 
+    /// The next attempt may find what the last did not: it is due at `now`, if not before.
+    pub fn sooner(&mut self, now: Moment) {
+        if !self.running {
+            self.due = self.due.min(now);
+        }
+    }
+
     /// An attempt begins, or goes on; says whether it begins.
     pub fn begin(&mut self) -> bool {
         !std::mem::replace(&mut self.running, true)
@@ -176,10 +195,17 @@ mod tests {
     }
 
     #[test]
-    fn waits_double_to_two_minutes() {
+    fn waits_double_to_two_minutes_and_grow_again_after_four_hours() {
         let seconds: Vec<u64> = (0..7).map(|n| backoff(n).as_secs()).collect();
         assert_eq!(seconds, [20, 40, 80, 120, 120, 120, 120]);
-        assert_eq!(backoff(u32::MAX), LONGEST_BACKOFF);
+        let four_hours: Duration = (0..PATIENT_AFTER).map(backoff).sum();
+        assert!(four_hours.as_secs().abs_diff(4 * 60 * 60) < 10 * 60);
+        let first = PATIENT_AFTER - 1;
+        let minutes: Vec<u64> = (first..first + 9)
+            .map(|n| backoff(n).as_secs() / 60)
+            .collect();
+        assert_eq!(minutes, [2, 4, 8, 16, 32, 64, 128, 240, 240]);
+        assert_eq!(backoff(u32::MAX), LONGEST_PATIENT_BACKOFF);
     }
 
     #[test]

@@ -1,14 +1,14 @@
 //! Healing: every repository that is served is compared with its latest authorised state, at least
 //! once an hour. What lacks objects is hunted for; what shows something else is aligned.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
-use grasp_proto::words::{Identifier, Oid, RefKind, RefName, RepoId};
+use grasp_proto::words::{Identifier, RefKind, RefName, RepoId};
 use tokio_util::sync::CancellationToken;
 
 use super::Hunt;
 use crate::{
-    git::GitError,
+    git::{GitError, Refs},
     nip34::state::State,
     policy::satisfiable::{Wanted, satisfiable},
     release::{Release, ReleaseError},
@@ -23,10 +23,14 @@ const PACE: Duration = Duration::from_millis(10);
 /// The wait after the git storage did not answer.
 const AWAY: Duration = Duration::from_secs(10);
 
-/// Whether a repository shows just what a state says.
-fn shows(refs: &BTreeMap<RefName, Oid>, state: &State) -> bool {
+/// Whether a repository shows just what a state says, and its HEAD is what a clone can check out.
+fn shows(found: &Refs, state: &State) -> bool {
     let is_nostr = |name: &RefName| matches!(name.kind(), RefKind::Nostr(_));
-    let shown = refs.iter().filter(|(name, _)| !is_nostr(name));
+    let wanted = state.default_branch();
+    if wanted.is_some() && wanted != found.head.as_ref() {
+        return false;
+    }
+    let shown = found.refs.iter().filter(|(name, _)| !is_nostr(name));
     let shown = shown.map(|(name, oid)| (name, *oid));
     shown.eq(state.objects())
 }
@@ -48,6 +52,9 @@ pub async fn identifier(
         let Some(state) = release.latest_stored(&repo).await? else {
             continue;
         };
+        if release.retains_a_later_state(&repo, &state).await? {
+            continue;
+        }
         let mut wanted = Wanted::default();
         wanted.state(&state);
         let absent = match wanted.is_empty() {
@@ -59,7 +66,7 @@ pub async fn identifier(
             continue;
         }
         match release.git.refs(&(&repo).into(), &[]).await {
-            Ok(found) if shows(&found.refs, &state) => continue,
+            Ok(found) if shows(&found, &state) => continue,
             Ok(_) | Err(GitError::NotFound) => {}
             Err(error) => return Err(error.into()),
         }

@@ -33,6 +33,8 @@ impl Meters {
     /// Everything there is, at 0.
     pub fn begin() -> Self {
         metrics::gauge!("purgatory_sync_queue_size").set(0.0);
+        metrics::gauge!("ngit_hunt_servers_set_aside").set(0.0);
+        metrics::counter!("ngit_hunt_set_aside_total").absolute(0);
         metrics::counter!("purgatory_sync_attempts_total").absolute(0);
         metrics::counter!("purgatory_sync_oids_fetched_total").absolute(0);
         metrics::gauge!("purgatory_domain_in_flight", "domain" => OTHER).set(0.0);
@@ -94,6 +96,8 @@ impl Meters {
     #[allow(clippy::cast_precision_loss)]
     pub fn show(&mut self, queue: &mut Queue, now: Moment) {
         metrics::gauge!("purgatory_sync_queue_size").set(queue.len() as f64);
+        let set_aside = queue.budget.set_aside();
+        metrics::gauge!("ngit_hunt_servers_set_aside").set(set_aside as f64);
         for domain in queue.budget.changed() {
             let running = queue.budget.running(&domain);
             self.runs(domain, running, now);

@@ -86,7 +86,7 @@ impl Party {
 }
 
 /// What waits for git data under an identifier and can be helped by a hunt: what never arrives is not
-/// hunted for, nor is what nobody trusts.
+/// hunted for, nor is what nobody trusts whose repository is here.
 #[derive(Debug, Default)]
 pub struct Pending {
     /// By author.
@@ -112,7 +112,8 @@ impl Pending {
                 continue;
             };
             let concerned = concerned(release, identifier, &[author], rotation);
-            if concerned.is_empty() {
+            // Its author may have an announcement, of a repository elsewhere.
+            if concerned.is_empty() || !release.is_trusted(identifier, &author) {
                 continue;
             }
             by_author.insert(author, parties.len());

@@ -23,11 +23,13 @@ use super::{
     costly::Costly,
     entry::{Delays, Timing, Used},
     pending::Rotation,
+    tries::Tries,
     workers::Workers,
 };
 use crate::{
     clock::Moment,
     journal::{Key, Write},
+    purgatory::kept::Progress,
 };
 
 pub use fetches::{Answer, Reported, Running, Said, Step};
@@ -75,6 +77,7 @@ struct Entry {
     /// No more than there are URLs for an identifier.
     costly: Costly,
     used: Used,
+    tries: Tries,
     rotation: Rotation,
     /// What is stored lacks objects.
     healing: bool,
@@ -127,6 +130,8 @@ pub struct Queue {
     /// Leases whose next step waits for room.
     waiting: HashSet<Identifier>,
     parked: BTreeSet<Identifier>,
+    /// Who waits for a server that could not be asked; of each identifier a few servers.
+    out_of_reach: HashMap<String, BTreeSet<Identifier>>,
     /// What domains are asked.
     pub budget: Budget,
     /// Who is heard of.
@@ -153,6 +158,7 @@ impl Queue {
             leases: BTreeSet::new(),
             waiting: HashSet::new(),
             parked: BTreeSet::new(),
+            out_of_reach: HashMap::new(),
             budget: Budget::new(rules.limits),
             workers: Workers::default(),
             last_number: numbers,
@@ -238,9 +244,14 @@ impl Queue {
         };
         let (rank, due) = (entry.used.rank(), entry.timing.due());
         entry.place = Place::Ready(rank, due);
+        let is_first = self.ready.is_empty();
         self.ready.insert((rank, due, identifier.clone()));
         self.overdue.insert((due, identifier.clone()));
         self.ready_wake.notify_waiters();
+        if !is_first {
+            // While somebody is ready nobody begins to wait for room, and who did is told already.
+            return;
+        }
         // Whoever only waits for room makes room for those who can do something.
         for waiting in &self.waiting {
             if let Some(lease) = self.entries.get(waiting).and_then(leased) {
@@ -282,7 +293,86 @@ impl Queue {
         self.writes
             .extend(quiet.map(|name| Write::no_requests(&name)));
         self.workers.tick(now);
+        self.follow_servers(now);
         self.wake();
+    }
+
+    /// Whose server may be back, or is: one of those who wait for it probes it, and all of them ask.
+    fn follow_servers(&mut self, now: Moment) {
+        for server in self.budget.to_probe() {
+            let waiting = self.out_of_reach.get(&server).into_iter().flatten();
+            // Whoever is due anyway does it as well.
+            let is_later = |one: &&Identifier| {
+                let entry = self.entries.get(*one);
+                entry.is_some_and(|entry| matches!(entry.place, Place::Later))
+            };
+            let first = waiting.filter(is_later).min_by_key(|one| {
+                let entry = self.entries.get(*one);
+                entry.map(|entry| entry.timing.due())
+            });
+            if let Some(identifier) = first.cloned() {
+                self.bring_forward(&identifier, now);
+            }
+        }
+        for server in self.budget.recovered() {
+            let waiting = self.out_of_reach.get(&server).cloned();
+            for identifier in waiting.unwrap_or_default() {
+                self.bring_forward(&identifier, now);
+            }
+        }
+    }
+
+    fn bring_forward(&mut self, identifier: &Identifier, now: Moment) {
+        let Some(entry) = self.entries.get_mut(identifier) else {
+            return;
+        };
+        if matches!(entry.place, Place::Later) {
+            let before = (entry.timing.due(), identifier.clone());
+            entry.timing.sooner(now);
+            self.later.remove(&before);
+            self.place_later(identifier);
+        }
+    }
+
+    /// An attempt has ended, or the identifier is hunted for no more: whom it waited for, and for whom
+    /// it waits.
+    fn waits_for_servers(&mut self, before: Vec<String>, after: Vec<String>, who: &Identifier) {
+        for server in before {
+            if let Some(waiting) = self.out_of_reach.get_mut(&server) {
+                waiting.remove(who);
+                if waiting.is_empty() {
+                    self.out_of_reach.remove(&server);
+                }
+            }
+        }
+        for server in after {
+            let waiting = self.out_of_reach.entry(server).or_default();
+            waiting.insert(who.clone());
+        }
+    }
+
+    /// Takes an identifier out: nothing is missing under it.
+    fn remove(&mut self, identifier: &Identifier) {
+        self.unplace(identifier);
+        if let Some(entry) = self.entries.remove(identifier) {
+            let waited = entry.tries.servers().cloned().collect();
+            self.waits_for_servers(waited, Vec::new(), identifier);
+        }
+    }
+
+    /// How far the hunt has come for what waits under an identifier since then.
+    pub fn progress(&self, identifier: &Identifier, since: Moment) -> Progress {
+        let Some(entry) = self.entries.get(identifier) else {
+            return Progress::NotHunted;
+        };
+        if entry.tries.made_since(since) {
+            return Progress::Tried;
+        }
+        let fetch = leased(entry).and_then(|lease| lease.fetch.as_ref());
+        let domains = fetch.map(|fetch| &fetch.url.domain).into_iter();
+        let domains = domains.chain(entry.tries.domains()).cloned();
+        let waits = self.budget.waits_for(identifier).map(str::to_owned);
+        Progress::Untried(domains.chain(waits).collect())
     }
 
     /// Something is missing under an identifier: its next attempt is due at `wanted`, if not before.
@@ -303,6 +393,7 @@ impl Queue {
                 interrupted: BTreeSet::new(),
                 costly: Costly::default(),
                 used: Used::none(wanted),
+                tries: Tries::default(),
                 rotation: Rotation::default(),
                 healing,
                 trace,
@@ -332,8 +423,7 @@ impl Queue {
         if !matches!(entry.place, Place::Later) || entry.healing {
             return None;
         }
-        self.unplace(identifier);
-        self.entries.remove(identifier);
+        self.remove(identifier);
         Some(due)
     }
 

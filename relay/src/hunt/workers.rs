@@ -47,11 +47,19 @@ pub struct Workers {
     known: BTreeMap<String, Worker>,
     /// Numbers of those that changed, came or went since this was asked last.
     changed: BTreeSet<usize>,
+    /// One was heard of, since the process began.
+    was_one_seen: bool,
 }
 
 impl Workers {
+    /// Whether one was ever heard of, since the process began.
+    pub fn was_one_seen(&self) -> bool {
+        self.was_one_seen
+    }
+
     /// It is heard of.
     pub fn seen(&mut self, name: &str, now: Moment) {
+        self.was_one_seen = true;
         if let Some(worker) = self.known.get_mut(name) {
             worker.seen = now;
             return;

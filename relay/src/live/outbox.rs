@@ -7,7 +7,11 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use nostr::EventId;
@@ -24,6 +28,81 @@ const BYTES: usize = 16 << 20;
 const ANSWER_MESSAGES: usize = 64;
 const ANSWER_BYTES: usize = 256 << 10;
 
+/// Most bytes of live events that wait for all connections together, each event counted once.
+pub(super) const ALL_TEXTS: usize = 64 << 20;
+
+/// How much that is.
+#[derive(Debug, Default)]
+pub(super) struct TextRoom(AtomicUsize);
+
+impl TextRoom {
+    pub(super) fn is_full(&self) -> bool {
+        self.taken() > ALL_TEXTS
+    }
+
+    pub(super) fn taken(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// An event as JSON, as long as somebody is to get it.
+#[derive(Clone)]
+pub struct EventText(Arc<Text>);
+
+struct Text {
+    json: Box<str>,
+    room: Option<Arc<TextRoom>>,
+}
+
+impl EventText {
+    /// Of an event that goes to everyone who subscribed to it.
+    pub(super) fn live(json: String, room: &Arc<TextRoom>) -> Self {
+        room.0.fetch_add(json.len(), Ordering::Relaxed);
+        let room = Some(room.clone());
+        Self(Arc::new(Text {
+            json: json.into(),
+            room,
+        }))
+    }
+
+    /// The event.
+    pub fn as_str(&self) -> &str {
+        &self.0.json
+    }
+}
+
+/// Of an event that was stored: it goes to who asked.
+impl From<String> for EventText {
+    fn from(json: String) -> Self {
+        Self(Arc::new(Text {
+            json: json.into(),
+            room: None,
+        }))
+    }
+}
+
+impl fmt::Debug for EventText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.as_str().fmt(f)
+    }
+}
+
+impl PartialEq for EventText {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl Eq for EventText {}
+
+impl Drop for Text {
+    fn drop(&mut self) {
+        if let Some(room) = &self.room {
+            room.0.fetch_sub(self.json.len(), Ordering::Relaxed);
+        }
+    }
+}
+
 /// One message to the client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outgoing {
@@ -35,7 +114,7 @@ pub enum Outgoing {
         /// The subscription's id, as JSON.
         subscription: Arc<str>,
         /// The event, as JSON.
-        event: Arc<str>,
+        event: EventText,
     },
 }
 
@@ -46,7 +125,7 @@ impl Outgoing {
             Self::Event {
                 subscription,
                 event,
-            } => subscription.len() + event.len(),
+            } => subscription.len() + event.as_str().len(),
         }
     }
 
@@ -57,7 +136,7 @@ impl Outgoing {
             Self::Event {
                 subscription,
                 event,
-            } => ["[\"EVENT\",", &subscription, ",", &event, "]"].concat(),
+            } => ["[\"EVENT\",", &subscription, ",", event.as_str(), "]"].concat(),
         }
     }
 }
@@ -166,10 +245,8 @@ impl Outbox {
             return;
         }
         if state.messages() >= MESSAGES || state.bytes + message.bytes() > BYTES {
-            state.clear();
-            state.end(OVERFLOW);
             drop(state);
-            self.wake();
+            self.overflow();
             return;
         }
         if let Some(held) = state.held.get_mut(&subscription) {
@@ -182,6 +259,32 @@ impl Outbox {
         state.push(message);
         drop(state);
         self.filled.notify_one();
+    }
+
+    /// Ends the connection, as more waits for it than there is room for.
+    pub fn overflow(&self) {
+        self.abort(OVERFLOW);
+    }
+
+    /// Puts something in that cannot wait, and comes rarely.
+    pub fn tell(&self, message: Outgoing) {
+        let mut state = self.state();
+        if state.ending.is_some() {
+            return;
+        }
+        state.push(message);
+        drop(state);
+        self.filled.notify_one();
+    }
+
+    /// How many bytes wait.
+    pub fn bytes(&self) -> usize {
+        self.state().bytes
+    }
+
+    /// Whether more waits than an answer may.
+    pub fn is_long(&self) -> bool {
+        self.bytes() > ANSWER_BYTES
     }
 
     /// From now on, live events of this subscription wait until [`Outbox::release`].
@@ -341,7 +444,7 @@ mod tests {
     fn bytes_are_bounded_and_held_events_count() {
         let outbox = Outbox::new();
         outbox.hold(1);
-        let big: Arc<str> = "x".repeat(BYTES / 4).into();
+        let big = EventText::from("x".repeat(BYTES / 4));
         for number in 0..5 {
             let message = Outgoing::Event {
                 subscription: "s".into(),

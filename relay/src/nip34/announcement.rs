@@ -1,16 +1,12 @@
-//! Kind 30617: who owns what, where it is served, who maintains it.
+//! Kind 30617: who owns what, where it is served, whom it names as maintainers.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use grasp_proto::words::{EventId, Npub, RepoId};
 use nostr::Event;
 
-use super::{Malformed, all_values, author_of, id_of, identifier_of, public_key};
+use super::{Malformed, all_values, author_of, id_of, identifier_of, roles::Listing};
 use crate::domain::Domain;
-
-/// Maintainers of one announcement that count, the first ones. Whoever announces an identifier adds
-/// to what is walked for all who share it.
-const MAINTAINERS: usize = 256;
 
 /// A repository announcement, read. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -19,26 +15,20 @@ pub struct Announcement {
     pub event: Arc<Event>,
     /// The repository it announces.
     pub repo: RepoId,
-    /// Well-formed keys of its `maintainers` tag, the owner left out, each once.
-    pub maintainers: Vec<Npub>,
+    /// What it says about who maintains the repository.
+    pub listing: Arc<Listing>,
 }
 
 impl Announcement {
-    /// Reads an event of kind 30617. Malformed maintainers are ignored one by one.
+    /// Reads an event of kind 30617. What is malformed of its roles and maintainers grants nothing.
     pub fn read(event: Arc<Event>) -> Result<Self, Malformed> {
         let owner = author_of(&event);
         let identifier = identifier_of(&event)?;
-        let mut maintainers: Vec<Npub> = all_values(&event, "maintainers")
-            .filter_map(public_key)
-            .filter(|key| *key != owner)
-            .take(MAINTAINERS)
-            .collect();
-        maintainers.sort_unstable();
-        maintainers.dedup();
+        let listing = Arc::new(Listing::read(&event, owner));
         Ok(Self {
             event,
             repo: RepoId { owner, identifier },
-            maintainers,
+            listing,
         })
     }
 
@@ -61,6 +51,19 @@ impl Announcement {
     pub fn lists(&self, service: &Domain) -> bool {
         let ours = |url: &str| Domain::of_url(url).as_ref() == Some(service);
         self.clone_urls().any(ours) && self.relays().any(ours)
+    }
+
+    /// What the version before it said and this one does not: the maintainers it names no more, and how
+    /// many clone URLs.
+    pub fn drops(&self, before: &Self) -> (Vec<Npub>, usize) {
+        let names_no_more = |key: &&Npub| !self.listing.names(key);
+        let dropped = before.listing.names.iter().filter(names_no_more);
+        let urls: BTreeSet<&str> = self.clone_urls().collect();
+        let before_urls: BTreeSet<&str> = before.clone_urls().collect();
+        (
+            dropped.copied().collect(),
+            before_urls.difference(&urls).count(),
+        )
     }
 }
 
@@ -90,10 +93,22 @@ mod tests {
     }
 
     #[test]
-    fn malformed_maintainers_are_ignored_one_by_one() {
-        let (a, owner) = ("ab".repeat(32), keys(1).public_key().to_hex());
-        let read = read(&[&["d", "r"], &["maintainers", "x", &a, &owner, &a]]).unwrap();
-        assert_eq!(read.maintainers, [Npub::from_hex(&a).unwrap()]);
+    fn what_a_version_drops_is_counted() {
+        let (a, b) = ("ab".repeat(32), "cd".repeat(32));
+        let before = [
+            &["d", "r"] as &[&str],
+            &["maintainers", &a, &b],
+            &[
+                "clone",
+                "https://one.example/r.git",
+                "https://two.example/r.git",
+            ],
+        ];
+        let before = read(&before).unwrap();
+        let role = ["m", &b];
+        let after = read(&[&["d", "r"], &role, &["clone", "https://two.example/r.git"]]).unwrap();
+        assert_eq!(after.drops(&before), (vec![Npub::from_hex(&a).unwrap()], 1));
+        assert_eq!(before.drops(&after), (vec![], 0));
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub struct State {
     pub identifier: Identifier,
     /// `refs/heads/*` and `refs/tags/*`, ordered by name.
     pub refs: Arc<BTreeMap<RefName, Target>>,
-    /// The branch HEAD points to, if it says.
+    /// The branch it says HEAD points to, there or not. See [`State::default_branch`].
     pub head: Option<RefName>,
 }
 
@@ -94,12 +94,37 @@ impl State {
         self.refs.values().any(|target| *target == Target::Never)
     }
 
+    /// Whether no push and no fetch can ever fulfil it: it names no ref, or one without an object id.
+    pub fn is_unfulfillable(&self) -> bool {
+        !self.names_something() || self.never_arrives()
+    }
+
     /// Its refs with their objects; those that never arrive are left out.
     pub fn objects(&self) -> impl Iterator<Item = (&RefName, Oid)> {
         self.refs.iter().filter_map(|(name, target)| match target {
             Target::At(oid) | Target::Follows(oid) => Some((name, *oid)),
             Target::Never => None,
         })
+    }
+
+    /// Where HEAD shall point: to the branch that it names. If it names none that is there, then to
+    /// `main`, else `master`, else the only branch, else the first, so that a clone always checks
+    /// something out. `None`: there are no branches.
+    pub fn default_branch(&self) -> Option<&RefName> {
+        let usual = || {
+            let usual = ["refs/heads/main", "refs/heads/master"];
+            usual
+                .into_iter()
+                .filter_map(|name| RefName::parse(name).ok())
+        };
+        let is_there = |name: &RefName| self.oid_of(name).is_some();
+        let branches = || self.refs.keys().filter(|name| name.kind() == RefKind::Head);
+        let named = self.head.clone().into_iter().chain(usual());
+        let wanted = named.into_iter().find(is_there);
+        match wanted {
+            Some(name) => self.refs.get_key_value(&name).map(|(name, _)| name),
+            None => branches().find(|name| is_there(name)),
+        }
     }
 
     /// Where it says a ref is.
@@ -180,6 +205,43 @@ mod tests {
         assert_eq!(head("ref: refs/heads/x"), Some(name("refs/heads/x")));
         assert_eq!(head("refs/tags/x"), None);
         assert_eq!(head("main"), None);
+    }
+
+    #[test]
+    fn head_is_a_branch_that_is_there() {
+        let branch = |named: Option<&str>, all: &[&str]| {
+            let names: Vec<String> = all
+                .iter()
+                .map(|name| format!("refs/heads/{name}"))
+                .collect();
+            let mut tags: Vec<Vec<&str>> =
+                names.iter().map(|name| vec![name.as_str(), A]).collect();
+            tags.push(vec!["refs/tags/a", A]);
+            tags.extend(named.map(|named| vec!["HEAD", named]));
+            let tags: Vec<&[&str]> = tags.iter().map(Vec::as_slice).collect();
+            let state = read(&tags).unwrap();
+            let chosen = state.default_branch().map(ToString::to_string);
+            chosen.map(|name| name.trim_start_matches("refs/heads/").to_owned())
+        };
+        let all = ["dev", "main", "master"];
+        for (named, expected) in [
+            (Some("ref: refs/heads/dev"), "dev"),
+            (Some("refs/heads/master"), "master"),
+            (None, "main"),
+            (Some(A), "main"),
+            (Some("ref: refs/heads/gone"), "main"),
+            (Some("ref: refs/tags/a"), "main"),
+            (Some(""), "main"),
+        ] {
+            assert_eq!(branch(named, &all).as_deref(), Some(expected), "{named:?}");
+        }
+        assert_eq!(branch(None, &["dev", "master"]).as_deref(), Some("master"));
+        assert_eq!(branch(None, &["dev"]).as_deref(), Some("dev"));
+        assert_eq!(branch(Some(A), &["x", "b", "c"]).as_deref(), Some("b"));
+        assert_eq!(branch(Some("refs/heads/main"), &[]), None);
+        // A branch that is where no object of ours can be is not there.
+        let state = read(&[&["refs/heads/main", "abc"], &["refs/heads/x", A]]).unwrap();
+        assert_eq!(state.default_branch(), Some(&name("refs/heads/x")));
     }
 
     #[test]

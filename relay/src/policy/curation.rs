@@ -235,6 +235,11 @@ impl Rules {
                 .all(|list| list.contains(&announcement.repo))
     }
 
+    /// Whether repositories of other services may be here.
+    pub fn has_archive(&self) -> bool {
+        self.archive.is_some()
+    }
+
     /// Whether the repository of an announcement, if it is here, is here as an archive.
     pub fn is_archive(&self, announcement: &Announcement) -> bool {
         let is_archived = self.archives(announcement) || !announcement.lists(&self.ours);

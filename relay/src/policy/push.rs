@@ -1,13 +1,16 @@
-//! Which push is allowed (protocol, "Pushes"): pure.
+//! Which commands of a push are allowed (protocol, "Pushes"): pure.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use grasp_proto::{
     contract::Command,
     words::{Address, EventId, Oid, RefKind, RefName},
 };
 
-use crate::nip34::state::{State, Target};
+use crate::{
+    nip34::state::{State, Target},
+    purgatory::pull_requests::MOST_COMMITS,
+};
 
 /// What is known of the pull request that a ref under `refs/nostr/` is named after.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,16 +34,22 @@ pub struct Case<'a> {
     pub address: &'a Address,
     /// What is to be done, in the pusher's order.
     pub commands: &'a [Command],
+    /// All or nothing.
+    pub atomic: bool,
     /// Where the refs are that the commands or the states name, as far as they exist.
     pub current: &'a BTreeMap<RefName, Oid>,
     /// The waiting states authorised for this owner that no served one supersedes, latest first.
     pub states: &'a [State],
+    /// Of the objects that the states name, those that are here: they need not be pushed.
+    pub here: &'a BTreeSet<Oid>,
     /// What is known of the pull requests the commands name.
     pub known: &'a BTreeMap<EventId, Known>,
+    /// The commits that wait here for those that are not known.
+    pub waiting: &'a BTreeMap<EventId, BTreeSet<Oid>>,
 }
 
-/// Why a push is allowed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What a push may do.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Allowed {
     /// The waiting state that it fulfils: branches and tags end up as this one says.
     pub state: Option<EventId>,
@@ -57,103 +66,110 @@ impl Allowed {
     }
 }
 
-/// Why a push is not allowed, for the git user.
+/// Why a push, or one command of it, is not allowed, for the git user.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Refused(pub String);
 
-fn refused<T>(reason: impl Into<String>) -> Result<T, Refused> {
-    Err(Refused(reason.into()))
+/// What a push is judged to be, command by command.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Verdict {
+    /// What it may do.
+    pub allowed: Allowed,
+    /// For each command, in their order, why it is refused; `None`: it is not.
+    pub refused: Vec<Option<Refused>>,
+    /// What the git user should read besides, line by line: all that a state lacks.
+    pub remarks: Vec<String>,
+}
+
+impl Verdict {
+    /// Whether no command is allowed.
+    pub fn refuses_all(&self) -> bool {
+        !self.refused.is_empty() && self.refused.iter().all(Option::is_some)
+    }
+
+    /// The first reason for which a command is refused.
+    pub fn first_reason(&self) -> Option<&Refused> {
+        self.refused.iter().flatten().next()
+    }
+
+    /// Refuses the command for `name` after all, and with it, where the push is `atomic`, every other.
+    pub fn refuse(&mut self, commands: &[Command], name: &RefName, reason: &str, atomic: bool) {
+        for (command, refused) in commands.iter().zip(&mut self.refused) {
+            if command.name == *name {
+                refused.get_or_insert_with(|| Refused(reason.to_owned()));
+            }
+        }
+        let is_for = |id: &EventId| RefName::nostr(id) == *name;
+        self.allowed.requested.retain(|(id, _)| !is_for(id));
+        self.allowed.placeholders.retain(|(id, _)| !is_for(id));
+        if atomic {
+            self.refuse_rest(commands);
+        }
+    }
+
+    /// One refused command of an atomic push refuses all, and each says so.
+    fn refuse_rest(&mut self, commands: &[Command]) {
+        let refused = self.refused.iter().position(Option::is_some);
+        let Some(culprit) = refused.map(|at| &commands[at].name) else {
+            return;
+        };
+        let reason = format!("this push is atomic, and {culprit} is refused");
+        for refused in &mut self.refused {
+            refused.get_or_insert_with(|| Refused(reason.clone()));
+        }
+        self.allowed = Allowed::default();
+    }
 }
 
 /// Commits of one push for pull requests that nobody has signed yet.
 const PLACEHOLDERS: usize = 256;
 
-/// Judges a push. Every command must pass.
-pub fn judge(case: &Case) -> Result<Allowed, Refused> {
-    let mut seen = HashSet::new();
-    let mut branches = Vec::new();
-    let mut allowed = Allowed {
-        state: None,
-        requested: Vec::new(),
-        placeholders: Vec::new(),
-    };
+/// Judges a push. Branches and tags are allowed together or refused together, every other command by
+/// itself; an atomic push is allowed whole or not at all.
+pub fn judge(case: &Case) -> Verdict {
+    let mut verdict = Verdict::default();
+    let mut times: HashMap<&RefName, usize> = HashMap::new();
     for command in case.commands {
-        if !seen.insert(&command.name) {
-            return refused(format!("{} is named twice", command.name));
-        }
-        let changes = !changes_nothing(command, case.current);
-        match command.name.kind() {
-            RefKind::Head | RefKind::Tag | RefKind::Other if case.address.is_prs() => {
-                return refused(format!(
-                    "{}: only refs/nostr/<event id> can be pushed to an address below /prs/",
-                    command.name
-                ));
-            }
-            RefKind::Head | RefKind::Tag => branches.push(command),
-            RefKind::Nostr(id) if changes => match case.known.get(&id) {
-                Some(Known::Commit(commit)) if *commit == Some(command.new) => {
-                    allowed.requested.push((id, command.new));
-                }
-                Some(Known::Commit(commit)) => {
-                    let wanted = commit.map_or("no commit of ours".to_owned(), |c| c.to_string());
-                    let event = short(&id);
-                    return refused(format!(
-                        "{}: pull request {event} names {wanted}",
+        *times.entry(&command.name).or_default() += 1;
+    }
+    let mut branches = Vec::new();
+    for (at, command) in case.commands.iter().enumerate() {
+        let judged = if times[&command.name] > 1 {
+            Err(format!("{} is named more than once", command.name))
+        } else {
+            match command.name.kind() {
+                RefKind::Head | RefKind::Tag | RefKind::Other if case.address.is_prs() => {
+                    Err(format!(
+                        "{}: only refs/nostr/<event id> can be pushed to an address below /prs/",
                         command.name
-                    ));
+                    ))
                 }
-                Some(Known::Other) => {
-                    return refused(format!("{}: that event is no pull request", command.name));
+                RefKind::Head | RefKind::Tag => {
+                    branches.push((at, command));
+                    Ok(())
                 }
-                Some(Known::Expired) => {
-                    let event = short(&id);
-                    return refused(format!(
-                        "{}: pull request {event} has expired",
-                        command.name
-                    ));
+                RefKind::Nostr(id) => {
+                    judge_pull_request_ref(case, command, id, &mut verdict.allowed)
                 }
-                Some(Known::Elsewhere) => {
-                    let event = short(&id);
-                    return refused(match case.address.is_prs() {
-                        true => format!(
-                            "{}: pull request {event} is not by this author, or does not name this \
-                             address in clone and its identifier in an a tag",
-                            command.name
-                        ),
-                        false => format!(
-                            "{}: pull request {event} belongs to nothing that is served here: push \
-                             to the address below /prs/ that it names",
-                            command.name
-                        ),
-                    });
+                RefKind::Other
+                    if changes_nothing(command, case.current) && command.new.is_zero() =>
+                {
+                    Ok(())
                 }
-                _ if command.new.is_zero() => {
-                    return refused(format!("{} cannot be deleted by a push", command.name));
-                }
-                _ => allowed.placeholders.push((id, command.new)),
-            },
-            RefKind::Nostr(_) => {}
-            RefKind::Other => {
-                return refused(format!(
+                RefKind::Other => Err(format!(
                     "{}: only refs/heads/, refs/tags/ and refs/nostr/<event id> can be pushed",
                     command.name
-                ));
+                )),
             }
-        }
+        };
+        verdict.refused.push(judged.err().map(Refused));
     }
-    if allowed.placeholders.len() > PLACEHOLDERS {
-        return refused(format!(
-            "more than {PLACEHOLDERS} commits for pull requests that are not known yet"
-        ));
+    judge_branches_and_tags(case, &branches, &mut verdict);
+    if case.atomic {
+        verdict.refuse_rest(case.commands);
     }
-    if branches
-        .iter()
-        .any(|command| !changes_nothing(command, case.current))
-    {
-        allowed.state = Some(fulfilled(case, &branches)?);
-    }
-    Ok(allowed)
+    verdict
 }
 
 /// Whether a ref is already what a command wants it to be, whatever the pusher believed.
@@ -164,69 +180,214 @@ pub fn changes_nothing(command: &Command, current: &BTreeMap<RefName, Oid>) -> b
     }
 }
 
-/// The latest waiting state that the branches and tags fulfil.
-fn fulfilled(case: &Case, branches: &[&Command]) -> Result<EventId, Refused> {
-    let after: BTreeMap<&RefName, Oid> = branches.iter().map(|c| (&c.name, c.new)).collect();
-    let mut first_reason = None;
-    for state in case.states {
-        match differs(state, &after, case.current) {
-            None => return Ok(state.id()),
-            Some(reason) => {
-                first_reason.get_or_insert((state, reason));
-            }
-        }
+/// Judges one command for a ref under `refs/nostr/` and notes what it may do.
+fn judge_pull_request_ref(
+    case: &Case,
+    command: &Command,
+    id: EventId,
+    allowed: &mut Allowed,
+) -> Result<(), String> {
+    if changes_nothing(command, case.current) {
+        return Ok(());
     }
-    match first_reason {
-        Some((state, reason)) => refused(format!(
-            "{reason} (state {} of {})",
-            short(&state.id()),
-            state.author
+    let (name, event) = (&command.name, short(&id));
+    let known = case.known.get(&id);
+    if command.new.is_zero() {
+        return Err(match known {
+            None | Some(Known::Unknown) => format!(
+                "{name} cannot be deleted by a push: no event of this id is here, and without one the \
+                 ref goes by itself within half an hour"
+            ),
+            Some(_) => format!(
+                "{name} cannot be deleted by a push: its author withdraws a pull request with a \
+                 deletion request (kind 5) for the event, or closes it with a status event (kind 1632)"
+            ),
+        });
+    }
+    match known {
+        Some(Known::Commit(commit)) if *commit == Some(command.new) => {
+            allowed.requested.push((id, command.new));
+            Ok(())
+        }
+        Some(Known::Commit(commit)) => {
+            let wanted = commit.map_or("no commit of ours".to_owned(), |c| c.to_string());
+            Err(format!("{name}: pull request {event} names {wanted}"))
+        }
+        Some(Known::Other) => Err(format!("{name}: that event is no pull request")),
+        Some(Known::Expired) => Err(format!("{name}: pull request {event} has expired")),
+        Some(Known::Elsewhere) => Err(match case.address.is_prs() {
+            true => format!(
+                "{name}: pull request {event} is not by this author, or does not name this address in \
+                 clone and its identifier in an a tag"
+            ),
+            false => format!(
+                "{name}: pull request {event} belongs to nothing that is served here: push to the \
+                 address below /prs/ that it names"
+            ),
+        }),
+        None | Some(Known::Unknown) if allowed.placeholders.len() == PLACEHOLDERS => Err(format!(
+            "more than {PLACEHOLDERS} commits for pull requests that are not known yet"
         )),
-        None => refused(format!(
-            "{}: no state event (kind 30618) by a maintainer of {} is waiting for this push; \
-             publish one first",
-            branches.first().map_or("the push", |c| c.name.as_str()),
-            case.address.identifier(),
-        )),
+        // Who knows the id cannot take away what its author has pushed: both wait, and the event chooses.
+        None | Some(Known::Unknown) => {
+            let is_there = case.current.contains_key(name);
+            let waiting = case.waiting.get(&id).filter(|_| is_there);
+            match waiting {
+                Some(waiting) if waiting.contains(&command.new) => return Ok(()),
+                Some(waiting) if waiting.len() >= MOST_COMMITS => {
+                    return Err(format!(
+                        "{name}: {MOST_COMMITS} commits wait for event {event}; publish it first, then push"
+                    ));
+                }
+                _ => {}
+            }
+            allowed.placeholders.push((id, command.new));
+            Ok(())
+        }
     }
 }
 
-/// The first thing in which the refs, after the push, are not what the state says. `None`: they are,
-/// and the push moved at least one that the state names.
-fn differs(
-    state: &State,
-    after: &BTreeMap<&RefName, Oid>,
-    current: &BTreeMap<RefName, Oid>,
-) -> Option<String> {
-    for (name, new) in after {
-        match (state.refs.get(*name), new.is_zero()) {
-            (None, false) => return Some(format!("{name} is not in the state")),
-            (Some(Target::At(oid) | Target::Follows(oid)), false) if oid != new => {
-                return Some(format!("{name} is {oid} in the state, not {new}"));
-            }
-            (Some(_), true) => {
-                return Some(format!("{name} is in the state and cannot be deleted"));
-            }
-            _ => {}
-        }
+/// Judges the branches and tags of a push together: afterwards some waiting state must be reached.
+fn judge_branches_and_tags(case: &Case, branches: &[(usize, &Command)], verdict: &mut Verdict) {
+    let is_idle = |command: &Command| changes_nothing(command, case.current);
+    if branches.iter().all(|(_, command)| is_idle(command)) {
+        return;
     }
-    let mut moved = false;
-    for (name, target) in state.refs.iter() {
-        let wanted = match target {
-            Target::At(wanted) => wanted,
-            Target::Follows(_) => continue,
-            Target::Never => return Some(format!("{name} has no object id in the state")),
+    let after: BTreeMap<&RefName, Oid> = branches.iter().map(|(_, c)| (&c.name, c.new)).collect();
+    let mut latest = None;
+    for state in case.states {
+        let shortfall = Shortfall::of(state, &after, case);
+        if shortfall.is_none() {
+            verdict.allowed.state = Some(state.id());
+            return;
+        }
+        latest = latest.or(shortfall.map(|shortfall| (state, shortfall)));
+    }
+    let which = latest.as_ref().map(|(state, _)| {
+        let (id, author) = (short(&state.id()), state.author);
+        format!("state {id} of {author}")
+    });
+    for (at, command) in branches.iter().filter(|(_, command)| !is_idle(command)) {
+        let reason = match &latest {
+            Some((_, shortfall)) => {
+                format!(
+                    "{} ({})",
+                    shortfall.told_to(&command.name),
+                    which.as_deref().unwrap_or("")
+                )
+            }
+            None => format!(
+                "{}: no state event (kind 30618) by a maintainer of {} is waiting for this push; \
+                 publish one first",
+                command.name,
+                case.address.identifier(),
+            ),
         };
-        let pushed = after.get(name);
-        let now = current.get(name);
-        if pushed.or(now) != Some(wanted) {
-            return Some(format!(
-                "{name} must be pushed too: it is {wanted} in the state"
-            ));
-        }
-        moved |= now != Some(wanted);
+        verdict.refused[*at] = Some(Refused(reason));
     }
-    (!moved).then(|| "no ref of the state is moved".to_owned())
+    if let (Some((_, shortfall)), Some(which)) = (latest, which) {
+        verdict.remarks = shortfall.remarks(&which);
+    }
+}
+
+/// The bytes of other refs' differences that the reason of one ref repeats: a reason is one line.
+const REPEATED_BYTES: usize = 600;
+/// Differences that are told line by line.
+const REMARKS: usize = 1000;
+
+/// All in which the refs, after a push, are not what a state says.
+struct Shortfall<'a> {
+    /// By ref, in the order of their names: what differs.
+    by_ref: BTreeMap<&'a RefName, String>,
+}
+
+impl<'a> Shortfall<'a> {
+    /// `None`: the refs that the state names are as it says once its objects that are here count, and
+    /// the push moves at least one.
+    fn of(state: &'a State, after: &BTreeMap<&'a RefName, Oid>, case: &Case) -> Option<Self> {
+        let mut by_ref = BTreeMap::new();
+        for (name, new) in after {
+            let difference = match (state.refs.get(*name), new.is_zero()) {
+                (None, false) => format!("{name} is not in the state"),
+                (Some(Target::At(oid) | Target::Follows(oid)), false) if oid != new => {
+                    format!("{name} is {oid} in the state, not {new}")
+                }
+                (Some(_), true) => format!("{name} is in the state and cannot be deleted"),
+                _ => continue,
+            };
+            by_ref.insert(*name, difference);
+        }
+        let mut moved = false;
+        for (name, target) in state.refs.iter() {
+            let wanted = match target {
+                Target::At(wanted) => wanted,
+                Target::Follows(_) => continue,
+                Target::Never => {
+                    by_ref.insert(name, format!("{name} has no object id in the state"));
+                    continue;
+                }
+            };
+            let now = case.current.get(name);
+            moved |= now != Some(wanted);
+            let is_reached = match after.get(name) {
+                // A wrong value is told above.
+                Some(_) => true,
+                None => now == Some(wanted) || case.here.contains(wanted),
+            };
+            if !is_reached {
+                by_ref.insert(
+                    name,
+                    format!("{name} must be pushed too: it is {wanted} in the state"),
+                );
+            }
+        }
+        (!by_ref.is_empty() || !moved).then_some(Self { by_ref })
+    }
+
+    /// Why a ref is refused: its own difference first, then those of others.
+    fn told_to(&self, name: &RefName) -> String {
+        let own = self.by_ref.get(name);
+        let mut told = match own {
+            Some(own) => own.clone(),
+            None if self.by_ref.is_empty() => return "no ref of the state is moved".to_owned(),
+            None => "branches and tags of a push stand or fall together".to_owned(),
+        };
+        let mut left = self.by_ref.len() - usize::from(own.is_some());
+        let mut bytes = 0;
+        for (_, difference) in self.by_ref.iter().filter(|(other, _)| **other != name) {
+            bytes += difference.len();
+            // Sentences are told whole or counted.
+            if bytes > REPEATED_BYTES {
+                break;
+            }
+            told.push_str("; ");
+            told.push_str(difference);
+            left -= 1;
+        }
+        if left > 0 {
+            told = format!("{told}; and {left} more");
+        }
+        told
+    }
+
+    /// All differences, line by line, if one line does not hold them.
+    fn remarks(&self, which: &str) -> Vec<String> {
+        let bytes: usize = self.by_ref.values().map(String::len).sum();
+        if bytes <= REPEATED_BYTES {
+            return Vec::new();
+        }
+        let head = format!("branches and tags are refused: the push does not reach {which}:");
+        let listed = self
+            .by_ref
+            .values()
+            .take(REMARKS)
+            .map(|one| format!("  {one}"));
+        let mut lines: Vec<String> = std::iter::once(head).chain(listed).collect();
+        if self.by_ref.len() > REMARKS {
+            lines.push(format!("  and {} more", self.by_ref.len() - REMARKS));
+        }
+        lines
+    }
 }
 
 fn short(id: &EventId) -> String {
@@ -234,251 +395,4 @@ fn short(id: &EventId) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use grasp_proto::words::{Identifier, Npub, RepoId};
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::nip34::{
-        STATE,
-        testing::{event, keys},
-    };
-
-    fn oid(n: u8) -> Oid {
-        match n {
-            0 => Oid::ZERO,
-            n => Oid::from_bytes([n; 20]),
-        }
-    }
-
-    fn name(text: &str) -> RefName {
-        let full = if text.starts_with("refs/") {
-            text.to_owned()
-        } else {
-            format!("refs/heads/{text}")
-        };
-        RefName::parse(&full).unwrap()
-    }
-
-    fn refs(all: &[(&str, u8)]) -> BTreeMap<RefName, Oid> {
-        all.iter().map(|(n, o)| (name(n), oid(*o))).collect()
-    }
-
-    fn state(at: u64, all: &[(&str, u8)]) -> State {
-        let entries: Vec<[String; 2]> = all
-            .iter()
-            .map(|(n, o)| [name(n).to_string(), oid(*o).to_hex()])
-            .collect();
-        let mut tags: Vec<Vec<&str>> = vec![vec!["d", "x"]];
-        tags.extend(entries.iter().map(|[n, o]| vec![n.as_str(), o.as_str()]));
-        let tags: Vec<&[&str]> = tags.iter().map(Vec::as_slice).collect();
-        State::read(Arc::new(event(&keys(1), STATE, at, &tags))).unwrap()
-    }
-
-    fn address() -> Address {
-        Address::from(RepoId {
-            owner: Npub::from_bytes([1; 32]),
-            identifier: Identifier::parse("x").unwrap(),
-        })
-    }
-
-    fn push(
-        current: &[(&str, u8)],
-        states: &[State],
-        known: &[(u8, Known)],
-        commands: &[(&str, u8)],
-    ) -> Result<Allowed, Refused> {
-        let commands: Vec<Command> = commands
-            .iter()
-            .map(|(n, new)| Command {
-                old: oid(99),
-                new: oid(*new),
-                name: name(n),
-            })
-            .collect();
-        judge(&Case {
-            address: &address(),
-            commands: &commands,
-            current: &refs(current),
-            states,
-            known: &known
-                .iter()
-                .map(|(n, k)| (EventId::from_bytes([*n; 32]), *k))
-                .collect(),
-        })
-    }
-
-    fn reason(result: Result<Allowed, Refused>) -> String {
-        result.unwrap_err().to_string()
-    }
-
-    fn nostr(n: u8) -> String {
-        format!("refs/nostr/{}", EventId::from_bytes([n; 32]))
-    }
-
-    #[test]
-    fn a_push_that_reaches_a_waiting_state_is_allowed() {
-        let waiting = [state(1, &[("main", 1), ("refs/tags/v1", 2)])];
-        let allowed = push(&[], &waiting, &[], &[("main", 1), ("refs/tags/v1", 2)]).unwrap();
-        assert_eq!(allowed.state, Some(waiting[0].id()));
-        assert!(!allowed.changes_nothing());
-        assert!(push(&[("main", 1)], &waiting, &[], &[("refs/tags/v1", 2)]).is_ok());
-    }
-
-    #[test]
-    fn it_must_reach_it_fully_and_no_further() {
-        let waiting = [state(1, &[("main", 1), ("dev", 2)])];
-        let why = reason(push(&[], &waiting, &[], &[("main", 1)]));
-        assert!(why.contains("refs/heads/dev must be pushed too"), "{why}");
-        let why = reason(push(&[], &waiting, &[], &[("main", 3), ("dev", 2)]));
-        assert!(why.contains("refs/heads/main is 0101"), "{why}");
-        let why = reason(push(
-            &[],
-            &waiting,
-            &[],
-            &[("main", 1), ("dev", 2), ("x", 1)],
-        ));
-        assert!(why.contains("refs/heads/x is not in the state"), "{why}");
-    }
-
-    #[test]
-    fn what_the_state_does_not_name_may_be_deleted() {
-        let waiting = [state(1, &[("main", 1)])];
-        assert!(push(&[("old", 5)], &waiting, &[], &[("main", 1), ("old", 0)]).is_ok());
-        assert!(push(&[("main", 5)], &waiting, &[], &[("main", 0)]).is_err());
-        // One ref that becomes a directory of another.
-        let waiting = [state(1, &[("a/b", 1)])];
-        assert!(push(&[("a", 5)], &waiting, &[], &[("a", 0), ("a/b", 1)]).is_ok());
-        assert!(push(&[("a", 5)], &waiting, &[], &[("a/b", 1)]).is_ok());
-    }
-
-    #[test]
-    fn the_latest_that_matches_counts() {
-        let waiting = [
-            state(3, &[("main", 3)]),
-            state(2, &[("main", 2)]),
-            state(1, &[("main", 2)]),
-        ];
-        let allowed = push(&[], &waiting, &[], &[("main", 2)]).unwrap();
-        assert_eq!(allowed.state, Some(waiting[1].id()));
-    }
-
-    #[test]
-    fn without_a_state_only_what_changes_nothing_is_allowed() {
-        let why = reason(push(&[], &[], &[], &[("main", 1)]));
-        assert!(why.contains("no state event"), "{why}");
-        let allowed = push(&[("main", 1)], &[], &[], &[("main", 1), ("gone", 0)]).unwrap();
-        assert!(allowed.changes_nothing());
-        let why = reason(push(
-            &[("main", 1)],
-            &[state(1, &[("main", 1)])],
-            &[],
-            &[("old", 0), ("x", 1)],
-        ));
-        assert!(why.contains("refs/heads/x is not in the state"), "{why}");
-    }
-
-    #[test]
-    fn a_pull_requests_commit_must_be_the_one_it_names() {
-        let (r, k) = (nostr(7), |c| [(7, Known::Commit(c))]);
-        let right = push(&[], &[], &k(Some(oid(1))), &[(&r, 1)]).unwrap();
-        assert_eq!(right.requested.len(), 1);
-        assert!(push(&[], &[], &k(Some(oid(2))), &[(&r, 1)]).is_err());
-        assert!(push(&[], &[], &k(None), &[(&r, 1)]).is_err());
-        assert!(push(&[], &[], &[(7, Known::Other)], &[(&r, 1)]).is_err());
-        let first = push(&[], &[], &[], &[(&r, 1)]).unwrap();
-        assert!(first.requested.is_empty() && first.placeholders.len() == 1);
-        assert!(push(&[(&r, 1)], &[], &[], &[(&r, 0)]).is_err());
-        assert!(
-            push(&[(&r, 1)], &[], &k(Some(oid(1))), &[(&r, 1)])
-                .unwrap()
-                .changes_nothing()
-        );
-    }
-
-    #[test]
-    fn mixed_pushes_must_pass_for_every_command() {
-        let waiting = [state(1, &[("main", 1)])];
-        let r = nostr(7);
-        assert!(push(&[], &waiting, &[], &[("main", 1), (&r, 2)]).is_ok());
-        assert!(
-            push(
-                &[],
-                &waiting,
-                &[(7, Known::Commit(None))],
-                &[("main", 1), (&r, 2)]
-            )
-            .is_err()
-        );
-        assert!(push(&[], &waiting, &[], &[("main", 1), ("refs/notes/x", 2)]).is_err());
-        assert!(push(&[], &waiting, &[], &[("main", 1), ("main", 1)]).is_err());
-    }
-
-    #[test]
-    fn a_space_takes_commits_for_pull_requests_that_name_it_and_nothing_else() {
-        let space = Address::prs(address().repo);
-        let judged = |what: &str, new: u8, known: Known| {
-            judge(&Case {
-                address: &space,
-                commands: &[Command {
-                    old: Oid::ZERO,
-                    new: oid(new),
-                    name: name(what),
-                }],
-                current: &BTreeMap::new(),
-                states: &[],
-                known: &BTreeMap::from([(EventId::from_bytes([7; 32]), known)]),
-            })
-        };
-        let nostr = format!("refs/nostr/{}", "07".repeat(32));
-        let unknown = judged(&nostr, 1, Known::Unknown).unwrap();
-        assert_eq!(unknown.placeholders.len(), 1);
-        let requested = judged(&nostr, 1, Known::Commit(Some(oid(1)))).unwrap();
-        assert_eq!(requested.requested.len(), 1);
-        for (what, new, known, why) in [
-            (nostr.as_str(), 2, Known::Commit(Some(oid(1))), "names"),
-            (&nostr, 1, Known::Elsewhere, "not by this author"),
-            (&nostr, 1, Known::Other, "no pull request"),
-            (&nostr, 1, Known::Expired, "has expired"),
-            ("refs/heads/main", 1, Known::Unknown, "below /prs/"),
-            ("refs/heads/main", 0, Known::Unknown, "below /prs/"),
-            ("refs/tags/v1", 1, Known::Unknown, "below /prs/"),
-            ("refs/nostr/abc", 1, Known::Unknown, "below /prs/"),
-        ] {
-            let Refused(reason) = judged(what, new, known).unwrap_err();
-            assert!(reason.contains(why), "{what}: {reason}");
-        }
-    }
-
-    proptest! {
-        /// Whatever is pushed: if a state allowed it, the refs it names are afterwards as it says.
-        #[test]
-        fn an_allowed_push_ends_as_its_state_says(
-            current in prop::collection::vec((0usize..4, 1u8..4), 0..4),
-            wanted in prop::collection::vec((0usize..4, 1u8..4), 0..4),
-            commands in prop::collection::vec((0usize..4, 0u8..4), 1..5),
-        ) {
-            const NAMES: [&str; 4] = ["a", "b", "c", "d"];
-            let named = |v: Vec<(usize, u8)>| -> Vec<(&str, u8)> {
-                let unique: BTreeMap<_, _> = v.into_iter().collect();
-                unique.into_iter().map(|(n, o)| (NAMES[n], o)).collect()
-            };
-            let (current, wanted, commands) = (named(current), named(wanted), named(commands));
-            let waiting = state(1, &wanted);
-            if let Ok(allowed) = push(&current, std::slice::from_ref(&waiting), &[], &commands) {
-                let mut after = refs(&current);
-                after.extend(refs(&commands));
-                after.retain(|_, oid| !oid.is_zero());
-                if allowed.state.is_some() {
-                    for (name, oid) in refs(&wanted) {
-                        prop_assert_eq!(after.get(&name), Some(&oid));
-                    }
-                } else {
-                    prop_assert_eq!(after, refs(&current));
-                }
-            }
-        }
-    }
-}
+mod tests;

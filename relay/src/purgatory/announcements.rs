@@ -8,8 +8,11 @@ use std::collections::BTreeSet;
 use dashmap::{DashMap, Entry as Slot};
 use grasp_proto::words::{EventId, Identifier, Npub, RepoId};
 
-use super::{SOFT_EXPIRED_FOR, WAITS_FOR, deadlines::Deadlines};
-use crate::{clock::Moment, nip34::announcement::Announcement};
+use super::{SOFT_EXPIRED_FOR, WAITS_FOR, deadlines::Deadlines, kept::KeptUntil, room::Room};
+use crate::{
+    clock::Moment,
+    nip34::{announcement::Announcement, bounds::memory},
+};
 
 /// One announcement that waits.
 #[derive(Debug, Clone)]
@@ -20,6 +23,8 @@ pub struct Waiting {
     pub created: Moment,
     /// Its deadline.
     pub expires: Moment,
+    /// It is kept alive beyond that, until it is looked at then.
+    pub kept: Option<KeptUntil>,
     /// Its repository has gone.
     pub soft_expired: bool,
     /// Its repository has been made, as far as we know.
@@ -27,6 +32,11 @@ pub struct Waiting {
 }
 
 impl Waiting {
+    /// When it is looked at: at its deadline, or later if it is kept alive.
+    fn due(&self) -> Moment {
+        self.kept.map_or(self.expires, |kept| kept.until)
+    }
+
     /// Since when it waits, unless it is only kept to be revived.
     fn waits_since(&self) -> Option<Moment> {
         (!self.soft_expired).then_some(self.created)
@@ -41,27 +51,31 @@ pub struct Announcements {
     owners: DashMap<Npub, BTreeSet<Identifier>>,
     deadlines: Deadlines<RepoId>,
     arrivals: Deadlines<RepoId>,
+    room: Room,
 }
 
 impl Announcements {
     /// Puts an entry in, in place of the one that waits for the same repository.
     pub fn insert(&self, entry: Waiting) {
         let repo = entry.announcement.repo.clone();
-        let (id, expires) = (entry.announcement.id(), entry.expires);
+        let (id, due) = (entry.announcement.id(), entry.due());
         let since = entry.waits_since();
+        self.room
+            .take(repo.owner, memory(&entry.announcement.event));
         // The other indexes change while the entry is held, so that all always agree.
         match self.entries.entry(repo.clone()) {
             Slot::Occupied(mut slot) => {
                 let old = slot.insert(entry);
+                let bytes = memory(&old.announcement.event);
+                self.room.give_back(repo.owner, bytes);
                 self.ids.remove(&old.announcement.id());
                 self.ids.insert(id, repo.clone());
-                self.deadlines
-                    .change(&repo, Some(old.expires), Some(expires));
+                self.deadlines.change(&repo, Some(old.due()), Some(due));
                 self.arrivals.change(&repo, old.waits_since(), since);
             }
             Slot::Vacant(slot) => {
                 self.ids.insert(id, repo.clone());
-                self.deadlines.change(&repo, None, Some(expires));
+                self.deadlines.change(&repo, None, Some(due));
                 self.arrivals.change(&repo, None, since);
                 let owned = self.owners.entry(repo.owner);
                 owned.or_default().insert(repo.identifier.clone());
@@ -77,6 +91,7 @@ impl Announcements {
             announcement,
             created: now,
             expires: now + WAITS_FOR,
+            kept: None,
             soft_expired: false,
             repository_made: made.is_some_and(|entry| entry.repository_made && !entry.soft_expired),
         });
@@ -106,11 +121,10 @@ impl Announcements {
 
     fn change(&self, repo: &RepoId, change: impl FnOnce(&mut Waiting)) -> Option<Waiting> {
         let mut entry = self.entries.get_mut(repo)?;
-        let (old, waited_since) = (entry.expires, entry.waits_since());
+        let (old, waited_since) = (entry.due(), entry.waits_since());
         change(&mut entry);
         let changed = entry.value().clone();
-        self.deadlines
-            .change(repo, Some(old), Some(changed.expires));
+        self.deadlines.change(repo, Some(old), Some(changed.due()));
         self.arrivals
             .change(repo, waited_since, changed.waits_since());
         Some(changed)
@@ -119,6 +133,7 @@ impl Announcements {
     /// Gives it until `until` at least; one that is soft-expired is revived.
     pub fn extend(&self, repo: &RepoId, until: Moment) -> Option<Waiting> {
         self.change(repo, |entry| {
+            entry.kept = None;
             if entry.soft_expired {
                 entry.soft_expired = false;
                 entry.repository_made = false;
@@ -132,10 +147,16 @@ impl Announcements {
     /// The first deadline came: its repository has gone, it stays for a day.
     pub fn soft_expire(&self, repo: &RepoId, now: Moment) -> Option<Waiting> {
         self.change(repo, |entry| {
+            entry.kept = None;
             entry.soft_expired = true;
             entry.repository_made = false;
             entry.expires = now + SOFT_EXPIRED_FOR;
         })
+    }
+
+    /// Keeps it alive beyond its deadline.
+    pub fn keep_alive(&self, repo: &RepoId, kept: KeptUntil) {
+        self.change(repo, |entry| entry.kept = Some(kept));
     }
 
     /// Its repository has been made.
@@ -148,11 +169,18 @@ impl Announcements {
         let Slot::Occupied(slot) = self.entries.entry(repo.clone()) else {
             return None;
         };
+        let bytes = memory(&slot.get().announcement.event);
+        self.room.give_back(repo.owner, bytes);
         self.ids.remove(&slot.get().announcement.id());
-        self.deadlines.change(repo, Some(slot.get().expires), None);
+        self.deadlines.change(repo, Some(slot.get().due()), None);
         self.arrivals.change(repo, slot.get().waits_since(), None);
         super::without(&self.owners, repo.owner, &repo.identifier);
         Some(slot.remove())
+    }
+
+    /// The room that they take.
+    pub(super) fn room(&self) -> &Room {
+        &self.room
     }
 
     /// At most `most` whose deadline has come.

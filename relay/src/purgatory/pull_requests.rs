@@ -1,13 +1,22 @@
 //! The third store: pull requests without their commit, and commits without their pull request
 //! (placeholders). Either side may come first; an entry holds what is here of both.
+//!
+//! Whoever knows an event's id can push for it. So several commits may wait for one id, none takes away
+//! another, and the signed event chooses. The ref shows the first of them until then.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use dashmap::{DashMap, Entry as Slot};
 use grasp_proto::words::{Address, EventId, Identifier, Npub, Oid};
 
-use super::{WAITS_FOR, deadlines::Deadlines, without};
-use crate::{clock::Moment, nip34::pull_request::PullRequest};
+use super::{WAITS_FOR, deadlines::Deadlines, kept::KeptUntil, room::Room, without};
+use crate::{
+    clock::Moment,
+    nip34::{bounds::memory, pull_request::PullRequest},
+};
+
+/// Commits that may wait for one event at one address.
+pub const MOST_COMMITS: usize = 64;
 
 /// What waits under one event id.
 #[derive(Debug, Clone)]
@@ -16,15 +25,23 @@ pub struct Waiting {
     pub request: Option<PullRequest>,
     /// The commits pushed for it before it was served, by where they were pushed to. Below `/prs/`
     /// that says whose the event must be, and under which identifier.
-    pub pushed: BTreeMap<Address, Oid>,
+    pub pushed: BTreeMap<Address, BTreeSet<Oid>>,
     /// When the first of it came.
     pub created: Moment,
     /// Its deadline.
     pub expires: Moment,
+    /// It is kept alive beyond that, until it is looked at then.
+    pub kept: Option<KeptUntil>,
 }
 
 impl Waiting {
-    fn identifiers(&self) -> BTreeSet<Identifier> {
+    /// When it is looked at: at its deadline, or later if it is kept alive.
+    fn due(&self) -> Moment {
+        self.kept.map_or(self.expires, |kept| kept.until)
+    }
+
+    /// What it waits under.
+    pub fn identifiers(&self) -> BTreeSet<Identifier> {
         let pushed = self
             .pushed
             .keys()
@@ -43,6 +60,7 @@ pub struct PullRequests {
     authors: DashMap<Npub, BTreeSet<EventId>>,
     deadlines: Deadlines<EventId>,
     arrivals: Deadlines<EventId>,
+    room: Room,
 }
 
 impl PullRequests {
@@ -53,13 +71,13 @@ impl PullRequests {
             pushed: BTreeMap::new(),
             created: now,
             expires: now,
+            kept: None,
         });
         let old = slot.value().clone();
         change(&mut slot);
         let new = slot.value().clone();
         // All indexes follow while the entry is held.
-        self.deadlines
-            .change(&id, Some(old.expires), Some(new.expires));
+        self.deadlines.change(&id, Some(old.due()), Some(new.due()));
         self.arrivals
             .change(&id, Some(old.created), Some(new.created));
         let (before, after) = (old.identifiers(), new.identifiers());
@@ -72,7 +90,11 @@ impl PullRequests {
         for identifier in before.difference(&after) {
             without(&self.by_identifier, identifier.clone(), &id);
         }
+        if let Some(request) = &old.request {
+            self.room.give_back(request.author, memory(&request.event));
+        }
         if let Some(request) = &new.request {
+            self.room.take(request.author, memory(&request.event));
             self.authors.entry(request.author).or_default().insert(id);
         }
         new
@@ -83,15 +105,38 @@ impl PullRequests {
         self.change(request.id(), now, |entry| {
             entry.request = Some(request);
             entry.expires = now + WAITS_FOR;
+            entry.kept = None;
         })
     }
 
-    /// A commit was pushed for it: 30 minutes from now. Gives the entry as it is with it.
+    /// A commit was pushed for it, beside those that wait there: 30 minutes from now. Gives the entry as it
+    /// is with it.
     pub fn pushed(&self, id: EventId, to: &Address, commit: Oid, now: Moment) -> Waiting {
         self.change(id, now, |entry| {
-            entry.pushed.insert(to.clone(), commit);
+            entry.pushed.entry(to.clone()).or_default().insert(commit);
             entry.expires = now + WAITS_FOR;
+            entry.kept = None;
         })
+    }
+
+    /// Of what was pushed there this commit is the right one, or the only one that is there; or, of
+    /// `None`, nothing is.
+    pub fn only(&self, id: &EventId, at: &Address, commit: Option<Oid>) {
+        if let Some(entry) = self.get(id).filter(|entry| entry.pushed.contains_key(at)) {
+            self.change(*id, entry.created, |entry| {
+                match commit {
+                    Some(commit) => entry.pushed.insert(at.clone(), BTreeSet::from([commit])),
+                    None => entry.pushed.remove(at),
+                };
+            });
+        }
+    }
+
+    /// The commits that wait for it there.
+    pub fn pushed_to(&self, id: &EventId, at: &Address) -> BTreeSet<Oid> {
+        let entry = self.entries.get(id);
+        let commits = entry.and_then(|entry| entry.pushed.get(at).cloned());
+        commits.unwrap_or_default()
     }
 
     /// Puts an entry back as the journal had it.
@@ -159,10 +204,20 @@ impl PullRequests {
     /// Gives it until `until` at least.
     pub fn extend(&self, id: &EventId, until: Moment) -> Option<Waiting> {
         let mut entry = self.entries.get_mut(id)?;
-        let old = entry.expires;
-        entry.expires = old.max(until);
-        self.deadlines.change(id, Some(old), Some(entry.expires));
+        let old = entry.due();
+        entry.expires = entry.expires.max(until);
+        entry.kept = None;
+        self.deadlines.change(id, Some(old), Some(entry.due()));
         Some(entry.value().clone())
+    }
+
+    /// Keeps it alive beyond its deadline.
+    pub fn keep_alive(&self, id: &EventId, kept: KeptUntil) {
+        if let Some(mut entry) = self.entries.get_mut(id) {
+            let old = entry.due();
+            entry.kept = Some(kept);
+            self.deadlines.change(id, Some(old), Some(entry.due()));
+        }
     }
 
     /// Takes an entry out.
@@ -170,15 +225,21 @@ impl PullRequests {
         let Slot::Occupied(slot) = self.entries.entry(*id) else {
             return None;
         };
-        self.deadlines.change(id, Some(slot.get().expires), None);
+        self.deadlines.change(id, Some(slot.get().due()), None);
         self.arrivals.change(id, Some(slot.get().created), None);
         for identifier in slot.get().identifiers() {
             without(&self.by_identifier, identifier, id);
         }
         if let Some(request) = &slot.get().request {
+            self.room.give_back(request.author, memory(&request.event));
             without(&self.authors, request.author, id);
         }
         Some(slot.remove())
+    }
+
+    /// The room that the events among them take. What is pushed is bounded by gitd.
+    pub(super) fn room(&self) -> &Room {
+        &self.room
     }
 
     /// At most `most` whose deadline has come.
@@ -259,7 +320,7 @@ mod tests {
         assert!(placeholder.request.is_none());
         assert_eq!(store.by_identifier(&named("y")).len(), 1);
         let whole = store.admit(request, NOW + Duration::from_secs(9));
-        assert_eq!(whole.pushed.get(&repo), Some(&oid));
+        assert_eq!(whole.pushed[&repo], BTreeSet::from([oid]));
         assert_eq!(whole.created, NOW);
         assert_eq!(store.oldest(), Some(NOW));
         assert_eq!(whole.expires, NOW + Duration::from_secs(9) + WAITS_FOR);
@@ -270,6 +331,27 @@ mod tests {
         assert!(store.is_empty() && store.by_identifier.is_empty());
         assert!(store.due(whole.expires, 9).is_empty());
         assert_eq!(store.oldest(), None);
+    }
+
+    #[test]
+    fn several_commits_wait_for_one_event() {
+        let store = PullRequests::default();
+        let repo = Address::from(RepoId {
+            owner: Npub::from_bytes([7; 32]),
+            identifier: named("x"),
+        });
+        let (id, commit) = (EventId::from_bytes([1; 32]), |n| Oid::from_bytes([n; 20]));
+        for n in [2, 1, 2] {
+            store.pushed(id, &repo, commit(n), NOW);
+        }
+        assert_eq!(store.pushed_to(&id, &repo), [1, 2].map(commit).into());
+        store.only(&id, &repo, Some(commit(2)));
+        assert_eq!(store.pushed_to(&id, &repo), [commit(2)].into());
+        store.only(&id, &repo, None);
+        assert!(store.pushed_to(&id, &repo).is_empty() && !store.waits_under(&named("x")));
+        // Nothing is made of what does not wait there.
+        store.only(&id, &repo, Some(commit(1)));
+        assert!(store.pushed_to(&id, &repo).is_empty());
     }
 
     #[test]

@@ -1,14 +1,24 @@
 //! What waits, as the journal keeps it, and back.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use grasp_proto::words::{Address, EventId, Identifier, Npub, Oid, RepoId};
 use nostr::Event;
 
-use super::{Purgatory, announcements, pull_requests, states, withheld_refs::WithheldRefs};
+use super::{
+    Purgatory, announcements,
+    applied::AppliedState,
+    expired::{Expired, ExpiredId},
+    pull_requests, states,
+    withheld_refs::WithheldRefs,
+};
 use crate::{
     clock::Moment,
     journal::{Key, Record, key},
+    maintainers::MaintainerRule,
     nip34::{
         announcement::Announcement, pull_request::PullRequest, repository_coordinate, state::State,
     },
@@ -57,13 +67,27 @@ pub(super) fn request_record(entry: &pull_requests::Waiting) -> Option<Record> {
     })
 }
 
+pub(super) fn expired_record(id: &EventId, at: Moment, known: &ExpiredId) -> Record {
+    Record::Expired {
+        id: id.to_hex(),
+        at,
+        times: known.times,
+        until: Some(known.until),
+        identifiers: known.identifiers.iter().map(ToString::to_string).collect(),
+    }
+}
+
 pub(super) fn placeholder_record(id: &EventId, entry: &pull_requests::Waiting) -> Option<Record> {
     let (prs, pushed): (Vec<_>, Vec<_>) = entry.pushed.iter().partition(|(to, _)| to.is_prs());
-    let written = |pushed: Vec<(&Address, &Oid)>| -> Vec<(String, String)> {
-        let pushed = pushed.into_iter();
-        pushed
-            .map(|(to, oid)| (to.repo.coordinate(), oid.to_hex()))
-            .collect()
+    let written = |pushed: Vec<(&Address, &BTreeSet<Oid>)>| -> Vec<(String, String)> {
+        let each = |(to, commits): (&Address, &BTreeSet<Oid>)| {
+            let to = to.repo.coordinate();
+            let commits = commits.iter();
+            commits
+                .map(|oid| (to.clone(), oid.to_hex()))
+                .collect::<Vec<_>>()
+        };
+        pushed.into_iter().flat_map(each).collect()
     };
     (!entry.pushed.is_empty()).then(|| Record::Placeholder {
         id: id.to_hex(),
@@ -81,6 +105,8 @@ pub(super) const CONTRIBUTION: u8 = b'c';
 pub(super) const DOOMED: u8 = b'd';
 pub(super) const EXPIRING: u8 = b'e';
 pub(super) const OWED_REFS: u8 = b'f';
+pub(super) const RULE: u8 = b'i';
+pub(super) const APPLIED: u8 = b'k';
 pub(super) const REQUEST: u8 = b'p';
 pub(super) const PLACEHOLDER: u8 = b'q';
 pub(super) const STATE: u8 = b's';
@@ -123,6 +149,7 @@ impl Purgatory {
                     announcement,
                     created,
                     expires,
+                    kept: None,
                     soft_expired,
                     repository_made: false,
                 });
@@ -137,6 +164,7 @@ impl Purgatory {
                     state,
                     created,
                     expires,
+                    kept: None,
                 });
             }
             Record::PullRequest {
@@ -154,6 +182,7 @@ impl Purgatory {
                     pushed: pushed.unwrap_or_default(),
                     created,
                     expires,
+                    kept: None,
                 };
                 self.pull_requests.restore(id, entry);
             }
@@ -173,11 +202,16 @@ impl Purgatory {
                 let pushed = pushed.map(|(repo, commit)| (Address::from(repo), commit));
                 let prs = prs.iter().filter_map(read);
                 let prs = prs.map(|(repo, commit)| (Address::prs(repo), commit));
+                let mut by_address: BTreeMap<Address, BTreeSet<Oid>> = BTreeMap::new();
+                for (address, commit) in pushed.chain(prs) {
+                    by_address.entry(address).or_default().insert(commit);
+                }
                 let entry = pull_requests::Waiting {
                     request,
-                    pushed: pushed.chain(prs).collect(),
+                    pushed: by_address,
                     created,
                     expires,
+                    kept: None,
                 };
                 self.pull_requests.restore(id, entry);
             }
@@ -220,9 +254,45 @@ impl Purgatory {
                 let id = EventId::from_hex(&id).map_err(|e| e.to_string())?;
                 self.expiring.restore(id, at);
             }
-            Record::Expired { id, .. } => {
-                self.expired
-                    .remember(EventId::from_hex(&id).map_err(|e| e.to_string())?);
+            Record::Expired {
+                id,
+                at,
+                times,
+                until,
+                identifiers,
+            } => {
+                let id = EventId::from_hex(&id).map_err(|e| e.to_string())?;
+                let known = match until {
+                    None => Expired::of_before(at),
+                    Some(until) => ExpiredId {
+                        times,
+                        until,
+                        identifiers: identifiers
+                            .iter()
+                            .filter_map(|text| Identifier::parse(text).ok())
+                            .collect(),
+                    },
+                };
+                self.expired().remember(id, known);
+            }
+            Record::AppliedState {
+                repository,
+                id,
+                author,
+                created_at,
+            } => {
+                let repo = repository_coordinate(&repository).ok_or("no coordinate")?;
+                let state = AppliedState {
+                    id: EventId::from_hex(&id).map_err(|e| e.to_string())?,
+                    author: Npub::from_hex(&author).map_err(|e| e.to_string())?,
+                    created_at,
+                };
+                self.applied.put(&repo, state);
+            }
+            Record::MaintainerRule { rule } => {
+                let rule = MaintainerRule::parse(&rule).ok_or("no rule of maintainers")?;
+                // There is one record of it.
+                let _ = self.rule.set(rule);
             }
             // The hunt's and the sync's, not purgatory's.
             Record::Run { .. }

@@ -8,10 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use dashmap::{DashMap, Entry as Slot};
 use grasp_proto::words::{EventId, Identifier, Npub};
 
-use super::deadlines::Deadlines;
+use super::{deadlines::Deadlines, kept::KeptUntil, room::Room};
 use crate::{
     clock::Moment,
-    nip34::{later, state::State},
+    nip34::{bounds::memory, later, state::State},
 };
 
 /// One state that waits.
@@ -23,10 +23,27 @@ pub struct Waiting {
     pub created: Moment,
     /// Its deadline.
     pub expires: Moment,
+    /// It is kept alive beyond that, until it is looked at then.
+    pub kept: Option<KeptUntil>,
+}
+
+impl Waiting {
+    /// When it is looked at: at its deadline, or later if it is kept alive.
+    fn due(&self) -> Moment {
+        self.kept.map_or(self.expires, |kept| kept.until)
+    }
 }
 
 /// Versions of one author's state of one identifier that may wait at once; the oldest give way.
 const VERSIONS: usize = 32;
+
+/// What one ref of a state takes beside its event: its name once more, and its place in a tree.
+const REF: usize = 160;
+
+/// How much memory a state takes.
+pub(super) fn memory_of(state: &State) -> usize {
+    memory(&state.event) + state.refs.len() * REF
+}
 
 /// States by id. Grows by what was admitted, shrinks by the clock.
 #[derive(Debug, Default)]
@@ -36,6 +53,7 @@ pub struct States {
     authors: DashMap<Npub, BTreeSet<EventId>>,
     deadlines: Deadlines<EventId>,
     arrivals: Deadlines<EventId>,
+    room: Room,
 }
 
 impl States {
@@ -43,11 +61,15 @@ impl States {
     pub fn insert(&self, entry: Waiting) -> Option<EventId> {
         let id = entry.state.id();
         let (identifier, author) = (entry.state.identifier.clone(), entry.state.author);
-        let (created, expires) = (entry.created, entry.expires);
+        let (created, due) = (entry.created, entry.due());
+        self.room.take(author, memory_of(&entry.state));
         let old = self.entries.insert(id, entry);
+        if let Some(old) = &old {
+            self.room.give_back(author, memory_of(&old.state));
+        }
         self.authors.entry(author).or_default().insert(id);
-        let (old_created, old_expires) = old.map(|old| (old.created, old.expires)).unzip();
-        self.deadlines.change(&id, old_expires, Some(expires));
+        let (old_created, old_due) = old.map(|old| (old.created, old.due())).unzip();
+        self.deadlines.change(&id, old_due, Some(due));
         self.arrivals.change(&id, old_created, Some(created));
         let versions = {
             let mut authors = self.by_identifier.entry(identifier).or_default();
@@ -124,13 +146,25 @@ impl States {
         self.by_identifier.contains_key(identifier)
     }
 
-    /// Gives it until `until` at least.
-    pub fn extend(&self, id: &EventId, until: Moment) -> Option<Waiting> {
+    fn change(&self, id: &EventId, change: impl FnOnce(&mut Waiting)) -> Option<Waiting> {
         let mut entry = self.entries.get_mut(id)?;
-        let old = entry.expires;
-        entry.expires = old.max(until);
-        self.deadlines.change(id, Some(old), Some(entry.expires));
+        let old = entry.due();
+        change(&mut entry);
+        self.deadlines.change(id, Some(old), Some(entry.due()));
         Some(entry.value().clone())
+    }
+
+    /// Gives it until `until` at least: its deadline is that from now on.
+    pub fn extend(&self, id: &EventId, until: Moment) -> Option<Waiting> {
+        self.change(id, |entry| {
+            entry.expires = entry.expires.max(until);
+            entry.kept = None;
+        })
+    }
+
+    /// Keeps it alive beyond its deadline.
+    pub fn keep_alive(&self, id: &EventId, kept: KeptUntil) {
+        self.change(id, |entry| entry.kept = Some(kept));
     }
 
     /// Takes an entry out.
@@ -139,11 +173,12 @@ impl States {
             let Slot::Occupied(slot) = self.entries.entry(*id) else {
                 return None;
             };
-            self.deadlines.change(id, Some(slot.get().expires), None);
+            self.deadlines.change(id, Some(slot.get().due()), None);
             self.arrivals.change(id, Some(slot.get().created), None);
             slot.remove()
         };
         let (identifier, author) = (removed.state.identifier.clone(), removed.state.author);
+        self.room.give_back(author, memory_of(&removed.state));
         super::without(&self.authors, author, id);
         if let Slot::Occupied(mut authors) = self.by_identifier.entry(identifier) {
             if let Some(versions) = authors.get_mut().get_mut(&author) {
@@ -157,6 +192,11 @@ impl States {
             }
         }
         Some(removed)
+    }
+
+    /// The room that they take.
+    pub(super) fn room(&self) -> &Room {
+        &self.room
     }
 
     /// At most `most` whose deadline has come.
@@ -210,6 +250,7 @@ mod tests {
             state: State::read(Arc::new(event)).unwrap(),
             created,
             expires: created + Duration::from_secs(10),
+            kept: None,
         }
     }
 
@@ -281,6 +322,17 @@ mod tests {
         assert_eq!(store.oldest(), Some(entry.created));
         store.extend(&id, entry.expires + Duration::from_secs(5));
         assert!(store.due(entry.expires, 9).is_empty());
+        let until = entry.expires + Duration::from_secs(9);
+        let is_last = false;
+        store.keep_alive(&id, KeptUntil { until, is_last });
+        assert!(
+            store
+                .due(entry.expires + Duration::from_secs(8), 9)
+                .is_empty()
+        );
+        assert_eq!(store.due(until, 9), [id]);
+        store.extend(&id, entry.expires);
+        assert_eq!(store.due(entry.expires + Duration::from_secs(5), 9), [id]);
         store.remove(&id);
         assert_eq!(store.oldest(), None);
         assert!(

@@ -6,25 +6,21 @@ use std::{
 };
 
 use grasp_proto::words::{Address, EventId, Identifier, Oid, RefKind, RefName, RepoId};
-use nostr::{Event, Filter};
 
-use super::{Release, ReleaseError};
+use super::{Release, ReleaseError, stored::StoredFor};
 use crate::{
     git::GitError,
     meters,
     nip34::{
-        self, Meaning,
+        Meaning,
         pull_request::{self, PullRequest},
     },
     policy::{related, satisfiable::Wanted},
     purgatory::pull_requests,
     repository::Standing,
-    retire::RetireError,
     store::StoreError,
 };
 
-/// Pull requests whose refs a repository is given when it is promoted.
-const PULL_REQUESTS_OF_A_REPOSITORY: usize = 500;
 /// Identifiers to which the commit of one pull request is copied.
 const IDENTIFIERS: usize = 16;
 
@@ -38,32 +34,34 @@ pub(crate) struct PutRefs {
 }
 
 impl Release {
-    /// The refs of pull requests that were served before this repository was.
+    /// The refs of pull requests that were served before this repository was, or before its maintainers
+    /// were who they are.
     pub(crate) async fn put_known_pull_requests(&self, repo: &RepoId) -> Result<(), ReleaseError> {
-        let coordinates = self
-            .repositories
-            .maintainers(repo)
-            .into_iter()
-            .map(|owner| {
-                let identifier = repo.identifier.clone();
-                RepoId { owner, identifier }.coordinate()
-            });
-        let filter = Filter::new()
-            .kinds([nip34::PULL_REQUEST, nip34::PULL_REQUEST_UPDATE])
-            .custom_tags(related::TO_ADDRESSES[0], coordinates)
-            .limit(PULL_REQUESTS_OF_A_REPOSITORY);
-        for event in self.store.query(filter).await? {
-            let Ok(request) = PullRequest::read(Arc::new(event)) else {
+        let stored = self.stored_for([repo]).await?;
+        self.put_stored_pull_requests(repo, &stored).await
+    }
+
+    /// The same of what was read.
+    pub(super) async fn put_stored_pull_requests(
+        &self,
+        repo: &RepoId,
+        stored: &StoredFor,
+    ) -> Result<(), ReleaseError> {
+        let address = Address::from(repo);
+        let is_served = self.repositories.standing(repo) == Some(Standing::Active);
+        for request in stored.requests(repo) {
+            if is_served && self.purgatory.places.of(&request.id()).contains(&address) {
                 continue;
-            };
+            }
             let here = BTreeMap::from([(repo.identifier.clone(), BTreeSet::from([repo.clone()]))]);
-            self.put_refs(&request, here, None).await?;
+            self.put_refs(request, here, None).await?;
         }
         Ok(())
     }
 
     /// The repositories that a pull request's ref belongs into, by identifier: those that are here and
-    /// whose maintainers include an owner it is offered to; if it `is_served_only`, the served ones.
+    /// that it is offered to, or whose maintainers include an owner it is offered to; if it
+    /// `is_served_only`, the served ones.
     pub(crate) fn wanting(
         &self,
         request: &PullRequest,
@@ -75,11 +73,14 @@ impl Release {
             false => standing.is_here(),
         };
         for tagged in &request.repositories {
+            let own = self.repositories.standing(tagged);
             let trusting = self
                 .repositories
                 .trusting(&tagged.identifier, &tagged.owner);
-            let here = trusting
+            let here = own
+                .map(|standing| (tagged.clone(), standing))
                 .into_iter()
+                .chain(trusting)
                 .filter(|(_, standing)| is_wanting(*standing));
             wanting
                 .entry(tagged.identifier.clone())
@@ -149,7 +150,7 @@ impl Release {
                 true => named.contains(&address.repo),
                 false => is_related,
             };
-            if !counts || *pushed != commit {
+            if !counts || !pushed.contains(&commit) {
                 idle.insert(address.clone());
                 continue;
             }
@@ -171,9 +172,6 @@ impl Release {
         is_here |= put.any;
         if !is_here {
             return Ok(false);
-        }
-        if let Some(at) = request.expires() {
-            self.purgatory.note_expiring(*id, at).await?;
         }
         self.serve(&request.event).await?;
         // Nobody would know of them any more. What stays is tried again while this waits.
@@ -207,12 +205,23 @@ impl Release {
         let (id, mut lacking) = (request.id(), Vec::new());
         for (identifier, repos) in wanting {
             if !self.has_commit(&identifier, commit).await? {
-                lacking.push((identifier, repos));
+                // Where its ref was before it went with the repository, it has its commit, and nobody else.
+                let mut is_back = false;
+                for repo in &repos {
+                    is_back |= self.put_ref_back(&repo.into(), &id, commit).await?;
+                }
+                match is_back {
+                    true => {
+                        done.any = true;
+                        source.get_or_insert(identifier);
+                    }
+                    false => lacking.push((identifier, repos)),
+                }
                 continue;
             }
-            done.any = true;
+            done.any |= repos.is_empty();
             for repo in repos {
-                self.put_ref(&repo.into(), &id, commit).await?;
+                done.any |= self.put_ref(&repo.into(), &id, commit).await?;
             }
             source.get_or_insert(identifier);
         }
@@ -233,9 +242,9 @@ impl Release {
                 done.all = false;
                 continue;
             }
-            done.any = true;
+            done.any |= repos.is_empty();
             for repo in repos {
-                self.put_ref(&repo.into(), &id, commit).await?;
+                done.any |= self.put_ref(&repo.into(), &id, commit).await?;
             }
         }
         Ok(done)
@@ -257,22 +266,44 @@ impl Release {
         id: &EventId,
         commit: Oid,
     ) -> Result<bool, ReleaseError> {
-        // Noted before it is there.
-        let is_new = self.purgatory.keep_place(id, address).await?;
-        let name = RefName::nostr(id);
-        match self.git.put_ref(address, &name, commit, true).await {
-            Ok(()) => Ok(true),
-            Err(error @ GitError::Unreachable(_)) => Err(error.into()),
-            Err(GitError::NotFound) => {
-                if is_new {
-                    self.purgatory.forget_place(id, address);
-                }
-                Ok(false)
-            }
-            Err(error) => {
+        match self.try_to_put_ref(address, id, commit).await? {
+            Err(error) if !matches!(error, GitError::NotFound) => {
                 tracing::warn!(repo = %address, %id, %error, "a ref was not put");
                 Ok(false)
             }
+            put => Ok(put.is_ok()),
+        }
+    }
+
+    /// The same where its commit is not here to others: of one that a repository had when it was moved aside.
+    async fn put_ref_back(
+        &self,
+        address: &Address,
+        id: &EventId,
+        commit: Oid,
+    ) -> Result<bool, ReleaseError> {
+        Ok(self.try_to_put_ref(address, id, commit).await?.is_ok())
+    }
+
+    async fn try_to_put_ref(
+        &self,
+        address: &Address,
+        id: &EventId,
+        commit: Oid,
+    ) -> Result<Result<(), GitError>, ReleaseError> {
+        // Noted before it is there.
+        let is_new = self.purgatory.keep_place(id, address).await?;
+        let name = RefName::nostr(id);
+        let put = self.git.put_ref(address, &name, commit, true).await;
+        match &put {
+            Err(GitError::Unreachable(_)) => put.map(Ok).map_err(Into::into),
+            Err(GitError::NotFound | GitError::Refused(_)) => {
+                if is_new {
+                    self.purgatory.forget_place(id, address);
+                }
+                Ok(put)
+            }
+            _ => Ok(put),
         }
     }
 
@@ -304,20 +335,6 @@ impl Release {
             }
         }
         all
-    }
-
-    /// In the queue of its identifier: a served pull request that has expired goes with its refs.
-    pub async fn end_request(&self, event: &Event) -> Result<(), RetireError> {
-        let id = nip34::id_of(event);
-        self.note_refs(event).await?;
-        self.purgatory.remove_pull_request(&id);
-        self.store.apart().remove([id]).await?;
-        self.live.removed(event);
-        // Carried out by the sweep if it cannot be now.
-        self.settle_refs(&id).await;
-        self.purgatory.forget_expiring(&id);
-        tracing::info!(pull_request = %id, "expired by its own word");
-        Ok(())
     }
 
     /// In the queue of its identifier: a ref whose event neither waits for it nor is served goes.
@@ -370,7 +387,7 @@ impl Release {
     }
 
     /// Commits that are not the one named lose their ref, and so does what was pushed to a space that
-    /// the event does not name.
+    /// the event does not name. Where several waited the ref is the right one's from now on.
     async fn refuse_what_differs(
         &self,
         id: &EventId,
@@ -378,14 +395,39 @@ impl Release {
         request: &PullRequest,
     ) -> Result<(), ReleaseError> {
         let named = self.spaces.named_by(&request.event);
-        let is_refused = |(address, pushed): &(&Address, &Oid)| {
+        let mut refused = BTreeSet::new();
+        for (address, pushed) in &entry.pushed {
             let is_named = !address.is_prs() || named.contains(&address.repo);
-            Some(**pushed) != request.commit || !is_named
-        };
-        let refused = entry.pushed.iter().filter(is_refused);
-        let refused: BTreeSet<Address> = refused.map(|(address, _)| address.clone()).collect();
+            let right = request.commit.filter(|commit| pushed.contains(commit));
+            match right.filter(|_| is_named) {
+                None => drop(refused.insert(address.clone())),
+                Some(commit) if pushed.len() > 1 => self.choose(id, address, commit).await?,
+                Some(_) => {}
+            }
+        }
         self.take_pushed_away(id, refused).await?;
         Ok(())
+    }
+
+    /// Of the commits that wait for an event at an address this one is right.
+    async fn choose(
+        &self,
+        id: &EventId,
+        address: &Address,
+        commit: Oid,
+    ) -> Result<(), ReleaseError> {
+        let name = RefName::nostr(id);
+        match self.git.put_ref(address, &name, commit, false).await {
+            Ok(()) => Ok(self
+                .purgatory
+                .only_pushed(id, address, Some(commit))
+                .await?),
+            Err(error @ GitError::Unreachable(_)) => Err(error.into()),
+            Err(error) => {
+                tracing::warn!(repo = %address, %id, %error, "the right commit is not shown");
+                Ok(())
+            }
+        }
     }
 
     /// Takes away what was pushed there for what waits, and forgets what has gone; says whether all

@@ -167,7 +167,7 @@ impl Release {
                 let identifier = repo.identifier.clone();
                 let other = RepoId { owner, identifier };
                 if other != *repo
-                    && !search.is_named(&other).await?
+                    && !search.is_wanted_here(&other).await?
                     && let Some(stored) = self.store.announcement(&other).await?
                 {
                     announcements.push(stored);

@@ -9,24 +9,37 @@ use std::{
     time::Duration,
 };
 
-use nostr::Filter;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::Instant,
 };
 
 use super::{
-    library::{Library, Reconciliation},
-    message,
+    message::{self, Completeness},
+    reconciliation::Reconciliation,
+    stored::Storage,
 };
-use crate::live::{Connection, Subscription, outbox::Outgoing};
+use crate::live::{Connection, Subscription, Taking, kept_filter::KeptFilter, outbox::Outgoing};
 
 /// Most reconciliations of one connection.
-pub const NEGOTIATIONS: usize = 4;
-/// Most reconciliations of all connections: each holds the ids it compares.
-pub const ALL_NEGOTIATIONS: usize = 128;
+pub const NEGOTIATIONS: usize = 10;
+/// Most ids and times that all reconciliations compare together: each holds its own.
+pub const ALL_ITEMS: usize = 1 << 20;
+/// Most that one compares.
+const ITEMS: usize = ALL_ITEMS / 2;
+/// What one holds at least, as such ids.
+const LEAST_ITEMS: usize = 1_024;
 /// A reconciliation whose client says nothing for so long is over.
 const NEGOTIATION_IDLE: Duration = Duration::from_secs(120);
+
+/// A filter that waits, and the room that it takes.
+#[derive(Debug)]
+pub struct Asked {
+    /// What is asked for.
+    pub filter: KeptFilter,
+    /// What it takes.
+    pub _taking: Taking,
+}
 
 /// What the store is asked.
 #[derive(Debug)]
@@ -34,13 +47,15 @@ pub enum Ask {
     /// The stored events of a new subscription.
     Stored(Arc<Subscription>),
     /// How many events match.
-    Count(String, Filter),
+    Count(String, Asked),
     /// NIP-77.
-    NegOpen(String, Filter, String),
+    NegOpen(String, Asked, String),
     /// NIP-77.
     NegMsg(String, String),
     /// NIP-77.
     NegClose(String),
+    /// A message of NIP-77 that is refused, and why: it ends the reconciliation of its id.
+    NegRefused(String, String),
 }
 
 /// A question that waits its turn, and the room it takes up.
@@ -50,33 +65,45 @@ pub type Waiting = (Ask, OwnedSemaphorePermit);
 struct Negotiation {
     reconciliation: Reconciliation,
     until: Instant,
-    _seat: OwnedSemaphorePermit,
+    _items: OwnedSemaphorePermit,
 }
 
 /// Answers the questions of one connection.
 #[derive(Debug)]
 pub struct Answers {
     connection: Arc<Connection>,
-    library: Arc<Library>,
+    storage: Arc<Storage>,
     filter_limit: usize,
-    seats: Arc<Semaphore>,
+    /// Ids that reconciliations of all connections may hold.
+    items: Arc<Semaphore>,
     /// Bounded by [`NEGOTIATIONS`]; each ends with the connection or when it is idle.
     negotiations: HashMap<String, Negotiation>,
 }
 
+impl Completeness {
+    /// That of two filters together: more of one is more of both.
+    fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::More, _) | (_, Self::More) => Self::More,
+            (Self::Unknown, _) | (_, Self::Unknown) => Self::Unknown,
+            (Self::Finish, Self::Finish) => Self::Finish,
+        }
+    }
+}
+
 impl Answers {
-    /// Nothing was asked yet. `seats` are for the reconciliations of all connections.
+    /// Nothing was asked yet. `items` are for the reconciliations of all connections.
     pub fn new(
         connection: Arc<Connection>,
-        library: Arc<Library>,
+        storage: Arc<Storage>,
         filter_limit: usize,
-        seats: Arc<Semaphore>,
+        items: Arc<Semaphore>,
     ) -> Self {
         Self {
             connection,
-            library,
+            storage,
             filter_limit,
-            seats,
+            items,
             negotiations: HashMap::new(),
         }
     }
@@ -104,23 +131,27 @@ impl Answers {
     async fn answer(&mut self, ask: Ask) {
         match ask {
             Ask::Stored(subscription) => self.stored(&subscription).await,
-            Ask::Count(id, filter) => {
-                let answer = match self.library.count(&filter).await {
+            Ask::Count(id, asked) => {
+                let answer = match self.storage.count(asked.filter.to_filter()).await {
                     Ok(count) => message::count(&id, count),
                     Err(error) => message::closed(&id, &format!("error: {error}")),
                 };
                 self.say(answer).await;
             }
-            Ask::NegOpen(id, filter, first) => {
-                let answer = self.open(&id, &filter, &first).await;
+            Ask::NegOpen(id, asked, first) => {
+                let answer = self.open(&id, &asked.filter, &first).await;
                 self.say(answer).await;
             }
             Ask::NegMsg(id, next) => {
-                let answer = self.step(&id, &next).await;
+                let answer = self.step(&id, &next);
                 self.say(answer).await;
             }
             Ask::NegClose(id) => {
                 self.negotiations.remove(&id);
+            }
+            Ask::NegRefused(id, reason) => {
+                self.negotiations.remove(&id);
+                self.say(message::negotiation_error(&id, &reason)).await;
             }
         }
     }
@@ -132,19 +163,30 @@ impl Answers {
     async fn stored(&self, subscription: &Arc<Subscription>) {
         let (outbox, number) = (self.connection.outbox(), subscription.number());
         let mut sent = HashSet::new();
+        let mut completeness = Completeness::Finish;
         for filter in subscription.filters() {
             if filter.limit == Some(0) {
+                completeness = completeness.and(Completeness::Unknown);
                 continue;
             }
             if !outbox.holds(number) {
                 // Closed or replaced while it waited its turn.
                 return;
             }
-            let mut stored = self.library.stored(self.capped(filter));
+            let most = self.most(filter);
+            // One more than is sent, to know whether there is one (NIP-67).
+            let asked = filter.to_filter().limit(most.saturating_add(1));
+            let mut stored = self.storage.stored(asked);
+            let mut found = 0;
             loop {
                 match stored.next().await {
                     Ok(None) => break,
+                    Ok(Some(_)) if found == most => {
+                        completeness = completeness.and(Completeness::More);
+                        break;
+                    }
                     Ok(Some(event)) => {
+                        found += 1;
                         if !outbox.holds(number) {
                             return;
                         }
@@ -171,7 +213,7 @@ impl Answers {
                 }
             }
         }
-        let end = message::end_of_stored(subscription.id());
+        let end = message::end_of_stored(subscription.id(), completeness);
         let named = message::named_events(subscription.filters());
         if named == Some(sent.len()) && outbox.holds(number) {
             // Everything that was asked for by id is there: nothing can follow.
@@ -183,50 +225,58 @@ impl Answers {
         }
     }
 
-    fn capped(&self, filter: &Filter) -> Filter {
-        let mut filter = filter.clone();
-        let named = filter.ids.as_ref().map_or(0, |ids| ids.len());
-        filter.limit = Some(match filter.limit {
+    /// How many stored events a filter is answered with at most.
+    fn most(&self, filter: &KeptFilter) -> usize {
+        let named = filter.ids().map_or(0, <[_]>::len);
+        match filter.limit {
             Some(limit) => limit.min(self.filter_limit),
             None if named > 0 => named,
             None => self.filter_limit,
-        });
-        filter
+        }
     }
 
-    async fn open(&mut self, id: &str, filter: &Filter, first: &str) -> String {
+    async fn open(&mut self, id: &str, filter: &KeptFilter, first: &str) -> String {
         self.negotiations.remove(id);
         if self.negotiations.len() >= NEGOTIATIONS {
             let reason = format!("blocked: {NEGOTIATIONS} reconciliations at once are allowed");
             return message::negotiation_error(id, &reason);
         }
-        let Ok(seat) = self.seats.clone().try_acquire_owned() else {
+        let items = match self.storage.items(filter.to_filter(), ITEMS).await {
+            Ok(Some(items)) => items,
+            Ok(None) => {
+                let reason = format!("blocked: more than {ITEMS} events match; narrow the filter");
+                return message::negotiation_error(id, &reason);
+            }
+            Err(error) => return message::negotiation_error(id, &format!("error: {error}")),
+        };
+        let held = u32::try_from(items.len().max(LEAST_ITEMS)).unwrap_or(u32::MAX);
+        let Ok(held) = self.items.clone().try_acquire_many_owned(held) else {
             return message::negotiation_error(id, "blocked: too many reconciliations, try later");
         };
-        match self.library.reconcile(filter, first).await {
+        match Reconciliation::open(items, first).await {
             Ok((reconciliation, answer)) => {
                 let negotiation = Negotiation {
                     reconciliation,
                     until: Instant::now() + NEGOTIATION_IDLE,
-                    _seat: seat,
+                    _items: held,
                 };
                 self.negotiations.insert(id.to_owned(), negotiation);
                 message::negotiation(id, &answer)
             }
-            Err(error) => message::negotiation_error(id, &format!("error: {error}")),
+            Err(error) => message::negotiation_error(id, &error.reason()),
         }
     }
 
-    async fn step(&mut self, id: &str, next: &str) -> String {
+    fn step(&mut self, id: &str, next: &str) -> String {
         let Some(negotiation) = self.negotiations.get_mut(id) else {
             return message::negotiation_error(id, "closed: no such reconciliation");
         };
         negotiation.until = Instant::now() + NEGOTIATION_IDLE;
-        match negotiation.reconciliation.step(next).await {
+        match negotiation.reconciliation.step(next) {
             Ok(answer) => message::negotiation(id, &answer),
             Err(error) => {
                 self.negotiations.remove(id);
-                message::negotiation_error(id, &format!("error: {error}"))
+                message::negotiation_error(id, &error.reason())
             }
         }
     }

@@ -105,9 +105,8 @@ pub struct Pulse {
     listening: AtomicBool,
     /// The client wants a pong.
     pinged: Notify,
-    /// Messages that came in, and how much of what was read belongs to whole ones.
+    /// Messages that came in.
     messages: AtomicU64,
-    whole: AtomicU64,
 }
 
 impl Pulse {
@@ -121,7 +120,6 @@ impl Pulse {
             listening: AtomicBool::new(true),
             pinged: Notify::new(),
             messages: AtomicU64::new(0),
-            whole: AtomicU64::new(0),
         }
     }
 
@@ -138,14 +136,14 @@ impl Pulse {
             Message::Ping(data) | Message::Pong(data) => {
                 // Of a short frame, head and mask are six bytes.
                 let size = 6 + data.len() as u64;
-                read.min(self.whole.load(Ordering::Relaxed) + size)
+                read.min(self.traffic.whole() + size)
             }
             _ => {
                 self.messages.fetch_add(1, Ordering::Relaxed);
                 read
             }
         };
-        self.whole.store(whole, Ordering::Relaxed);
+        self.traffic.finished(whole);
         if message.is_ping() {
             self.pinged.notify_one();
         }
@@ -179,7 +177,7 @@ impl Pulse {
             } else if now - read_at >= patience.silent {
                 self.outbox.abort(SILENT);
             }
-            let finished = total == self.whole.load(Ordering::Relaxed);
+            let finished = total == self.traffic.whole();
             let count = self.messages.load(Ordering::Relaxed);
             if finished || count != messages || !self.listening.load(Ordering::Relaxed) {
                 (messages, finished_at) = (count, now);

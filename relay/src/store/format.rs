@@ -80,12 +80,14 @@ fn check_length(directory: &Path) -> Result<(), String> {
     }
 }
 
-fn look(directory: &Path) -> Result<(), String> {
+/// The database of a directory, opened for reading alone; `None`: there is none, or this process has it
+/// open already.
+fn open_read_only(directory: &Path) -> Result<Option<Env>, String> {
     match std::fs::metadata(directory.join("data.mdb")) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(format!("it cannot be read ({error})")),
         // As a process that was killed while making it leaves it.
-        Ok(file) if file.len() == 0 => return Ok(()),
+        Ok(file) if file.len() == 0 => return Ok(None),
         Ok(_) => {}
     }
     let mut options = EnvOpenOptions::new();
@@ -99,16 +101,57 @@ fn look(directory: &Path) -> Result<(), String> {
     // lock that is taken if there is one.
     #[allow(unsafe_code)]
     let opened = unsafe { options.flags(flags).open(directory) };
-    let env = match opened {
-        Ok(env) => env,
+    match opened {
+        Ok(env) => Ok(Some(env)),
         // Opened by this process before, and so looked at before.
-        Err(heed::Error::BadOpenOptions { .. }) => return Ok(()),
-        Err(error) => return Err(format!("it cannot be opened ({error})")),
+        Err(heed::Error::BadOpenOptions { .. }) => Ok(None),
+        Err(error) => Err(format!("it cannot be opened ({error})")),
+    }
+}
+
+fn look(directory: &Path) -> Result<(), String> {
+    let Some(env) = open_read_only(directory)? else {
+        return Ok(());
     };
     let looked = look_inside(&env);
     // Opened again with other options, it must be closed.
     env.prepare_for_closing().wait();
     looked.map_err(|error| format!("it cannot be read ({error})"))?
+}
+
+/// Hands every event of a database that nobody has open to `take`, for as long as that says so. Writes
+/// nothing; the database is looked at as by [`check`] first. Blocks.
+pub fn read_events(directory: &Path, mut take: impl FnMut(Event) -> bool) -> Result<(), Foreign> {
+    check(directory)?;
+    let refused = |reason| Foreign {
+        path: directory.to_owned(),
+        reason,
+        remedy: BRING_OVER,
+    };
+    let Some(env) = open_read_only(directory).map_err(refused)? else {
+        return Ok(());
+    };
+    let mut read = || {
+        let txn = env.read_txn()?;
+        let events: Option<Database<Bytes, Bytes>> = env.open_database(&txn, None)?;
+        let Some(events) = events else {
+            return Ok(());
+        };
+        for entry in events.iter(&txn)? {
+            let (id, bytes) = entry?;
+            // Names of tables lie among the events; what cannot be read is no event.
+            if id.len() == 32
+                && let Ok(event) = Event::decode(bytes)
+                && !take(event)
+            {
+                break;
+            }
+        }
+        Ok::<_, heed::Error>(())
+    };
+    let outcome = read();
+    env.prepare_for_closing().wait();
+    outcome.map_err(|error| refused(format!("it cannot be read ({error})")))
 }
 
 fn look_inside(env: &Env) -> heed::Result<Result<(), String>> {

@@ -10,10 +10,10 @@ use tokio::runtime::Handle;
 
 use super::judge::Judge;
 use crate::{
-    nip34::{ANNOUNCEMENT, PULL_REQUEST, PULL_REQUEST_UPDATE, STATE},
+    nip34::{ANNOUNCEMENT, PULL_REQUEST, PULL_REQUEST_UPDATE, STATE, has_expired},
     release::Release,
     repository::Standing,
-    store::StoreError,
+    store::{StoreError, matches_nothing},
 };
 
 const D: SingleLetterTag = SingleLetterTag::lowercase(Alphabet::D);
@@ -24,13 +24,14 @@ pub type Item = (Timestamp, EventId);
 /// Ids and times of what is held under a filter, latest first, each once.
 pub fn inventory(release: &Release, mut filter: Filter) -> Result<Vec<Item>, StoreError> {
     let limit = filter.limit.take();
-    if limit == Some(0) {
+    if limit == Some(0) || matches_nothing(&filter) {
         return Ok(Vec::new());
     }
-    let stored = Handle::current().block_on(release.store.items(filter.clone()))?;
+    let stored = Handle::current().block_on(release.store.public_items(filter.clone()))?;
     let mut items: Vec<Item> = stored.into_iter().map(|(id, at)| (at, id)).collect();
+    let now = Timestamp::from(release.purgatory.now().as_secs());
     let mut see = |event: &Event| {
-        if filter.match_event(event, MatchEventOptions::new()) {
+        if !has_expired(event, now) && filter.match_event(event, MatchEventOptions::new()) {
             items.push((event.created_at, crate::nip34::id_of(event)));
         }
     };
@@ -107,7 +108,7 @@ pub fn lacking(
     let mut lacking = Vec::new();
     for id in ids {
         let is_known =
-            purgatory.holds(&id) || purgatory.expired_once(&id) || judge.rejected_lately(&id);
+            purgatory.holds(&id) || purgatory.expired_lately(&id) || judge.rejected_lately(&id);
         if !is_known && !Handle::current().block_on(release.store.has(&id))? {
             lacking.push(id);
         }

@@ -29,8 +29,9 @@ use super::{
     },
 };
 use crate::{
-    admit::{PROTECTED, UNRELATED, WAITS},
+    admit::{PROTECTED, REPLACED, UNRELATED, WAITS},
     clock::Clock,
+    event_json::read_event,
     nip34::{Meaning, id_of},
     repository::Standing,
     verdict::{Door, Origin, Verdict},
@@ -124,6 +125,8 @@ pub fn outcome(event: &Event, verdict: &Verdict) -> Outcome {
     );
     match (verdict.ok, verdict.message.split(':').next()) {
         (true, _) if verdict.message == WAITS => Outcome::Purgatory,
+        // Not here, nor to come: not fetched again.
+        (true, _) if verdict.message == REPLACED => Outcome::Rejected,
         (true, Some("duplicate")) => Outcome::Duplicate,
         (true, _) => Outcome::Accepted,
         (false, Some("error")) => Outcome::Failed,
@@ -459,7 +462,7 @@ fn count(outcome: Outcome, method: Method) {
 /// Reads events and checks that they are by whom they say.
 fn verify(events: &[String]) -> Vec<Result<Event, String>> {
     let verify = |json: &String| {
-        let event = Event::from_json(json).map_err(|error| format!("not an event: {error}"))?;
+        let event = read_event(json).map_err(|error| format!("not an event: {error}"))?;
         if !event.verify_id() {
             return Err("the id is not that of the event".to_owned());
         }

@@ -19,6 +19,7 @@ fn verdicts_come_to_outcomes() {
             Verdict::accepted("duplicate: x"),
             Outcome::Duplicate,
         ),
+        (&state, Verdict::accepted(REPLACED), Outcome::Rejected),
         (
             &state,
             Verdict::rejected("invalid: x"),

@@ -257,6 +257,27 @@ async fn what_is_missing_is_fetched_and_served() {
 }
 
 #[tokio::test]
+async fn grants_run_out_by_the_clock_of_whoever_checks_them() {
+    let inside = Inside::new().await;
+    let open = Open::new(&inside).await;
+    let mut worker = open.as_role(Role::Worker);
+    let key = GrantKey::new(&inside.tokens);
+    let urls = ["https://one.example/x", "https://two.example/x"];
+    inside.hunted(1, "x", &urls, &[1]).await;
+    let lease = worker.one_lease().await;
+    // An hour ahead, and then a year behind: each time as long as the lease.
+    for clock in [inside.clock.now() + 60 * MINUTE, Moment::from_millis(1_000)] {
+        inside.git.world().clock = Some(clock);
+        let fetch = worker.fetch(&lease).await;
+        let grant = key.open(&fetch.grant).unwrap();
+        let expires = clock + Duration::from_secs(22);
+        assert_eq!(grant.expires_millis, expires.as_millis());
+        let report = worker.report(&lease, fetch.fetch, failed(failed::Why::NotThere));
+        report.await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_part_that_came_is_served_and_the_rest_sought_elsewhere() {
     let inside = Inside::new().await;
     let open = Open::new(&inside).await;
@@ -466,9 +487,9 @@ async fn what_is_pushed_meanwhile_or_never_arrives_is_not_hunted_for() {
         20,
         &[tag(&["d", "x"]), tag(&["refs/heads/m", "abc"])],
     );
-    inside.synced(&never).await;
+    assert!(!inside.admit_synced(&never).await.ok);
     let offer = pull_request(2, 20, "not an object", &repo(1, "x"));
-    inside.synced(&offer).await;
+    assert!(!inside.admit_synced(&offer).await.ok);
     inside.moves(Duration::from_secs(600));
     assert!(worker.lease("w", 0).await.is_empty());
 }
@@ -505,9 +526,7 @@ async fn twenty_urls_of_an_event_count_the_authors_first() {
     let inside = Inside::new().await;
     let open = Open::new(&inside).await;
     let mut worker = open.as_role(Role::Worker);
-    let flood: Vec<String> = (0..100)
-        .map(|n| format!("https://f{n}.example/x"))
-        .collect();
+    let flood: Vec<String> = (0..99).map(|n| format!("https://f{n}.example/x")).collect();
     let flood: Vec<&str> = flood.iter().map(String::as_str).collect();
     inside.synced(&announcement_at(9, "x", &flood)).await;
     inside
@@ -595,6 +614,48 @@ async fn a_lease_is_handed_back() {
     }
     let again = worker.one_lease().await;
     assert_eq!(worker.fetch(&again).await.url, "https://one.example/x");
+}
+
+#[tokio::test]
+async fn a_head_that_no_clone_can_check_out_is_healed() {
+    let gone = Some("ref: refs/heads/gone");
+    let object = oid(1).to_hex();
+    for (named, branches, expected) in [
+        (Some("ref: refs/heads/dev"), &["dev", "main"][..], "dev"),
+        (None, &["dev", "main", "master"], "main"),
+        (gone, &["dev", "main", "master"], "main"),
+        (Some(&object), &["dev", "main", "master"], "main"),
+        (None, &["dev", "master"], "master"),
+        (gone, &["dev"], "dev"),
+        (None, &["x", "b", "c"], "b"),
+    ] {
+        let inside = Inside::new().await;
+        let announced = announcement_at(1, "x", &["https://one.example/x"]);
+        inside.waits(&announced).await;
+        inside.git.bring(&identifier("x"), &[oid(1)]);
+        let mut tags = vec![tag(&["d", "x"])];
+        tags.extend(named.map(|named| tag(&["HEAD", named])));
+        let at_one = |name: &&str| tag(&[branch(name).as_str(), &oid(1).to_hex()]);
+        tags.extend(branches.iter().map(at_one));
+        inside.served(&sign(1, nip34::STATE, 10, &tags)).await;
+        let address: Address = repo(1, "x").into();
+        let expected = Some(branch(expected));
+        assert_eq!(inside.git.world().repos[&address].head, expected);
+        // As an earlier version made it, or a restored backup has it: its branches are right.
+        for wrong in [None, Some(branch("gone"))] {
+            inside.git.world().repos.get_mut(&address).unwrap().head = wrong;
+            for _ in 0..2 {
+                heal::everything(&inside.hunter.hunt, &inside.release, &inside.serial).await;
+            }
+            let world = inside.git.world();
+            assert_eq!(
+                world.repos[&address].head, expected,
+                "{named:?} {branches:?}"
+            );
+        }
+        // Each was aligned once, besides by its release.
+        assert_eq!(inside.git.world().aligned, 3, "{named:?} {branches:?}");
+    }
 }
 
 #[tokio::test]
@@ -924,6 +985,7 @@ async fn who_is_trusted_anew_is_hunted_for() {
     let open = Open::new(&inside).await;
     let mut worker = open.as_role(Role::Worker);
     inside.active(1, "x", &[2]).await;
+    inside.served(&answer(2, "x", 10, &[1])).await;
     inside.synced(&state(2, "x", 20, &[("main", 7)])).await;
     // Nobody trusts the author any more: nothing to hunt for.
     inside.admit_synced(&announcement(1, "x", 30, &[])).await;

@@ -205,6 +205,7 @@ async fn what_belongs_to_a_blacklisted_repository_too_does_not_fall_with_the_oth
     let listed = inside.active(2, "x", &[3]).await;
     let beside = inside.active(2, "y", &[]).await;
     inside.git.bring(&identifier("x"), &[oid(2)]);
+    inside.served(&answer(3, "x", 11, &[2])).await;
     let theirs = [
         announcement(2, "x", 10, &[3]),
         state(2, "x", 10, &[("main", 1)]),
@@ -318,4 +319,21 @@ async fn no_version_from_before_a_deleted_one_brings_anything_back() {
     inside.served(&older(42)).await;
     inside.returns().await;
     assert!(inside.serves(&issue).await && inside.release.holding.is_empty());
+}
+
+#[tokio::test]
+async fn announced_again_it_shows_nothing_by_those_who_have_no_say_any_more() {
+    let inside = Inside::new().await;
+    let own = repo(1, "x");
+    inside.waits(&announcement(1, "x", 10, &[2])).await;
+    inside.waits(&announcement(2, "x", 10, &[1])).await;
+    inside.git.bring(&identifier("x"), &[oid(1)]);
+    inside.served(&state(2, "x", 10, &[("main", 1)])).await;
+    assert_eq!(inside.git.refs_of(&own).len(), 1);
+    let request = sign(1, nip34::DELETION, 20, &[tag(&["a", &own.coordinate()])]);
+    inside.served(&request).await;
+    inside.waits(&announcement(1, "x", 21, &[])).await;
+    assert!(inside.git.has(&own) && inside.git.refs_of(&own).is_empty());
+    inside.served(&announcement(1, "x", 22, &[2])).await;
+    assert_eq!(inside.git.refs_of(&own).len(), 1);
 }

@@ -119,9 +119,14 @@ async fn each_list_says_so_and_those_just_beside_it_are_taken() {
     inside
         .rejected(&state(2, "other", 10, &[("main", 1)]), BLOCKED)
         .await;
-    // An owner of blocked repositories may maintain another's.
-    inside.waits(&announcement(1, "shared", 10, &[2])).await;
-    inside.waits(&state(2, "shared", 10, &[("main", 1)])).await;
+    // An owner of a blocked repository may maintain another's.
+    inside.waits(&announcement(3, "good", 11, &[1, 2])).await;
+    inside.served(&answer(1, "good", 10, &[3])).await;
+    inside.waits(&state(1, "good", 10, &[("main", 1)])).await;
+    // Who has nothing announced here has nothing to answer with.
+    inside.rejected(&answer(2, "good", 10, &[3]), BLOCKED).await;
+    let theirs = inside.admit(&state(2, "good", 10, &[("main", 1)])).await;
+    assert!(!theirs.ok, "{theirs:?}");
 }
 
 #[tokio::test]
@@ -201,6 +206,7 @@ async fn what_is_blocked_is_out_of_service_with_what_hangs_on_it_and_comes_back(
 async fn a_banned_maintainer_authorises_nothing_any_more() {
     let inside = Inside::new().await;
     let repo = inside.active(1, "x", &[2]).await;
+    inside.served(&answer(2, "x", 10, &[1])).await;
     inside.git.bring(&identifier("x"), &[oid(2)]);
     let theirs = state(2, "x", 20, &[("main", 2)]);
     inside.served(&theirs).await;

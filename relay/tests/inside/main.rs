@@ -1,50 +1,69 @@
 //! The relay's inside – admission, purgatory, release, pushes, the sweep – under a clock that the
 //! tests set and with a stand-in for gitd.
 
+mod authority;
+mod events;
 mod holding;
 mod hunts;
+mod kept_alive;
 mod leaving;
 mod lists;
 mod lost_links;
+mod model;
 mod operator;
 mod orders;
 mod prs;
 mod pushes;
 mod requests;
 mod stand_in;
+mod strangers;
 mod sync;
 mod waiting;
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use grasp_proto::{
     transport::{GrantKey, Token, Tokens},
     words::{Address, Identifier, Npub, Oid, RefName, RepoId},
 };
 use grasp_relay::{
-    admit::Admit,
+    admit::{Admit, EventBounds, REPLACED},
     clock::{Clock, Moment},
     config::Backend,
     domain::Domain,
+    expiry,
     git::Git,
     grpc::push::PushService,
     holding::Holding,
-    hunt::{Hunt, Hunter, budget::Limits, entry::Delays, queue::Rules},
+    hunt::{
+        Hunt, Hunter, Next, Outcome,
+        budget::{self, Limits},
+        entry::Delays,
+        queue::{Leased, Queue, Rules},
+        tries::TRIES,
+    },
     journal::{Journal, Key, Record},
     live::Live,
     nip34,
     policy::{
         curation::{self, Curation},
+        event_size::EventSizeLimits,
         prs::Spaces,
     },
-    purgatory::Purgatory,
+    purgatory::{Purgatory, kept::KeptAliveLimits, room::RoomLimits},
     release::Release,
     repository::{Repositories, Standing},
     requests::Requests,
     serial::Serial,
     store::Store,
+    strangers::{COUNTS_FOR, StrangerLimits, Strangers},
     sweep,
     verdict::{Door, Origin, Verdict},
+    withhold,
 };
 use nostr::{
     Event, EventBuilder, Keys, Kind, Tag, Timestamp, event::FinalizeEvent, key::SecretKey,
@@ -55,6 +74,8 @@ use tokio_util::sync::CancellationToken;
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const KEEPS_FOR: Duration = DAY.saturating_mul(90);
+/// The service's own key.
+const SERVICE: u8 = 200;
 const WAITS: &str = "purgatory: won't be served until git data arrives";
 
 /// A relay without its outside.
@@ -106,6 +127,17 @@ fn oid(n: u8) -> Oid {
     Oid::from_bytes([n; 20])
 }
 
+/// As much memory as disk, where there is such a place: nobody pulls the plug here.
+fn temporary() -> tempfile::TempDir {
+    let memory = PathBuf::from("/dev/shm");
+    let directory = if memory.is_dir() {
+        memory
+    } else {
+        std::env::temp_dir()
+    };
+    tempfile::tempdir_in(directory).unwrap()
+}
+
 fn branch(name: &str) -> RefName {
     RefName::parse(&format!("refs/heads/{name}")).unwrap()
 }
@@ -140,6 +172,13 @@ fn announcement_elsewhere(seed: u8, name: &str, at: u64) -> Event {
     sign(seed, nip34::ANNOUNCEMENT, at, &[tag(&["d", name])])
 }
 
+/// The same of one who was named as a maintainer and names these back.
+fn answer(seed: u8, name: &str, at: u64, maintainers: &[u8]) -> Event {
+    let mut named = tag(&["maintainers"]);
+    named.extend(maintainers.iter().map(|seed| key_of(*seed).to_hex()));
+    sign(seed, nip34::ANNOUNCEMENT, at, &[tag(&["d", name]), named])
+}
+
 fn state(seed: u8, name: &str, at: u64, branches: &[(&str, u8)]) -> Event {
     let mut tags = vec![tag(&["d", name])];
     for (name, n) in branches {
@@ -165,17 +204,57 @@ impl Inside {
         records: &[(Key, Record)],
         git: Arc<StandIn>,
     ) -> Self {
+        Self::with_limits(
+            store,
+            journal,
+            records,
+            git,
+            RULES,
+            KeptAliveLimits::DEFAULT,
+        )
+        .await
+    }
+
+    /// One that hunts by these rules, where so much is kept alive at most.
+    async fn with_limits(
+        store: Store,
+        journal: Journal,
+        records: &[(Key, Record)],
+        git: Arc<StandIn>,
+        rules: Rules,
+        limits: KeptAliveLimits,
+    ) -> Self {
         let clock = Clock::standing_at(Moment::from_millis(1_000_000_000_000));
-        let hunt = Hunt::open(RULES, journal.clone(), clock.clone(), records)
+        Self::at(clock, store, journal, records, git, rules, limits).await
+    }
+
+    /// The same, at this time.
+    async fn at(
+        clock: Clock,
+        store: Store,
+        journal: Journal,
+        records: &[(Key, Record)],
+        git: Arc<StandIn>,
+        rules: Rules,
+        limits: KeptAliveLimits,
+    ) -> Self {
+        let hunt = Hunt::open(rules, journal.clone(), clock.clone(), records)
             .await
             .unwrap();
         let domain = Domain::parse("grasp.example").unwrap();
         let holding = Holding::open(journal.clone(), clock.clone(), KEEPS_FOR);
+        let strangers = Strangers::open(journal.clone(), clock.clone(), StrangerLimits::DEFAULT);
+        let strangers = strangers.await.unwrap();
         let release = Release {
             store,
             holding: Arc::new(holding.await.unwrap()),
             requests: Arc::new(Requests::new(journal.clone(), clock.clone(), true)),
-            purgatory: Arc::new(Purgatory::new(journal, clock.clone())),
+            purgatory: Arc::new(Purgatory::with_limits(
+                journal,
+                clock.clone(),
+                limits,
+                RoomLimits::DEFAULT,
+            )),
             repositories: Arc::new(Repositories::default()),
             git: git.clone() as Arc<dyn Git>,
             live: Arc::new(Live::new()),
@@ -183,6 +262,7 @@ impl Inside {
             going_on: Arc::default(),
             unfinished: Arc::default(),
         };
+        release.store.hides_expired(release.purgatory.expiring());
         let serial = Serial::default();
         let tokens = Tokens {
             relay: Token::random(),
@@ -205,7 +285,15 @@ impl Inside {
                 serial.clone(),
                 hunt.clone(),
                 curation.clone(),
-                196_608,
+                EventBounds {
+                    sizes: EventSizeLimits {
+                        most_kinds: 196_608,
+                        states: 4 << 20,
+                    },
+                    ahead: Duration::from_secs(15 * 60),
+                    service: keys(SERVICE).public_key(),
+                },
+                Arc::new(strangers),
             ),
             hunter,
             tokens,
@@ -219,7 +307,7 @@ impl Inside {
     }
 
     async fn admit(&self, event: &Event) -> Verdict {
-        self.door.admit(event.clone(), Origin::User).await
+        self.door.admit(event.clone(), Origin::User(None)).await
     }
 
     async fn admit_synced(&self, event: &Event) -> Verdict {
@@ -242,10 +330,56 @@ impl Inside {
         self.release.purgatory.holds(&nip34::id_of(event))
     }
 
-    /// Time passes, and the sweep comes by.
+    /// Time passes in which whoever is asked has nothing, and the sweep comes by.
     async fn passes(&self, time: Duration) {
-        self.clock.advance(time);
-        sweep::sweep(&self.release, &self.serial).await;
+        let end = self.clock.now() + time;
+        self.hunts_in_vain(end).await;
+        self.clock.advance(end.since(self.clock.now()));
+        self.sweeps().await;
+        expiry::sweep(&self.door).await;
+    }
+
+    async fn sweeps(&self) {
+        sweep::sweep(&self.release, &self.serial, &self.hunter.hunt).await;
+    }
+
+    /// What is due until then is asked for as often as it takes, and is not there.
+    async fn hunts_in_vain(&self, end: Moment) {
+        for _ in 0..2 * TRIES {
+            // What has been ready before has no moment any more.
+            for lease in self
+                .hunter
+                .hunt
+                .act(|queue, now| queue.lease("idle", 64, now))
+            {
+                self.asks_in_vain(&lease).await;
+            }
+            let due = self.hunter.hunt.act(|queue, _| queue.next_moment());
+            let Some(due) = due.filter(|due| *due <= end) else {
+                return;
+            };
+            self.clock.advance(due.since(self.clock.now()));
+        }
+    }
+
+    async fn asks_in_vain(&self, lease: &Leased) {
+        let (identifier, token) = (&lease.identifier, lease.token);
+        let tried = lease.tried.iter().cloned().collect();
+        loop {
+            let next = self.hunter.next(identifier, token, &tried, Duration::ZERO);
+            match next.await.unwrap() {
+                Next::Ended(_) => return,
+                Next::Wait => {
+                    let release = |queue: &mut Queue, now| queue.release(identifier, token, now);
+                    return self.hunter.hunt.act(release).unwrap();
+                }
+                Next::Fetch(fetch) => {
+                    let failed = Outcome::Failed(budget::Outcome::Fine.into(), String::new());
+                    let report = self.hunter.report(identifier, token, fetch.number, failed);
+                    report.await.unwrap();
+                }
+            }
+        }
     }
 
     async fn try_unfinished(&self) {

@@ -1,6 +1,6 @@
 //! Things that happen in an unlucky order: crossings, ends in the middle, names taken again.
 
-use grasp_relay::holding::Reason;
+use grasp_relay::{holding::Reason, withhold};
 
 use super::{holding::delete, *};
 
@@ -39,6 +39,7 @@ async fn a_maintainer_who_moves_away_takes_nobody_along() {
     let inside = Inside::new().await;
     inside.active(1, "x", &[2]).await;
     inside.served(&announcement(2, "x", 10, &[1, 3])).await;
+    inside.served(&answer(3, "x", 10, &[2])).await;
     inside.git.bring(&identifier("x"), &[oid(2)]);
     let third = state(3, "x", 30, &[("main", 2)]);
     inside.served(&third).await;
@@ -50,9 +51,7 @@ async fn a_maintainer_who_moves_away_takes_nobody_along() {
             .copied()
     };
     assert_eq!(main(), Some(oid(2)));
-    let named = tag(&["maintainers", &key_of(3).to_hex()]);
-    let moved = sign(2, nip34::ANNOUNCEMENT, 40, &[tag(&["d", "x"]), named]);
-    inside.served(&moved).await;
+    inside.served(&answer(2, "x", 40, &[1, 3])).await;
     assert!(inside.serves(&third).await);
     assert_eq!(main(), Some(oid(2)));
     assert!(!inside.git.has(repo(2, "x")));
@@ -62,8 +61,8 @@ async fn a_maintainer_who_moves_away_takes_nobody_along() {
 async fn refs_follow_when_maintainers_are_named_and_dropped() {
     let inside = Inside::new().await;
     inside.active(1, "x", &[]).await;
-    inside.active(2, "x", &[]).await;
-    inside.git.bring(&identifier("x"), &[oid(2)]);
+    inside.active(2, "x", &[1]).await;
+    inside.git.bring(&identifier("x"), &[oid(2), oid(3)]);
     inside.served(&state(2, "x", 30, &[("main", 2)])).await;
     let main = || {
         inside
@@ -74,7 +73,11 @@ async fn refs_follow_when_maintainers_are_named_and_dropped() {
     };
     inside.served(&announcement(1, "x", 40, &[2])).await;
     assert_eq!(main(), Some(oid(2)));
+    // Who is dropped moves nothing back, nor does what is older.
     inside.served(&announcement(1, "x", 50, &[])).await;
+    inside.served(&state(1, "x", 29, &[("main", 3)])).await;
+    assert_eq!(main(), Some(oid(2)));
+    inside.served(&state(1, "x", 60, &[("main", 1)])).await;
     assert_eq!(main(), Some(oid(1)));
 }
 
@@ -213,6 +216,8 @@ async fn a_state_deleted_between_two_turns_of_its_release_is_not_served_again() 
     for seed in 1..=200 {
         inside.waits(&announcement(seed, "x", 10, &[250])).await;
     }
+    let crowd: Vec<u8> = (1..=200).collect();
+    inside.served(&answer(250, "x", 10, &crowd)).await;
     inside.git.bring(&identifier("x"), &[oid(1)]);
     let event = state(250, "x", 10, &[("main", 1)]);
     inside.served(&event).await;
@@ -221,4 +226,22 @@ async fn a_state_deleted_between_two_turns_of_its_release_is_not_served_again() 
         tokio::task::yield_now().await;
     }
     assert!(!inside.serves(&event).await && !inside.holds(&event));
+}
+
+#[tokio::test]
+async fn what_moved_elsewhere_when_the_process_ended_does_not_wait_again() {
+    let inside = Inside::new().await;
+    let (release, rules) = (&inside.release, inside.curation.rules());
+    let waiting = announcement(2, "x", 10, &[]);
+    inside.waits(&waiting).await;
+    release.purgatory.doom(&repo(2, "x"), false).await.unwrap();
+    let elsewhere = announcement_elsewhere(2, "x", 20);
+    release.serve(&elsewhere).await.unwrap();
+    // Killed here, and back.
+    withhold::load_served(&release.store, &release.repositories, &rules)
+        .await
+        .unwrap();
+    sweep::reconcile(release).await.unwrap();
+    sweep::try_everything(release, &inside.serial).await;
+    assert!(!inside.holds(&waiting) && !inside.git.has(repo(2, "x")));
 }

@@ -331,7 +331,7 @@ impl Inside {
 async fn wherever_its_refs_are_they_go_with_it() {
     let inside = Inside::new().await;
     let (offered, same) = (
-        inside.active(1, "x", &[]).await,
+        inside.active(1, "x", &[2]).await,
         inside.active(2, "x", &[]).await,
     );
     let (beside, other) = (

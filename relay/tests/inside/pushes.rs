@@ -1,6 +1,7 @@
 //! Pushes, as gitd asks about them, over the service's own methods.
 
 use grasp_proto::contract::relay::{self as wire, authorize_response::Outcome, push_server::Push};
+use grasp_relay::{nip34::announcement::Announcement, purgatory::places};
 use tonic::Request;
 
 use super::*;
@@ -14,7 +15,7 @@ impl Inside {
         let request = wire::AuthorizeRequest {
             repository: Some((&to.into()).into()),
             commands: wire_commands(commands),
-            incarnation: String::new(),
+            ..Default::default()
         };
         let answer = self.push.authorize(Request::new(request)).await.unwrap();
         match answer.into_inner().outcome.unwrap() {
@@ -32,15 +33,37 @@ impl Inside {
         to: impl Into<Address>,
         commands: &[(RefName, Oid)],
     ) -> Vec<String> {
+        let to = to.into();
+        self.git.pushed(&to, commands);
         let request = wire::CommitRequest {
             push_id: id.to_owned(),
-            repository: Some((&to.into()).into()),
+            repository: Some((&to).into()),
             commands: wire_commands(commands),
-            incarnation: String::new(),
+            ..Default::default()
         };
         let answer = self.push.commit(Request::new(request)).await.unwrap();
         let results = answer.into_inner().results.into_iter();
         results.map(|result| result.refused).collect()
+    }
+
+    /// As gitd names a push that was granted before.
+    async fn authorize_as(
+        &self,
+        to: &RepoId,
+        commands: &[(RefName, Oid)],
+        id: &str,
+    ) -> Result<String, String> {
+        let request = wire::AuthorizeRequest {
+            repository: Some((&Address::from(to)).into()),
+            commands: wire_commands(commands),
+            push_id: id.to_owned(),
+            ..Default::default()
+        };
+        let answer = self.push.authorize(Request::new(request)).await.unwrap();
+        match answer.into_inner().outcome.unwrap() {
+            Outcome::Granted(granted) => Ok(granted.push_id),
+            Outcome::Refused(refused) => Err(refused.reason),
+        }
     }
 
     async fn keep_alive(&self, id: &str) {
@@ -116,6 +139,50 @@ async fn a_slow_upload_keeps_what_allowed_it() {
 }
 
 #[tokio::test]
+async fn a_push_survives_the_relay_that_granted_it() {
+    let (data, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let git: Arc<StandIn> = Arc::default();
+    let memory = || Store::open(Backend::Memory, Path::new(""));
+    let (journal, _) = Journal::open(data.path()).unwrap();
+    let before = Inside::over(memory().await.unwrap(), journal, &[], git.clone()).await;
+    before.waits(&announcement(1, "x", 10, &[])).await;
+    let event = state(1, "x", 10, &[("main", 1)]);
+    before.waits(&event).await;
+    let (repo, commands) = (repo(1, "x"), [(branch("main"), oid(1))]);
+    let (id, _) = before.authorize(&repo, &commands).await.unwrap();
+    before.release.purgatory.flush().await.unwrap();
+    std::fs::copy(data.path().join("data.mdb"), copy.path().join("data.mdb")).unwrap();
+    let (journal, records) = Journal::open(copy.path()).unwrap();
+    let after = Inside::over(memory().await.unwrap(), journal, &records, git.clone()).await;
+    after.release.purgatory.restore(records);
+    sweep::reconcile(&after.release).await.unwrap();
+    // It was away for longer than the push was granted for. It is told before it sweeps.
+    after.clock.advance(DAY);
+    let push_id = id.clone();
+    let request = Request::new(wire::KeepAliveRequest { push_id });
+    let unknown = after.push.keep_alive(request).await.unwrap_err();
+    assert_eq!(unknown.code(), tonic::Code::NotFound);
+    assert_eq!(
+        after.authorize_as(&repo, &commands, &id).await,
+        Ok(id.clone())
+    );
+    for _ in 0..30 {
+        after.passes(10 * MINUTE).await;
+        after.keep_alive(&id).await;
+    }
+    git.bring(&identifier("x"), &[oid(1)]);
+    assert_eq!(after.commit(&id, &repo, &commands).await, [""]);
+    assert!(after.serves(&event).await);
+    // Named again by one that did not hear: the same push, with its answer.
+    assert_eq!(
+        after.authorize_as(&repo, &commands, &id).await,
+        Ok(id.clone())
+    );
+    assert_eq!(after.commit(&id, &repo, &commands).await, [""]);
+    assert_eq!(git.world().aligned, 1);
+}
+
+#[tokio::test]
 async fn a_push_is_judged_again_when_it_is_committed() {
     let inside = Inside::new().await;
     inside.waits(&announcement(1, "x", 10, &[])).await;
@@ -167,6 +234,7 @@ async fn a_served_state_allows_no_change() {
 async fn a_state_that_another_supersedes_allows_nothing() {
     let inside = Inside::new().await;
     let repo = inside.active(1, "x", &[2]).await;
+    inside.served(&answer(2, "x", 10, &[1])).await;
     inside.waits(&state(2, "x", 20, &[("main", 2)])).await;
     inside.git.bring(&identifier("x"), &[oid(3)]);
     inside.served(&state(1, "x", 30, &[("main", 3)])).await;
@@ -207,6 +275,95 @@ async fn git_first_then_the_event() {
 }
 
 #[tokio::test]
+async fn of_several_commits_that_wait_for_an_event_it_chooses_one() {
+    let (data, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let git: Arc<StandIn> = Arc::default();
+    let memory = || Store::open(Backend::Memory, Path::new(""));
+    let (journal, _) = Journal::open(data.path()).unwrap();
+    let before = Inside::over(memory().await.unwrap(), journal, &[], git.clone()).await;
+    let repo = before.active(1, "x", &[]).await;
+    let announced = before.release.store.announcement(&repo).await.unwrap();
+    let [first, second, neither] = [7, 8, 6].map(|commit| {
+        let at = 30 + u64::from(commit);
+        pull_request(5, at, &oid(commit).to_hex(), &repo)
+    });
+    for event in [&first, &second, &neither] {
+        let name = nostr_ref(event);
+        for commit in [7, 8, 9] {
+            let commands = [(name.clone(), oid(commit))];
+            let (id, objects) = before.authorize(&repo, &commands).await.unwrap();
+            assert_eq!(objects, wire::Objects::Staged);
+            assert_eq!(before.commit(&id, &repo, &commands).await, [""]);
+        }
+        // One that waits already changes nothing, shown or not.
+        for commit in [7, 9] {
+            let commands = [(name.clone(), oid(commit))];
+            let (_, objects) = before.authorize(&repo, &commands).await.unwrap();
+            assert_eq!(objects, wire::Objects::Unwanted);
+        }
+        assert_eq!(git.refs_of(&repo).get(&name), Some(&oid(7)));
+    }
+    before.served(&first).await;
+    assert_eq!(git.refs_of(&repo).get(&nostr_ref(&first)), Some(&oid(7)));
+    before.release.purgatory.flush().await.unwrap();
+    std::fs::copy(data.path().join("data.mdb"), copy.path().join("data.mdb")).unwrap();
+    // The others wait on after a restart.
+    let (journal, records) = Journal::open(copy.path()).unwrap();
+    let store = before.release.store.apart();
+    let after = Inside::over(store, journal, &records, git.clone()).await;
+    let announced = Announcement::read(Arc::new(announced.unwrap())).unwrap();
+    after.release.repositories.set(&announced, Standing::Active);
+    after.release.purgatory.restore(records);
+    after.served(&second).await;
+    assert_eq!(git.refs_of(&repo).get(&nostr_ref(&second)), Some(&oid(8)));
+    after.waits(&neither).await;
+    assert!(!git.refs_of(&repo).contains_key(&nostr_ref(&neither)));
+}
+
+#[tokio::test]
+async fn nobody_uses_up_the_places_of_a_pull_request() {
+    let inside = Inside::new().await;
+    let (theirs, other) = (
+        inside.active(1, "x", &[]).await,
+        inside.active(2, "y", &[]).await,
+    );
+    let request = pull_request(5, 30, &oid(7).to_hex(), &theirs);
+    inside.waits(&request).await;
+    let purgatory = &inside.release.purgatory;
+    for n in 0..places::MOST {
+        let elsewhere = repo(3, &format!("r{n}")).into();
+        let id = nip34::id_of(&request);
+        purgatory.keep_place(&id, &elsewhere).await.unwrap();
+    }
+    let commands = [(nostr_ref(&request), oid(7))];
+    let why = inside.authorize(&other, &commands).await.unwrap_err();
+    assert!(why.contains("as many repositories"), "{why}");
+    let (id, _) = inside.authorize(&theirs, &commands).await.unwrap();
+    inside.git.bring(&identifier("x"), &[oid(7)]);
+    assert_eq!(inside.commit(&id, &theirs, &commands).await, [""]);
+    assert!(inside.serves(&request).await);
+}
+
+#[tokio::test]
+async fn what_was_staged_for_a_pull_request_is_there_for_a_state_too() {
+    let inside = Inside::new().await;
+    let repo = inside.active(1, "x", &[]).await;
+    let request = pull_request(5, 30, &oid(7).to_hex(), &repo);
+    let commands = [(nostr_ref(&request), oid(7))];
+    let (id, _) = inside.authorize(&repo, &commands).await.unwrap();
+    assert_eq!(inside.commit(&id, &repo, &commands).await, [""]);
+    let event = state(1, "x", 40, &[("main", 7)]);
+    inside.waits(&event).await;
+    inside.served(&request).await;
+    inside.try_unfinished().await;
+    assert!(inside.serves(&event).await);
+    assert_eq!(
+        inside.git.refs_of(&repo).get(&branch("main")),
+        Some(&oid(7))
+    );
+}
+
+#[tokio::test]
 async fn a_placeholder_expires_with_its_ref() {
     let inside = Inside::new().await;
     let repo = inside.active(1, "x", &[]).await;
@@ -225,7 +382,7 @@ async fn a_placeholder_expires_with_its_ref() {
 #[tokio::test]
 async fn a_pull_request_is_put_wherever_its_owner_is_trusted() {
     let inside = Inside::new().await;
-    let first = inside.active(1, "x", &[]).await;
+    let first = inside.active(1, "x", &[2, 4]).await;
     inside.served(&announcement(2, "x", 20, &[1])).await;
     inside.waits(&announcement(3, "x", 20, &[])).await;
     inside.git.bring(&identifier("x"), &[oid(7)]);
@@ -240,17 +397,16 @@ async fn a_pull_request_is_put_wherever_its_owner_is_trusted() {
 }
 
 #[tokio::test]
-async fn a_pull_request_without_a_commit_of_ours_waits_for_ever() {
+async fn a_pull_request_without_a_commit_of_ours_is_refused() {
     let inside = Inside::new().await;
     let repo = inside.active(1, "x", &[]).await;
-    let request = pull_request(5, 30, "abc", &repo);
-    inside.waits(&request).await;
-    assert!(
-        inside
-            .authorize(&repo, &[(nostr_ref(&request), oid(7))])
-            .await
-            .is_err()
-    );
+    for commit in ["abc", "", &"0".repeat(40), &"ab".repeat(32)] {
+        let verdict = inside.admit(&pull_request(5, 30, commit, &repo)).await;
+        assert_eq!(
+            verdict,
+            Verdict::rejected("invalid: the c tag is no object id")
+        );
+    }
     assert!(
         !inside
             .admit(&sign(
@@ -285,7 +441,7 @@ async fn a_failure_of_the_git_side_is_no_refusal_and_is_tried_again() {
         push_id: id,
         repository: Some((&repo).into()),
         commands: wire_commands(&commands),
-        incarnation: String::new(),
+        ..Default::default()
     };
     let status = inside.push.commit(Request::new(request)).await.unwrap_err();
     assert_eq!(status.code(), tonic::Code::Unavailable);

@@ -17,6 +17,7 @@ use grasp_proto::{
     words::{Address, Identifier, Npub, Oid, RefKind, RefName, RepoId},
 };
 use grasp_relay::{
+    clock::Moment,
     git::{Absent, Alignment, Descriptions, Git, GitError, Refs, SnapshotAnswers},
     policy::lists::Entry,
 };
@@ -28,6 +29,8 @@ pub struct Repo {
     pub incarnation: String,
     pub head: Option<RefName>,
     pub refs: BTreeMap<RefName, Oid>,
+    /// What refs of pull requests led to when it was moved aside.
+    pub offered: BTreeMap<RefName, Oid>,
 }
 
 #[derive(Debug, Default)]
@@ -35,6 +38,8 @@ pub struct World {
     pub repos: BTreeMap<Address, Repo>,
     /// Objects by identifier; whether each is a commit.
     pub pool: BTreeMap<Identifier, BTreeMap<Oid, bool>>,
+    /// What pushes brought for refs of pull requests, by where to and for which.
+    pub brought: BTreeSet<(Address, RefName, Oid)>,
     /// Repositories that an upload runs into.
     pub uploading: BTreeSet<RepoId>,
     /// Repositories that refuse to be aligned.
@@ -47,6 +52,8 @@ pub struct World {
     pub uncopied: bool,
     pub aligned: u32,
     pub withheld: Vec<Entry>,
+    /// What its clock says, where it is asked.
+    pub clock: Option<Moment>,
 }
 
 /// The stand-in for gitd.
@@ -77,6 +84,13 @@ impl StandIn {
         let mut world = self.world();
         let pool = world.pool.entry(identifier.clone()).or_default();
         pool.extend(commits.iter().map(|oid| (*oid, true)));
+    }
+
+    /// A push to a repository has these commits in its pack.
+    pub fn pushed(&self, to: &Address, commands: &[(RefName, Oid)]) {
+        let brought = commands.iter();
+        let brought = brought.map(|(name, oid)| (to.clone(), name.clone(), *oid));
+        self.world().brought.extend(brought);
     }
 
     pub fn has(&self, address: impl Into<Address>) -> bool {
@@ -147,7 +161,10 @@ impl Git for StandIn {
                 };
             }
             let name = (repo.clone(), incarnation.to_owned());
-            let back = world.retired.remove(&name).ok_or(GitError::NotFound)?;
+            let mut back = world.retired.remove(&name).ok_or(GitError::NotFound)?;
+            let mut offered = std::mem::take(&mut back.refs);
+            offered.retain(|name, _| matches!(name.kind(), RefKind::Nostr(_)));
+            (back.offered, back.head) = (offered, None);
             world.repos.insert(repo.into(), back);
             Ok(())
         })
@@ -251,7 +268,10 @@ impl Git for StandIn {
                         Answer::Beginning(git::SnapshotBeginning {}),
                         Answer::Begun(git::SnapshotBegun {}),
                     ],
-                    Step::Take(_) => vec![Answer::Taken(git::SnapshotTaken { repositories: 1 })],
+                    Step::Take(_) => vec![Answer::Taken(git::SnapshotTaken {
+                        repositories: 1,
+                        described: 1,
+                    })],
                     Step::Small(_) => vec![Answer::Bytes(refs.clone().into_bytes()), end()],
                     Step::List(_) => {
                         let (name, size) = ("a pack".to_owned(), 6);
@@ -278,6 +298,7 @@ impl Git for StandIn {
             Ok(Refs {
                 refs: refs.map(|(name, oid)| (name.clone(), *oid)).collect(),
                 incarnation: repo.incarnation.clone(),
+                head: repo.head.clone(),
             })
         })
     }
@@ -351,8 +372,19 @@ impl Git for StandIn {
                 // By the upload, or because it is signed for.
                 world.repos.entry(address.clone()).or_default();
             }
-            let refs = &mut world.repos.get_mut(address).ok_or(GitError::NotFound)?.refs;
-            refs.insert(name.clone(), oid);
+            let repo = world.repos.get_mut(address).ok_or(GitError::NotFound)?;
+            let pool = world.pool.get(address.identifier());
+            let is_here = pool.is_some_and(|pool| pool.contains_key(&oid))
+                || world
+                    .brought
+                    .contains(&(address.clone(), name.clone(), oid))
+                || [&repo.refs, &repo.offered]
+                    .iter()
+                    .any(|refs| refs.get(name) == Some(&oid));
+            if !is_here {
+                return Err(GitError::Refused(format!("not here: object {oid}")));
+            }
+            repo.refs.insert(name.clone(), oid);
             if signed_for {
                 let pool = world.pool.entry(address.identifier().clone()).or_default();
                 pool.insert(oid, true);
@@ -366,12 +398,15 @@ impl Git for StandIn {
         address: &'a Address,
         name: &'a RefName,
     ) -> BoxFuture<'a, Result<(), GitError>> {
-        self.answer(|world| {
+        self.answer(move |world| {
             if world.stuck.contains(address) {
                 return Err(GitError::Failed("it is stuck".to_owned()));
             }
             let repo = world.repos.get_mut(address).ok_or(GitError::NotFound)?;
             repo.refs.remove(name);
+            world
+                .brought
+                .retain(|(to, of, _)| to != address || of != name);
             if address.is_prs() && repo.refs.is_empty() {
                 world.repos.remove(address);
             }
@@ -407,11 +442,24 @@ impl Git for StandIn {
         })
     }
 
+    fn prune<'a>(&'a self, identifier: &'a Identifier) -> BoxFuture<'a, Result<u64, GitError>> {
+        self.answer(|world| {
+            Ok(world
+                .pool
+                .get(identifier)
+                .map_or(0, |pool| pool.len() as u64))
+        })
+    }
+
     fn withhold(&self, entries: Vec<Entry>) -> BoxFuture<'_, Result<(), GitError>> {
         self.answer(|world| {
             world.withheld = entries;
             Ok(())
         })
+    }
+
+    fn clock(&self) -> Option<Moment> {
+        self.world().clock
     }
 
     fn reachable(&self) -> BoxFuture<'_, bool> {

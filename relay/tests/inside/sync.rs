@@ -6,10 +6,13 @@ mod leases;
 use std::collections::{BTreeMap, BTreeSet};
 
 use grasp_proto::{
-    contract::relay::{
-        self as wire, Level, Method, RelayState, admin_client::AdminClient,
-        admin_server::AdminServer, relay_sync_client::RelaySyncClient,
-        relay_sync_server::RelaySyncServer, submit_verdict::What,
+    contract::{
+        event_size::{MAX_EVENT_BYTES, MAX_MESSAGE_BYTES},
+        relay::{
+            self as wire, Level, Method, RelayState, admin_client::AdminClient,
+            admin_server::AdminServer, relay_sync_client::RelaySyncClient,
+            relay_sync_server::RelaySyncServer, submit_verdict::What,
+        },
     },
     process,
     transport::{self, AuthorizedChannel, Endpoint, Guard, Role},
@@ -81,7 +84,7 @@ impl Open {
             keys(99),
             stop.clone(),
         );
-        let service = RelaySyncServer::new(service).max_decoding_message_size(8 << 20);
+        let service = RelaySyncServer::new(service).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let admin = AdminService::new(
             inside.release.clone(),
             inside.serial.clone(),
@@ -401,7 +404,10 @@ async fn requests_are_bounded() {
         panic!("it was taken");
     };
     invalid(worker.try_submit(vec![String::new(); 501]).await);
-    invalid(worker.try_submit(vec!["x".repeat(1 << 20); 5]).await);
+    let largest = "x".repeat(MAX_EVENT_BYTES);
+    let one = worker.try_submit(vec![largest.clone()]).await.unwrap();
+    assert_eq!(one[0].0, What::Forged);
+    invalid(worker.try_submit(vec![largest, "x".to_owned()]).await);
     let mut client = open.as_role(Role::Worker);
     let ids = vec![vec![0; 32]; 10_001];
     let lacking = client.lacking(wire::LackingRequest { ids }).await;

@@ -54,6 +54,124 @@ async fn published_again_a_soft_expired_announcement_is_as_if_new() {
 }
 
 #[tokio::test]
+async fn a_state_sent_again_revives_whoever_trusts_its_author() {
+    let inside = Inside::new().await;
+    let (first, second) = (
+        announcement(1, "x", 10, &[3]),
+        announcement(2, "x", 10, &[3]),
+    );
+    inside.waits(&first).await;
+    inside.waits(&second).await;
+    inside.waits(&announcement(3, "x", 10, &[1, 2])).await;
+    inside.passes(20 * MINUTE).await;
+    let waiting = state(3, "x", 10, &[("main", 1)]);
+    inside.waits(&waiting).await;
+    // The owners' have run out while the state waits: made so, whatever kept them.
+    for owner in [1, 2] {
+        let repo = repo(owner, "x");
+        inside.git.world().repos.remove(&Address::from(&repo));
+        inside.release.purgatory.soft_expire(&repo);
+    }
+    let duplicate = Verdict::accepted("duplicate: in purgatory");
+    assert_eq!(inside.admit(&waiting).await, duplicate);
+    assert!(inside.git.has(repo(1, "x")) && inside.git.has(repo(2, "x")));
+}
+
+#[tokio::test]
+async fn a_served_state_sent_again_revives_whoever_trusts_its_author() {
+    let inside = Inside::new().await;
+    inside.active(3, "x", &[1]).await;
+    let event = announcement(1, "x", 10, &[3]);
+    inside.git.world().broken.insert(repo(1, "x"));
+    inside.waits(&event).await;
+    inside.git.world().broken.clear();
+    inside
+        .git
+        .world()
+        .repos
+        .remove(&Address::from(&repo(1, "x")));
+    inside.release.purgatory.soft_expire(&repo(1, "x"));
+    let served = state(3, "x", 10, &[("main", 1)]);
+    // Other relays bring it all the time.
+    assert!(inside.admit_synced(&served).await.ok);
+    assert!(!inside.git.has(repo(1, "x")));
+    assert!(inside.admit(&served).await.ok);
+    assert!(inside.serves(&event).await);
+    assert_eq!(inside.git.refs_of(repo(1, "x")).len(), 1);
+}
+
+#[tokio::test]
+async fn what_expired_may_come_back_when_its_data_may_be_there() {
+    let inside = Inside::new().await;
+    let mut at = 20;
+    let refused = Verdict::rejected("invalid: previously expired from purgatory without git data");
+    let mut expires = async || {
+        at += 1;
+        let event = state(1, "x", at, &[("main", 9)]);
+        assert!(inside.admit_synced(&event).await.ok);
+        inside.passes(31 * MINUTE).await;
+        assert!(!inside.holds(&event));
+        assert_eq!(inside.admit_synced(&event).await, refused);
+        event
+    };
+    let is_back = async |event: &Event| {
+        assert_eq!(inside.admit_synced(event).await, Verdict::accepted(WAITS));
+        inside.release.purgatory.remove_state(&nip34::id_of(event));
+    };
+    let repo = inside.active(1, "x", &[]).await;
+    // A user sends something of the repository.
+    let event = expires().await;
+    assert!(inside.admit(&announcement(1, "x", 10, &[])).await.ok);
+    assert!(inside.admit(&announcement(1, "x", 11, &[])).await.ok);
+    is_back(&event).await;
+    // A push.
+    let event = expires().await;
+    let sent = state(1, "x", 1_000, &[("main", 2)]);
+    assert!(inside.admit_synced(&sent).await.ok);
+    let commands = [(branch("main"), oid(2))];
+    let (id, _) = inside.authorize(&repo, &commands).await.unwrap();
+    assert_eq!(inside.admit_synced(&event).await, refused);
+    inside.git.bring(&identifier("x"), &[oid(2)]);
+    assert_eq!(inside.commit(&id, &repo, &commands).await, [""]);
+    assert!(
+        !inside
+            .release
+            .purgatory
+            .expired_lately(&nip34::id_of(&event))
+    );
+}
+
+#[tokio::test]
+async fn what_expired_may_come_back_after_a_while_that_grows() {
+    let inside = Inside::new().await;
+    inside.active(1, "x", &[]).await;
+    let event = state(1, "x", 20, &[("main", 2)]);
+    for hours in [3, 6, 12] {
+        assert_eq!(inside.admit_synced(&event).await, Verdict::accepted(WAITS));
+        inside.passes(31 * MINUTE).await;
+        assert!(!inside.holds(&event));
+        inside.clock.advance((60 * hours - 1) * MINUTE);
+        assert!(!inside.admit_synced(&event).await.ok, "{hours}");
+        inside.clock.advance(MINUTE);
+    }
+    // Another server is named.
+    assert_eq!(inside.admit_synced(&event).await, Verdict::accepted(WAITS));
+    inside.passes(31 * MINUTE).await;
+    assert!(!inside.admit_synced(&event).await.ok);
+    let mut clone = tag(&["clone", "https://grasp.example/x.git"]);
+    clone.push("https://new.example/x.git".to_owned());
+    let relays = tag(&["relays", "wss://grasp.example"]);
+    let newer = sign(
+        1,
+        nip34::ANNOUNCEMENT,
+        30,
+        &[tag(&["d", "x"]), clone, relays],
+    );
+    assert!(inside.admit_synced(&newer).await.ok);
+    assert_eq!(inside.admit_synced(&event).await, Verdict::accepted(WAITS));
+}
+
+#[tokio::test]
 async fn states_expire_and_are_remembered() {
     let inside = Inside::new().await;
     inside.active(1, "x", &[]).await;
@@ -108,6 +226,7 @@ async fn a_state_resets_the_clock_of_every_announcement_that_trusts_its_author()
     let inside = Inside::new().await;
     inside.waits(&announcement(1, "x", 10, &[3])).await;
     inside.waits(&announcement(2, "x", 10, &[])).await;
+    inside.served(&answer(3, "x", 10, &[1])).await;
     inside.clock.advance(20 * MINUTE);
     inside.waits(&state(3, "x", 10, &[("main", 1)])).await;
     inside.passes(15 * MINUTE).await;
@@ -128,8 +247,7 @@ async fn a_newer_announcement_resets_its_own_clock_and_its_states() {
     assert!(!inside.holds(&old) && inside.holds(&new));
     inside.passes(20 * MINUTE).await;
     assert!(inside.holds(&waiting) && inside.git.has(repo(1, "x")));
-    let why = "invalid: replaced by a later version";
-    assert_eq!(inside.admit(&old).await, Verdict::rejected(why));
+    assert_eq!(inside.admit(&old).await, Verdict::accepted(REPLACED));
 }
 
 #[tokio::test]
@@ -143,7 +261,8 @@ async fn a_change_of_service_ends_the_wait_and_nobody_elses() {
     );
     inside.waits(&own).await;
     inside.waits(&other).await;
-    assert!(!inside.admit(&announcement_elsewhere(1, "x", 5)).await.ok);
+    let older = inside.admit(&announcement_elsewhere(1, "x", 5)).await;
+    assert_eq!(older, Verdict::accepted(REPLACED));
     assert!(inside.git.has(repo(1, "x")), "an older one changes nothing");
     assert!(!inside.admit(&announcement_elsewhere(1, "x", 20)).await.ok);
     assert!(!inside.git.has(repo(1, "x")) && inside.git.has(repo(2, "x")));
@@ -159,7 +278,7 @@ async fn the_sweep_and_a_promotion_exclude_each_other() {
     inside.clock.advance(31 * MINUTE);
     inside.git.bring(&identifier("x"), &[oid(1)]);
     let newer = state(1, "x", 11, &[("main", 1)]);
-    let sweep = sweep::sweep(&inside.release, &inside.serial);
+    let sweep = inside.sweeps();
     let ((), again) = tokio::join!(sweep, inside.admit(&newer));
     assert!(again.ok);
     assert!(inside.git.has(repo(1, "x")));
@@ -189,7 +308,7 @@ async fn data_releases_whoever_waits_for_it_by_whichever_address() {
     let inside = Inside::new().await;
     let (first, second) = (
         announcement(1, "x", 10, &[2]),
-        announcement(2, "x", 10, &[1]),
+        announcement(2, "x", 10, &[1, 4]),
     );
     let stranger = announcement(3, "x", 10, &[]);
     for event in [&first, &second, &stranger] {
@@ -214,17 +333,18 @@ async fn an_empty_state_promotes_nothing() {
     let inside = Inside::new().await;
     let event = announcement(1, "x", 10, &[]);
     inside.waits(&event).await;
-    inside.waits(&state(1, "x", 10, &[])).await;
+    assert!(!inside.admit(&state(1, "x", 10, &[])).await.ok);
     assert!(inside.holds(&event));
     inside.active(1, "y", &[]).await;
-    inside.served(&state(1, "y", 20, &[])).await;
-    assert!(inside.git.refs_of(repo(1, "y")).is_empty());
+    assert!(!inside.admit(&state(1, "y", 20, &[])).await.ok);
+    assert_eq!(inside.git.refs_of(repo(1, "y")).len(), 1);
 }
 
 #[tokio::test]
 async fn the_latest_authorised_state_is_what_is_shown() {
     let inside = Inside::new().await;
     inside.active(1, "x", &[2]).await;
+    inside.served(&answer(2, "x", 10, &[1])).await;
     inside.git.bring(&identifier("x"), &[oid(2), oid(3)]);
     inside.served(&state(2, "x", 30, &[("main", 2)])).await;
     // Older than the other maintainer's: stored, since its objects are here, and moves nothing.
@@ -271,6 +391,7 @@ async fn many_owners_are_aligned_turn_by_turn() {
     for seed in &seeds {
         inside.waits(&announcement(*seed, "x", 10, &[1])).await;
     }
+    inside.served(&answer(1, "x", 10, &seeds)).await;
     inside.git.bring(&identifier("x"), &[oid(1)]);
     let event = state(1, "x", 10, &[("main", 1)]);
     inside.served(&event).await;
@@ -360,6 +481,7 @@ async fn deleting_a_served_announcement_takes_along_what_it_held() {
 async fn a_deleted_state_gives_way_to_the_next() {
     let inside = Inside::new().await;
     inside.active(1, "x", &[2]).await;
+    inside.served(&answer(2, "x", 10, &[1])).await;
     inside.git.bring(&identifier("x"), &[oid(2)]);
     let later = state(2, "x", 20, &[("main", 2)]);
     inside.served(&later).await;
@@ -402,13 +524,15 @@ async fn what_waits_survives_the_process() {
 async fn whose_latest_state_another_change_takes_away_follows_turn_by_turn() {
     let inside = Inside::new().await;
     inside.git.bring(&identifier("x"), &[oid(1), oid(2)]);
-    inside.waits(&announcement(250, "x", 10, &[])).await;
+    let crowd: Vec<u8> = (1..=100).collect();
+    inside.waits(&announcement(250, "x", 10, &crowd)).await;
     inside.served(&state(250, "x", 10, &[("main", 1)])).await;
-    for seed in 1..=100 {
+    for seed in &crowd {
         inside
-            .served(&announcement(seed, "x", 10, &[250, 251]))
+            .served(&announcement(*seed, "x", 10, &[250, 251]))
             .await;
     }
+    inside.served(&answer(251, "x", 10, &crowd)).await;
     let later = state(251, "x", 20, &[("main", 2)]);
     inside.served(&later).await;
     while !inside.release.going_on.is_empty() {
@@ -424,4 +548,18 @@ async fn whose_latest_state_another_change_takes_away_follows_turn_by_turn() {
         let refs = inside.git.refs_of(repo(seed, "x"));
         assert_eq!(refs.get(&branch("main")), Some(&oid(1)));
     }
+}
+
+#[tokio::test]
+async fn an_earlier_version_waits_no_more_once_a_later_one_is_served() {
+    let inside = Inside::new().await;
+    inside.active(1, "x", &[]).await;
+    let (earlier, latest) = (
+        state(1, "x", 20, &[("main", 2)]),
+        state(1, "x", 40, &[("main", 2)]),
+    );
+    inside.waits(&earlier).await;
+    inside.waits(&latest).await;
+    inside.served(&state(1, "x", 30, &[("main", 1)])).await;
+    assert!(!inside.holds(&earlier) && inside.holds(&latest));
 }

@@ -88,6 +88,16 @@ async fn the_document_tells_the_limits_that_hold() {
         serde_json::json!(["GRASP-01", "GRASP-02"])
     );
     assert_eq!(document["icon"], "https://relay.example.com/icon.svg");
+    assert_eq!(document["software"], "https://relay.example.com/#graspd");
+    assert_eq!(document["self"], document["pubkey"]);
+    assert_eq!(document["limitation"]["created_at_upper_limit"], 900);
+    assert_eq!(document["limitation"]["max_message_length"], 5 << 20);
+    assert_eq!(document["limitation"]["max_state_length"], 4 << 20);
+    let nips = document["supported_nips"].as_array().unwrap();
+    assert!(nips.contains(&67.into()) && !nips.contains(&50.into()));
+    for unset in ["contact", "banner", "terms_of_service"] {
+        assert_eq!(document.get(unset), None);
+    }
     assert!(document["repo_acceptance_criteria"].is_string());
     assert!(document.get("curation").is_none());
 }

@@ -164,6 +164,31 @@ async fn a_large_upload_hears_that_gitd_is_gone() {
 }
 
 #[tokio::test]
+async fn an_upload_that_goes_on_is_told_by_the_status() {
+    let service = Service::start().await;
+    let head = format!("POST /{NPUB}/x.git/git-receive-pack HTTP/1.1\r\nContent-Length: 1000000");
+    let (mut reader, mut writer) = send(&service, &head).await.into_split();
+    let sending = async {
+        while writer.write_all(b"more").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    // Fifteen seconds.
+    let mut answer = Vec::new();
+    let reading = async {
+        while !answer.ends_with(b"\r\n\r\n") {
+            let byte = in_time(reader.read_u8()).await.unwrap();
+            answer.push(byte);
+        }
+    };
+    tokio::select! {
+        () = sending => unreachable!("the service answers before it closes"),
+        () = reading => {}
+    }
+    assert!(answer.starts_with(b"HTTP/1.1 503"));
+}
+
+#[tokio::test]
 async fn metrics_of_gitd_are_joined_to_ours() {
     let (service, mut requests) = service(&[]).await;
     let asking =

@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -13,14 +14,14 @@ use futures::{FutureExt, SinkExt, StreamExt, future::BoxFuture};
 use grasp_proto::process::{Ready, settings::Settings};
 use grasp_relay::{
     Config,
+    config::Backend,
     http::{Face, serve},
     live::Live,
     session::Patience,
+    store::Store,
     verdict::{Door, Origin, Verdict},
 };
 use nostr::{Event, EventBuilder, Keys, Kind, Tag, event::FinalizeEvent};
-use nostr_database::NostrDatabase;
-use nostr_memory::MemoryDatabase;
 use serde_json::{Value, json};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -42,7 +43,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// Accepts, stores and publishes everything, when the gate lets it.
 pub struct StandIn {
-    database: Arc<MemoryDatabase>,
+    store: Store,
     live: Arc<Live>,
     /// Events get in one by one; closed by taking its permits.
     pub gate: Semaphore,
@@ -50,14 +51,14 @@ pub struct StandIn {
 
 impl StandIn {
     pub async fn take(&self, event: &Event) {
-        self.database.save_event(event).await.unwrap();
+        self.store.save(event).await.unwrap();
         self.live.publish(event);
     }
 }
 
 impl Door for StandIn {
     fn admit(&self, event: Event, origin: Origin) -> BoxFuture<'_, Verdict> {
-        assert_eq!(origin, Origin::User);
+        assert!(matches!(origin, Origin::User(_)));
         async move {
             let _pass = self.gate.acquire().await.unwrap();
             self.take(&event).await;
@@ -117,9 +118,9 @@ impl Service {
         let settings = Settings::from_pairs(common.into_iter().chain(own));
         let config = Arc::new(Config::from_settings(&settings).unwrap());
         let live = Arc::new(Live::new());
-        let database = Arc::new(MemoryDatabase::unbounded());
+        let store = Store::open(Backend::Memory, Path::new("")).await.unwrap();
         let door = Arc::new(StandIn {
-            database: database.clone(),
+            store: store.clone(),
             live: live.clone(),
             gate: Semaphore::new(1000),
         });
@@ -131,7 +132,7 @@ impl Service {
             config,
             door: door.clone(),
             live,
-            database,
+            database: store.database(),
             ready: ready.clone(),
             patience,
         };

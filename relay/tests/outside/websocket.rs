@@ -176,6 +176,7 @@ async fn limits_are_those_told() {
         ("NGIT_RELAY_MAX_SUBSCRIPTIONS", "2"),
         ("NGIT_RELAY_EVENTS_PER_MINUTE", "2"),
         ("NGIT_RELAY_MAX_EVENT_SIZE_BYTES", "2000"),
+        ("NGIT_RELAY_MAX_STATE_SIZE_BYTES", "2000"),
         ("NGIT_MAX_CONNECTIONS", "1"),
     ];
     let service = Service::with(&settings, Patience::default()).await;
@@ -244,24 +245,197 @@ async fn reconciliations_are_bounded_and_end() {
         service.door.take(&note(&number.to_string())).await;
     }
     let mut client = service.client().await;
-    for id in 0..4 {
+    for id in 0..10 {
         client
             .send(json!(["NEG-OPEN", id.to_string(), {}, "62"]))
             .await;
         assert_eq!(client.expect("NEG-MSG").await[2], "61");
     }
     client.send(json!(["NEG-OPEN", "more", {}, "61"])).await;
-    client.expect("NEG-ERR").await;
+    let refused = client.expect("NEG-ERR").await;
+    assert!(refused[2].as_str().unwrap().starts_with("blocked: "));
+    // One that is opened again takes its own place.
+    client.send(json!(["NEG-OPEN", "1", {}, "62"])).await;
+    assert_eq!(client.expect("NEG-MSG").await[2], "61");
     client.send(json!(["NEG-CLOSE", "0"])).await;
     client.send(json!(["NEG-OPEN", "more", {}, "61"])).await;
     client.expect("NEG-MSG").await;
     // Hex, but no message of the protocol: that reconciliation is over, the connection is not.
     client.send(json!(["NEG-MSG", "more", "ffffff"])).await;
-    client.expect("NEG-ERR").await;
+    let refused = client.expect("NEG-ERR").await;
+    assert!(refused[2].as_str().unwrap().starts_with("invalid: "));
     client.send(json!(["NEG-MSG", "more", "61"])).await;
     client.expect("NEG-ERR").await;
     client.send(json!(["NEG-MSG", "1", "62"])).await;
     client.expect("NEG-MSG").await;
+    // What is opened again badly is over, too.
+    for bad in [
+        json!(["NEG-OPEN", "1", {}, "ffffff"]),
+        json!(["NEG-OPEN", "2", {}]),
+        json!(["NEG-OPEN", "3"]),
+        json!(["NEG-OPEN", "4", {"kinds": 1}, "61"]),
+        json!(["NEG-OPEN", "5", {}, "6"]),
+        json!(["NEG-MSG", "6"]),
+    ] {
+        client.send(bad.clone()).await;
+        let refused = client.expect("NEG-ERR").await;
+        assert_eq!(refused[1], bad[1]);
+        assert!(
+            refused[2].as_str().unwrap().starts_with("invalid: "),
+            "{bad}"
+        );
+        client.send(json!(["NEG-MSG", bad[1], "61"])).await;
+        let gone = client.expect("NEG-ERR").await;
+        assert!(gone[2].as_str().unwrap().starts_with("closed: "), "{bad}");
+    }
+    client.send(json!(["NEG-MSG", "7", "62"])).await;
+    client.expect("NEG-MSG").await;
+}
+
+#[tokio::test]
+async fn an_end_of_stored_events_says_whether_there_are_more() {
+    let service = Service::with(&[("NGIT_RELAY_FILTER_LIMIT", "300")], Patience::default()).await;
+    let keys = Keys::generate();
+    for number in 0..301 {
+        let tag = ["t", if number < 300 { "a" } else { "b" }];
+        let event = event(&keys, 1, &number.to_string(), &[tag]);
+        service.door.take(&event).await;
+    }
+    let first = event(&keys, 7, "", &[]);
+    service.door.take(&first).await;
+    let mut client = service.client().await;
+    for (filters, hints) in [
+        (vec![json!({})], json!(["more"])),
+        (vec![json!({"kinds": [1]})], json!(["more"])),
+        (vec![json!({"#t": ["a"]})], json!(["finish"])),
+        (vec![json!({"#t": ["a"], "limit": 300})], json!(["finish"])),
+        (vec![json!({"#t": ["a"], "limit": 299})], json!(["more"])),
+        (vec![json!({"#t": ["b"], "limit": 1})], json!(["finish"])),
+        (vec![json!({"kinds": [9]})], json!(["finish"])),
+        (vec![json!({"ids": []})], json!(["finish"])),
+        (vec![json!({"since": 2, "until": 1})], json!(["finish"])),
+        (vec![json!({"ids": [first.id]})], json!(["finish"])),
+        (vec![json!({"limit": 0})], json!(null)),
+        (vec![json!({"#t": ["b"]}), json!({"limit": 0})], json!(null)),
+        (
+            vec![json!({"#t": ["b"]}), json!({"#t": ["a"]})],
+            json!(["finish"]),
+        ),
+        (
+            vec![json!({"limit": 0}), json!({"limit": 1})],
+            json!(["more"]),
+        ),
+    ] {
+        let mut request = vec![json!("REQ"), json!("s")];
+        request.extend(filters.clone());
+        client.send(json!(request)).await;
+        let end = loop {
+            let message = client.next().await.unwrap();
+            if message[0] == "EOSE" {
+                break message;
+            }
+            assert_eq!(message[0], "EVENT");
+        };
+        assert_eq!(end[2], hints, "{filters:?}");
+        if filters[0]["ids"] == json!([first.id]) {
+            client.expect("CLOSED").await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn empty_lists_match_nothing_in_every_answer() {
+    let service = Service::start().await;
+    service
+        .door
+        .take(&event(&Keys::generate(), 1, "", &[["e", "x"]]))
+        .await;
+    let mut client = service.client().await;
+    for filter in [
+        json!({"ids": []}),
+        json!({"authors": []}),
+        json!({"kinds": []}),
+        json!({"#e": []}),
+        json!({"kinds": [1], "#t": []}),
+        json!({"since": 9, "until": 8}),
+    ] {
+        client.send(json!(["REQ", "s", filter])).await;
+        assert!(client.until("EOSE").await.is_empty(), "{filter}");
+        client.send(json!(["COUNT", "c", filter])).await;
+        assert_eq!(client.expect("COUNT").await[2]["count"], 0, "{filter}");
+        // Nothing on this side: the answer has no range.
+        client
+            .send(json!(["NEG-OPEN", "n", filter, "6100000200"]))
+            .await;
+        assert_eq!(client.expect("NEG-MSG").await[2], "6100000200", "{filter}");
+        client
+            .publish(&event(&Keys::generate(), 1, "", &[["e", "x"]]))
+            .await;
+        client.expect("OK").await;
+    }
+    // Beside one that matches, they take nothing away.
+    client
+        .send(json!(["REQ", "s", {"ids": []}, {"kinds": [1], "limit": 1}]))
+        .await;
+    assert_eq!(client.until("EOSE").await.len(), 1);
+    client.publish(&note("x")).await;
+    client.expect("EVENT").await;
+}
+
+#[tokio::test]
+async fn a_subscription_that_is_refused_does_not_go_on_as_it_was() {
+    let service = Service::start().await;
+    let mut client = service.client().await;
+    client.send(json!(["REQ", "s", {"kinds": [1]}])).await;
+    client.until("EOSE").await;
+    client.send(json!(["REQ", "s", {"search": "x"}])).await;
+    let closed = client.expect("CLOSED").await;
+    assert!(closed[2].as_str().unwrap().starts_with("unsupported: "));
+    client.publish(&note("x")).await;
+    client.expect("OK").await;
+    client.send(json!(["COUNT", "c", {"search": ""}])).await;
+    client.expect("CLOSED").await;
+    client
+        .send(json!(["NEG-OPEN", "n", {"search": "x"}, "61"]))
+        .await;
+    client.expect("NEG-ERR").await;
+}
+
+#[tokio::test]
+async fn events_that_are_written_wrongly_are_refused_by_their_id() {
+    let service = Service::start().await;
+    let mut client = service.client().await;
+    let good = json!(note("x"));
+    for field in ["id", "pubkey", "sig"] {
+        let mut bad = good.clone();
+        bad[field] = json!(good[field].as_str().unwrap().to_uppercase());
+        client.send(json!(["EVENT", bad])).await;
+        let answer = client.expect("OK").await;
+        assert_eq!((&answer[1], &answer[2]), (&bad["id"], &json!(false)));
+        assert!(
+            answer[3].as_str().unwrap().starts_with("invalid: "),
+            "{answer}"
+        );
+    }
+    for (field, value) in [
+        ("kind", json!(70_000)),
+        ("kind", json!(-1)),
+        ("created_at", json!(1.5)),
+        ("tags", json!([["e", 1]])),
+        ("tags", json!([[]])),
+        ("content", json!(null)),
+    ] {
+        let mut bad = good.clone();
+        bad[field] = value;
+        client.send(json!(["EVENT", bad])).await;
+        let answer = client.expect("OK").await;
+        assert_eq!((&answer[1], &answer[2]), (&good["id"], &json!(false)));
+    }
+    let twice = good.to_string().replacen('{', "{\"kind\":1,", 1);
+    client.text(&format!("[\"EVENT\",{twice}]")).await;
+    assert_eq!(client.expect("OK").await[2], false);
+    client.send(json!(["EVENT", good])).await;
+    assert_eq!(client.expect("OK").await[2], true);
 }
 
 #[tokio::test]
@@ -452,7 +626,10 @@ async fn a_message_that_is_never_finished_ends_the_connection() {
     assert!(frame.reason.contains("not finished"), "{frame}");
     // By size.
     let service = Service::with(
-        &[("NGIT_RELAY_MAX_EVENT_SIZE_BYTES", "1000")],
+        &[
+            ("NGIT_RELAY_MAX_EVENT_SIZE_BYTES", "1000"),
+            ("NGIT_RELAY_MAX_STATE_SIZE_BYTES", "1000"),
+        ],
         Patience::default(),
     )
     .await;

@@ -12,10 +12,10 @@
 //! Asked for is what is wanted, and nothing that only might lead to it. A server that will not give
 //! one of the objects is asked for the others; a pack that holds some of them is a success.
 
-mod advertisement;
-mod lines;
+pub mod advertisement;
+pub mod lines;
 mod pace;
-mod pack;
+pub mod pack;
 mod request;
 
 use std::{collections::HashSet, time::Duration};

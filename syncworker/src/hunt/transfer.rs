@@ -70,8 +70,9 @@ const ON_THE_WAY: usize = 4;
 /// How long gitd may take nothing while there is something: it has a queue.
 const STALL: Duration = Duration::from_secs(300);
 
-/// How long it may take for a pack that has ended: to index it and to follow its links.
-const DIGESTION: Duration = Duration::from_secs(30 * 60);
+/// How long it may take for a pack that has ended: to index it and to follow its links. The largest pack
+/// on a slow disk takes hours; whether gitd is there, the connection tells.
+const DIGESTION: Duration = Duration::from_secs(6 * 60 * 60);
 
 /// What is put on the call in place of a deadline: whether it moves is looked at here, and a lease
 /// that is lost ends it.

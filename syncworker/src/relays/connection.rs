@@ -6,7 +6,7 @@
 use std::{sync::Mutex, time::Duration};
 
 use bytes::Bytes;
-use grasp_proto::contract::relay::RelayState;
+use grasp_proto::contract::{event_size::MAX_FRAMED_EVENT_BYTES, relay::RelayState};
 use http::{HeaderMap, HeaderValue, Method, header::ACCEPT};
 use http_body_util::{BodyExt, Limited};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -30,9 +30,6 @@ const HANDSHAKE: Duration = Duration::from_secs(15);
 /// How long the information document may take, and how long it may be.
 const DOCUMENT: Duration = Duration::from_secs(10);
 const DOCUMENT_BYTES: usize = 128 << 10;
-
-/// The longest message that is taken; longer ones are left out.
-const LONGEST_MESSAGE: usize = 1 << 20;
 
 /// Holds the relay until the lease is lost.
 pub(super) async fn run(relay: &Relay) {
@@ -120,11 +117,12 @@ async fn connect(relay: &Relay) -> Result<Socket, String> {
     let agent = concat!("graspd/", env!("CARGO_PKG_VERSION"));
     let headers = request.headers_mut();
     headers.insert(http::header::USER_AGENT, HeaderValue::from_static(agent));
-    let stream = WithoutOverlong::new(stream, LONGEST_MESSAGE);
+    // Longer messages are left out.
+    let stream = WithoutOverlong::new(stream, MAX_FRAMED_EVENT_BYTES);
     let config = WebSocketConfig::default()
         // With room for what a cut leaves behind.
-        .max_message_size(Some(LONGEST_MESSAGE + 1))
-        .max_frame_size(Some(LONGEST_MESSAGE))
+        .max_message_size(Some(MAX_FRAMED_EVENT_BYTES + 1))
+        .max_frame_size(Some(MAX_FRAMED_EVENT_BYTES))
         .read_buffer_size(16 << 10)
         .write_buffer_size(0)
         .max_write_buffer_size(1 << 20);

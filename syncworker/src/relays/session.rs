@@ -43,10 +43,6 @@ use super::{
 };
 use crate::{hunt::context::CallError, net::Stream};
 
-/// The longest event that is looked at, in bytes of its text: longer ones are accepted by no server of
-/// our kind.
-const LONGEST_EVENT: usize = 256 << 10;
-
 /// Messages that wait to be written.
 const OUTGOING: usize = 32;
 
@@ -367,7 +363,7 @@ impl Session<'_> {
             EventId::from_bytes(event.id.to_bytes()),
         );
         // Those that are for the moment only are no part of what is synced.
-        if submit::length(&event) <= LONGEST_EVENT && !event.kind.is_ephemeral() {
+        if !event.kind.is_ephemeral() {
             self.holding_up.store(true, Relaxed);
             self.intake.push(event, method).await;
             self.holding_up.store(false, Relaxed);

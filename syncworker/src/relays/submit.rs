@@ -14,7 +14,10 @@ use std::{
 };
 
 use grasp_proto::{
-    contract::relay::{Method, submit_verdict::What},
+    contract::{
+        event_size::{MAX_BATCH_BYTES, MAX_EVENT_BYTES},
+        relay::{Method, submit_verdict::What},
+    },
     words::EventId,
 };
 use nostr::Event;
@@ -34,9 +37,6 @@ const LINGER: Duration = Duration::from_millis(200);
 
 /// Bytes of events that wait or are being submitted, of one connection.
 const MOST_BYTES: usize = 2 << 20;
-
-/// The longest batch, in bytes: our relay takes 4 MiB.
-const BATCH_BYTES: usize = 3 << 20;
 
 /// What a string takes besides its text, with what the allocator adds,
 const STRING: usize = 48;
@@ -73,11 +73,6 @@ impl Room {
 fn texts(event: &Event) -> impl Iterator<Item = &String> {
     let tags = event.tags.iter().flat_map(|tag| tag.as_slice());
     tags.chain([&event.content])
-}
-
-/// The length of an event's text, without what it is framed in.
-pub fn length(event: &Event) -> usize {
-    texts(event).map(String::len).sum()
 }
 
 /// The memory that an event takes: a tag without text is a few bytes on the wire.
@@ -345,14 +340,18 @@ impl Pump {
     }
 }
 
-/// In batches that our relay takes: as JSON an event may be several times as long as its text.
+/// In batches that our relay takes. An event that is longer than one, as its relay wrote it shorter, is none
+/// that any server of our kind takes.
 fn batches(events: Vec<String>) -> Vec<Vec<String>> {
     let mut batches: Vec<Vec<String>> = Vec::new();
     let mut bytes = 0;
-    for event in events {
+    for event in events
+        .into_iter()
+        .filter(|event| event.len() <= MAX_EVENT_BYTES)
+    {
         bytes += event.len();
         match batches.last_mut() {
-            Some(batch) if bytes <= BATCH_BYTES => batch.push(event),
+            Some(batch) if bytes <= MAX_BATCH_BYTES => batch.push(event),
             _ => {
                 bytes = event.len();
                 batches.push(vec![event]);
@@ -408,14 +407,14 @@ mod tests {
     fn what_is_short_on_the_wire_and_long_in_memory_weighs_what_it_takes() {
         let empty = (0..10_000).map(|_| Tag::parse(["t", ""]).unwrap());
         let event = with_tags(empty);
-        assert!(length(&event) < 100_000 && event.as_json().len() < 100_000);
+        assert!(event.as_json().len() < 100_000);
         // Two strings and the list of them, of 24 bytes each, and a byte of text.
         assert!(weight(&event) >= 10_000 * (3 * size_of::<String>() + 1));
     }
 
     #[test]
     fn a_batch_is_as_long_as_our_relay_takes() {
-        let event = "x".repeat(BATCH_BYTES / 4);
+        let event = "x".repeat(MAX_BATCH_BYTES / 4);
         let sizes = |count: usize| -> Vec<usize> {
             let batches = batches(vec![event.clone(); count]);
             batches.iter().map(Vec::len).collect()
@@ -423,7 +422,8 @@ mod tests {
         assert_eq!(sizes(0), [0; 0]);
         assert_eq!(sizes(4), [4]);
         assert_eq!(sizes(9), [4, 4, 1]);
-        assert_eq!(batches(vec!["x".repeat(BATCH_BYTES + 1); 2]).len(), 2);
+        assert_eq!(batches(vec!["x".repeat(MAX_EVENT_BYTES); 2]).len(), 2);
+        assert!(batches(vec!["x".repeat(MAX_EVENT_BYTES + 1); 2]).is_empty());
     }
 
     #[tokio::test]

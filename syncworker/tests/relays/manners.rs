@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use grasp_proto::contract::relay::{Level, Method, RelayState, Target};
+use grasp_proto::contract::{
+    event_size::{MAX_EVENT_BYTES, MAX_FRAMED_EVENT_BYTES},
+    relay::{Level, Method, RelayState, Target},
+};
 use grasp_syncworker::relays::Config;
 use nostr::{Event, Keys};
 use serde_json::json;
@@ -13,7 +16,7 @@ use serde_json::json;
 use crate::{
     good_relay,
     remote::{Manners, Refusal, Remote},
-    stand::{Project, Stand, config, event, timing, told, until, work},
+    stand::{IDENTIFIER, Project, Stand, config, event, timing, told, until, work},
 };
 
 /// Many repositories, each with one root event, and the last event of each.
@@ -347,7 +350,7 @@ async fn unrelated_events_by_the_ten_thousands_are_left() {
 fn with_an_overlong_event(replies: u64) -> (Project, Event) {
     let project = Project::new(replies);
     let id = project.root.id.to_hex();
-    let content = "ö".repeat(1 << 20);
+    let content = "ö".repeat(MAX_FRAMED_EVENT_BYTES / 2);
     let at = 1_700_000_001;
     let long = event(&project.owner, 1111, at, &[["e", &id], ["x", &content]]);
     (project, long)
@@ -356,7 +359,7 @@ fn with_an_overlong_event(replies: u64) -> (Project, Event) {
 #[tokio::test]
 async fn an_event_that_is_too_long_is_left_out_and_everything_else_arrives() {
     // In one frame, in frames that split its characters, and in frames that are too long themselves.
-    for frames in [None, Some(4_095), Some(1_500_000)] {
+    for frames in [None, Some(4_095), Some(MAX_FRAMED_EVENT_BYTES + 1)] {
         let (project, long) = with_an_overlong_event(10);
         let mut all = project.all.clone();
         all.push(long.clone());
@@ -380,6 +383,37 @@ async fn an_event_that_is_too_long_is_left_out_and_everything_else_arrives() {
         assert!(stand.has(&project.all) && !stand.has([&long]));
         assert_eq!(remote.connections.load(SeqCst), 1);
     }
+}
+
+#[tokio::test]
+async fn the_largest_events_that_a_relay_can_be_set_to_take_arrive() {
+    let mut project = Project::new(1);
+    let id = project.root.id.to_hex();
+    // With what stands around the text.
+    let content = "x".repeat(MAX_EVENT_BYTES - 1000);
+    let state = event(
+        &project.owner,
+        30618,
+        1_700_000_001,
+        &[["d", IDENTIFIER], ["x", &content]],
+    );
+    let reply = event(
+        &project.owner,
+        1111,
+        1_700_000_002,
+        &[["e", &id], ["x", &content]],
+    );
+    let all = [&state, &reply].map(nostr::Event::as_json);
+    assert!(all.iter().all(|json| json.len() <= MAX_EVENT_BYTES));
+    project.all.push(state);
+    let remote = Remote::start(Manners::default(), project.all.clone()).await;
+    let stand = Stand::new();
+    stand.tell(told(vec![project.target(Level::Full, &[&remote.url])]));
+    stand.lease(&remote.url, 1);
+    let _worker = work(&stand, config(), timing());
+    until("the state comes", || stand.has(&project.all)).await;
+    remote.publish(reply.clone());
+    until("what is new comes", || stand.has([&reply])).await;
 }
 
 #[tokio::test]

@@ -8,9 +8,12 @@ use std::{
 
 use futures::{StreamExt, future::BoxFuture, stream, stream::BoxStream};
 use grasp_proto::{
-    contract::relay::{
-        HeldRelay, InventoryItem, LeasedRelay, Level, Method, RelayReport, RelayState,
-        RenewedRelay, Target, TargetChanges, submit_verdict::What,
+    contract::{
+        event_size::MAX_BATCH_BYTES,
+        relay::{
+            HeldRelay, InventoryItem, LeasedRelay, Level, Method, RelayReport, RelayState,
+            RenewedRelay, Target, TargetChanges, submit_verdict::What,
+        },
     },
     words::EventId,
 };
@@ -295,7 +298,9 @@ impl RelaySync for Direct {
         method: Method,
         events: Vec<String>,
     ) -> BoxFuture<'a, Answer<Vec<What>>> {
-        assert!(events.len() <= 500 && events.iter().map(String::len).sum::<usize>() <= 4 << 20);
+        assert!(
+            events.len() <= 500 && events.iter().map(String::len).sum::<usize>() <= MAX_BATCH_BYTES
+        );
         if self.0.known().stuck.as_deref() == Some(url) {
             return Box::pin(async { Err(CallError::Away("for the test".into())) });
         }

@@ -29,7 +29,15 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub const PURGATORY: &str = "purgatory: won't be served until git data arrives";
 
 /// Waits until `condition` holds; fails the test, naming `what`, if it never does.
-pub async fn until<F>(what: &str, mut condition: impl FnMut() -> F)
+pub async fn until<F>(what: &str, condition: impl FnMut() -> F)
+where
+    F: Future<Output = bool>,
+{
+    until_within(PATIENCE, what, condition).await;
+}
+
+/// The same of what takes its time: so long at most.
+pub async fn until_within<F>(patience: Duration, what: &str, mut condition: impl FnMut() -> F)
 where
     F: Future<Output = bool>,
 {
@@ -39,7 +47,7 @@ where
         }
     };
     assert!(
-        tokio::time::timeout(PATIENCE, waiting).await.is_ok(),
+        tokio::time::timeout(patience, waiting).await.is_ok(),
         "never came true: {what}"
     );
 }

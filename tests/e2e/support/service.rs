@@ -179,6 +179,29 @@ impl Service {
         self.child = Some(command.spawn().unwrap());
     }
 
+    /// A process of the service, in one role, told these settings besides; killed when dropped.
+    pub fn role(&self, name: &str, settings: &[(&str, String)]) -> tokio::process::Child {
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.path("log"))
+            .unwrap();
+        let mut command = self.command(&[name]);
+        for (name, value) in settings {
+            command.env(name, value);
+        }
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        tokio::process::Command::from(command)
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap()
+    }
+
+    /// A service that was started with [`Service::command`] in another way.
+    pub fn adopt(&mut self, child: Child) {
+        self.child = Some(child);
+    }
+
     /// Waits until the service says that it is ready.
     pub async fn ready(&mut self) {
         let waiting = async {

@@ -45,6 +45,14 @@ pub fn full(bytes: impl Into<Bytes>) -> Body {
 pub async fn open(port: u16, request: Request<Body>) -> Result<http::Response<Incoming>, Failure> {
     let stream = TcpStream::connect(("127.0.0.1", port)).await?;
     stream.set_nodelay(true)?;
+    open_on(stream, request).await
+}
+
+/// Sends a request on a connection and gives the answer's head and its body to read.
+pub async fn open_on(
+    stream: TcpStream,
+    request: Request<Body>,
+) -> Result<http::Response<Incoming>, Failure> {
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
@@ -53,7 +61,11 @@ pub async fn open(port: u16, request: Request<Body>) -> Result<http::Response<In
 
 /// Sends a request and reads the whole answer.
 pub async fn fetch(port: u16, request: Request<Body>) -> Result<Answer, Failure> {
-    let response = open(port, request).await?;
+    whole(open(port, request).await?).await
+}
+
+/// Reads the rest of an answer.
+pub async fn whole(response: http::Response<Incoming>) -> Result<Answer, Failure> {
     let (head, body) = response.into_parts();
     Ok(Answer {
         status: head.status.as_u16(),

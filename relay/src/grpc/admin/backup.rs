@@ -25,6 +25,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
+use super::lines::Chunks;
 use crate::{
     clock::Clock,
     git::{GitError, SnapshotAnswers},
@@ -46,8 +47,6 @@ const MOMENT_WITHIN: Duration = Duration::from_secs(30);
 const SILENT: Duration = Duration::from_secs(60);
 /// How long a caller may take for one part, or leave us without a question.
 const IDLE: Duration = Duration::from_secs(300);
-/// Bytes of one part, about.
-const CHUNK: usize = 256 * 1024;
 
 type Parts = mpsc::Sender<Result<BackupResponse, Status>>;
 
@@ -128,6 +127,7 @@ struct Moment {
     events: store::Snapshot,
     records: journal::Snapshot,
     repositories: u64,
+    listed_repositories: u64,
 }
 
 /// In the rest: the three readings begin.
@@ -143,6 +143,7 @@ async fn take(release: &Release, git: &mut Git) -> Result<Moment, Status> {
             events,
             records,
             repositories: taken.repositories,
+            listed_repositories: taken.described,
         }),
         _ => Err(out_of_order()),
     }
@@ -194,6 +195,7 @@ async fn work(
         domain,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         repositories: moment.repositories,
+        listed_repositories: moment.listed_repositories,
         paused_millis: u64::try_from(paused.as_millis()).unwrap_or(u64::MAX),
     };
     tell(parts, Part::Moment(said)).await?;
@@ -254,24 +256,11 @@ async fn send_lines(
     part: impl Fn(Vec<u8>) -> Part,
     lines: impl FnOnce(&mut dyn FnMut(String) -> bool) -> Result<(), Status> + Send + 'static,
 ) -> Result<(), Status> {
-    let (chunks, mut receiver) = mpsc::channel::<Vec<u8>>(2);
-    let read = move || {
-        let mut chunk = Vec::with_capacity(CHUNK);
-        let mut see = |line: String| {
-            chunk.extend_from_slice(line.as_bytes());
-            chunk.push(b'\n');
-            chunk.len() < CHUNK || chunks.blocking_send(std::mem::take(&mut chunk)).is_ok()
-        };
-        lines(&mut see)?;
-        let _ = chunks.blocking_send(chunk);
-        Ok::<(), Status>(())
-    };
-    let reading = tokio::task::spawn_blocking(read);
-    while let Some(chunk) = receiver.recv().await {
+    let mut chunks = Chunks::read(lines);
+    while let Some(chunk) = chunks.next().await {
         tell(parts, part(chunk)).await?;
     }
-    let read = reading.await;
-    read.map_err(|error| Status::internal(error.to_string()))??;
+    chunks.end().await?;
     end(parts).await
 }
 

@@ -49,6 +49,7 @@ fn reason(reason: Reason) -> wire::HeldReason {
         Reason::Deleted => wire::HeldReason::Deleted,
         Reason::MovedAway => wire::HeldReason::MovedAway,
         Reason::Vanished => wire::HeldReason::Vanished,
+        Reason::Expired => wire::HeldReason::Expired,
         Reason::Unknown => wire::HeldReason::Unspecified,
     }
 }
@@ -244,7 +245,7 @@ impl HoldingService {
             .may_return(&repo)
             .await
             .map_err(internal)?;
-        let verdict = self.door.admit(announcement, Origin::User).await;
+        let verdict = self.door.admit(announcement, Origin::Operator).await;
         if !verdict.ok {
             return Err(Status::failed_precondition(verdict.message.clone()));
         }

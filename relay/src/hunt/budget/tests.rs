@@ -113,10 +113,28 @@ fn a_server_that_keeps_failing_is_set_aside_and_comes_back() {
     ask(&mut budget, 31, Outcome::Broken, after(1_500));
     assert!(budget.is_aside(&a, after(1_500)));
     assert!(!budget.is_aside(&other, after(1_500)));
-    let until = after(1_500) + LIMITS.aside_for;
-    assert_eq!(budget.figures(after(1_501))[0].aside_until, Some(until));
-    assert!(!budget.is_aside(&a, until));
+    assert_eq!(budget.set_aside(), 1);
+    let until = after(1_500) + Duration::from_secs(5 * 60);
+    let figures = &budget.figures(after(1_501))[0];
+    assert_eq!((figures.aside_until, figures.times_aside), (Some(until), 1));
+    assert!(budget.to_probe().is_empty());
     budget.tick(until);
+    assert_eq!(budget.to_probe(), [a.server.clone()].into());
+    // One request finds out whether it is back.
+    assert!(!budget.is_aside(&a, until));
+    budget.take(32, &a, until);
+    assert!(budget.is_aside(&a, until));
+    budget.free(32, Outcome::Broken, until);
+    let figures = &budget.figures(until)[0];
+    let again = until + Duration::from_secs(10 * 60);
+    assert_eq!((figures.aside_until, figures.times_aside), (Some(again), 2));
+    budget.tick(again);
+    budget.take(33, &a, again);
+    budget.recovered();
+    budget.free(33, Outcome::Fine, again);
+    assert_eq!(budget.recovered(), [a.server.clone()].into());
+    assert!(!budget.is_aside(&a, again) && budget.set_aside() == 0);
+    budget.tick(again + MINUTE);
     assert!(budget.domains.is_empty() && budget.moments.is_empty());
 }
 

@@ -47,6 +47,14 @@ pub struct Said {
     pub url: OfUrl,
 }
 
+impl Said {
+    /// Whether whoever was asked has had its say. Else it is waited for.
+    fn answered_for_itself(self) -> bool {
+        let is_there = !matches!(self.server, Outcome::Broken | Outcome::Busy);
+        is_there && !matches!(self.url, OfUrl::Unwell | OfUrl::NotAsked)
+    }
+}
+
 impl From<Outcome> for Said {
     fn from(server: Outcome) -> Self {
         Self {
@@ -84,6 +92,9 @@ impl Queue {
         let lease = self.entries.get_mut(identifier).and_then(leased_mut);
         let fetch = lease.and_then(|lease| lease.fetch.take())?;
         tracing::debug!(%identifier, url = fetch.url.url, "a fetch was never reported");
+        if let Some(entry) = self.entries.get_mut(identifier) {
+            entry.tries.is_out_of_reach(&fetch.url);
+        }
         self.free(identifier, &fetch, Outcome::Unknown, now);
         Some(fetch)
     }
@@ -104,6 +115,7 @@ impl Queue {
         }
         self.writes.push(Write::no_wants(identifier));
         self.budget.free(fetch.number, outcome, now);
+        self.follow_servers(now);
         self.wake();
     }
 
@@ -139,11 +151,23 @@ impl Queue {
         let (asked, turns) = (entry.asked, entry.turns);
         let since = leased(entry).map_or(now, |lease| lease.since);
         let entry = &self.entries[identifier];
-        let left: Vec<&CloneUrl> = urls
-            .iter()
-            .filter(|one| !entry.tried.contains(&one.url) && !self.budget.is_aside(one, now))
-            .filter(|one| !entry.costly.is_left_alone(&one.url, now))
-            .collect();
+        let (mut left, mut out_of_reach) = (Vec::new(), Vec::new());
+        for one in urls.iter().filter(|one| !entry.tried.contains(&one.url)) {
+            if self.budget.is_aside(one, now) {
+                out_of_reach.push(one);
+            } else if !entry.costly.is_left_alone(&one.url, now) {
+                left.push(one);
+            } else if entry.costly.is_unwell(&one.url) {
+                out_of_reach.push(one);
+            }
+        }
+        if left.is_empty()
+            && let Some(entry) = self.entries.get_mut(identifier)
+        {
+            for one in out_of_reach {
+                entry.tries.is_out_of_reach(one);
+            }
+        }
         if left.is_empty() {
             return Ok(self.end(identifier, Why::NothingLeft, now));
         }
@@ -262,6 +286,10 @@ impl Queue {
             });
         };
         entry.costly.ended(&fetch.url.url, said.url, now);
+        match said.answered_for_itself() {
+            true => entry.tries.is_in_reach(&fetch.url),
+            false => entry.tries.is_out_of_reach(&fetch.url),
+        }
         self.free(identifier, &fetch, said.server, now);
         self.record(identifier);
         Ok(Reported::First(fetch))

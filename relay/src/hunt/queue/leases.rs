@@ -146,9 +146,13 @@ impl Queue {
 
     pub(super) fn place_leased(&mut self, identifier: &Identifier, lease: Lease) -> Option<Leased> {
         let (until, token, worker) = (lease.until, lease.token, lease.worker.clone());
+        let since = lease.since;
         let entry = self.unplace(identifier)?;
+        let mut waited = Vec::new();
         if entry.timing.begin() {
             metrics::counter!("purgatory_sync_attempts_total").increment(1);
+            waited = entry.tries.servers().cloned().collect();
+            entry.tries.begin(since);
         }
         entry.place = Place::Leased(Box::new(lease));
         let leased = Leased {
@@ -157,6 +161,7 @@ impl Queue {
             tried: entry.tried.iter().cloned().collect(),
             trace: entry.trace,
         };
+        self.waits_for_servers(waited, Vec::new(), identifier);
         self.leases.insert((until, identifier.clone()));
         self.workers.leased(&worker);
         self.record(identifier);
@@ -291,16 +296,17 @@ impl Queue {
             self.attempt_ends(identifier, now);
             return;
         }
-        if self.unplace(identifier).is_some() {
-            self.entries.remove(identifier);
-        }
+        self.remove(identifier);
         self.budget.leave(identifier, now);
         self.wake();
     }
 
     fn attempt_ends(&mut self, identifier: &Identifier, now: Moment) {
+        let mut waits = Vec::new();
         if let Some(entry) = self.unplace(identifier) {
             let backoff = entry.timing.ended(now);
+            entry.tries.ended();
+            waits = entry.tries.servers().cloned().collect();
             entry.turns = 0;
             entry.asked = 0;
             entry.rotation.attempt_ends(entry.tried.len());
@@ -310,6 +316,7 @@ impl Queue {
                 metrics::histogram!("purgatory_sync_backoff_seconds").record(backoff);
             }
         }
+        self.waits_for_servers(Vec::new(), waits, identifier);
         self.budget.leave(identifier, now);
         self.place_later(identifier);
         self.wake();

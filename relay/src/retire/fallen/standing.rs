@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use grasp_proto::words::{Identifier, Npub, RepoId};
+use grasp_proto::words::{EventId, Identifier, Npub, RepoId};
 use nostr::{Event, Filter};
 
 use super::{Search, Unannounced};
@@ -22,17 +22,12 @@ impl Release {
         trusting.iter().any(|(_, standing)| standing.is_here())
     }
 
-    /// Whether such an announcement, but its own, names the owner of one: for that it may be served
-    /// without a repository here.
-    pub fn is_named(&self, repo: &RepoId) -> bool {
-        let trusting = self.repositories.trusting(&repo.identifier, &repo.owner);
-        is_by_another(&trusting, repo)
+    /// Whether a served repository shows the refs of a state, whoever its author is to it by now.
+    fn is_shown(&self, id: &EventId) -> bool {
+        let showing = self.purgatory.showing(id);
+        let is_served = |repo| self.repositories.standing(repo) == Some(Standing::Active);
+        showing.iter().any(is_served)
     }
-}
-
-fn is_by_another(trusting: &[(RepoId, Standing)], repo: &RepoId) -> bool {
-    let mut others = trusting.iter().filter(|(other, _)| other != repo);
-    others.any(|(_, standing)| standing.is_here())
 }
 
 impl Search<'_> {
@@ -42,6 +37,7 @@ impl Search<'_> {
         match (Meaning::of(event.kind), identifier) {
             (Meaning::Deletion | Meaning::Vanish | Meaning::GraspList, _)
             | (Meaning::Announcement, None) => Ok(true),
+            (Meaning::State, _) if self.release.is_shown(&id_of(event)) => Ok(true),
             (Meaning::State, Some(identifier)) => {
                 self.is_trusted(&identifier, &author_of(event)).await
             }
@@ -119,37 +115,40 @@ impl Search<'_> {
         if self.release.is_trusted(identifier, author) {
             return Ok(true);
         }
-        let trusting = self.trusting_with_withheld(identifier, author).await?;
+        let Some(project) = self.project_with_withheld(identifier).await? else {
+            return Ok(false);
+        };
+        let trusting = project.trusting(identifier, author);
         Ok(trusting.iter().any(|(_, standing)| standing.is_here()))
     }
 
-    /// Whether such an announcement, but its own, names the owner of one.
-    pub(super) async fn is_named(&mut self, repo: &RepoId) -> Result<bool, StoreError> {
-        if self.release.is_named(repo) {
+    /// Whether such an announcement, but its own, names the owner of one: for that it may be served
+    /// without a repository here.
+    pub(super) async fn is_wanted_here(&mut self, repo: &RepoId) -> Result<bool, StoreError> {
+        if self.release.repositories.is_wanted_here(repo) {
             return Ok(true);
         }
-        let trusting = self.trusting_with_withheld(&repo.identifier, &repo.owner);
-        Ok(is_by_another(&trusting.await?, repo))
+        let project = self.project_with_withheld(&repo.identifier).await?;
+        Ok(project.is_some_and(|project| project.is_wanted_here(repo)))
     }
 
-    async fn trusting_with_withheld(
+    async fn project_with_withheld(
         &mut self,
         identifier: &Identifier,
-        author: &Npub,
-    ) -> Result<Vec<(RepoId, Standing)>, StoreError> {
+    ) -> Result<Option<&Repositories>, StoreError> {
         if self.unannounced == Unannounced::Ignored {
-            return Ok(Vec::new());
+            return Ok(None);
         }
         if !self.projects.contains_key(identifier) {
             let project = self.project(identifier).await?;
             self.projects.insert(identifier.clone(), project);
         }
-        Ok(self.projects[identifier].trusting(identifier, author))
+        Ok(self.projects.get(identifier))
     }
 
     /// All announcements of an identifier that wait or are kept, with those that are withheld.
     async fn project(&self, identifier: &Identifier) -> Result<Repositories, StoreError> {
-        let project = Repositories::default();
+        let project = Repositories::new(self.release.repositories.rule());
         let known = &self.release.repositories;
         for owner in known.owners(identifier, Standing::Waiting) {
             let identifier = identifier.clone();

@@ -150,6 +150,7 @@ fn oid_and(line: &[u8]) -> Result<(Oid, &[u8]), FetchError> {
 }
 
 /// Reads the answer to `info/refs`.
+#[allow(clippy::implicit_hasher)] // callers have no other
 pub async fn read(lines: &mut Lines, wants: &HashSet<Oid>) -> Result<Dialect, FetchError> {
     let mut lines = Bounded::new(lines);
     let mut first = lines.next().await?;
@@ -241,6 +242,7 @@ async fn refs(
 }
 
 /// Reads the answer to `ls-refs`, asked to peel.
+#[allow(clippy::implicit_hasher)] // callers have no other
 pub async fn read_refs(lines: &mut Lines, wants: &HashSet<Oid>) -> Result<Found, FetchError> {
     let (mut lines, mut found) = (Bounded::new(lines), Found::default());
     while let Some(line) = lines.next().await? {
