@@ -197,7 +197,9 @@ pub async fn run_on_locked_data(
 ) -> Result<(), Error> {
     // Before anything that takes its time: whoever asks meanwhile is heard afterwards.
     let hangups = withhold::hangups();
-    withhold::read_again(&config.curation).await;
+    if let Some(rules) = withhold::read_again(&config.curation).await {
+        config.curation.replace(rules);
+    }
     let config = Arc::new(config);
     nip34::set_created_at_ahead(config.limits.created_at_ahead);
     // From the first on nothing is counted in vain.
@@ -382,6 +384,7 @@ pub async fn run_on_locked_data(
         internal.cancel();
         return Ok(());
     }
+    withhold::tell_first(&*git, &config.curation.rules()).await;
     let telling = tokio::spawn(withhold::tell_git(
         git.clone(),
         config.curation.clone(),

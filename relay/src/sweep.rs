@@ -361,6 +361,7 @@ pub async fn try_everything(release: &Release, serial: &Serial) {
 /// into what is to go.
 pub async fn try_unfinished(release: &Release, serial: &Serial) {
     carry_out_dooms(release, serial).await;
+    release.holding.try_again();
     let unfinished = release.unfinished.iter().map(|one| one.key().clone());
     let mut unfinished: BTreeSet<Identifier> = unfinished.collect();
     // Whatever changed them, and whoever was to see to it.

@@ -8,7 +8,8 @@
 //!
 //! What waits in purgatory and would not be accepted now is dropped; it can be sent again.
 //!
-//! gitd is told what the blacklists name ([`tell_git`]), since git's ways may lead past this process.
+//! gitd is told what the blacklists name ([`tell_git`]), since git's ways may lead past this process, and before
+//! they count here ([`tell_first`]): whatever is judged by them asks gitd what is public.
 
 pub mod refs;
 
@@ -349,18 +350,26 @@ pub fn hangups() -> Option<Signal> {
     hangups.ok()
 }
 
-/// Reads the lists that are files again; says whether that went well, and there are any.
-pub async fn read_again(curation: &Curation) -> bool {
+/// The rules by the lists that are files as they are now; `None` if there are no such, or one is wrong, which is
+/// told in the log.
+pub async fn read_again(curation: &Curation) -> Option<Rules> {
     if !curation.has_files() {
-        return false;
+        return None;
     }
     let reader = curation.clone();
     match tokio::task::spawn_blocking(move || reader.read_again()).await {
-        Ok(Ok(())) => return true,
+        Ok(Ok(rules)) => return Some(rules),
         Ok(Err(error)) => tracing::warn!("the lists stay as they were: {error}"),
         Err(error) => tracing::error!(%error, "the lists stay as they were"),
     }
-    false
+    None
+}
+
+/// Tells gitd what these rules have on a blacklist, before they count here.
+pub async fn tell_first(git: &dyn Git, rules: &Rules) {
+    if let Err(error) = git.withhold(rules.blocked()).await {
+        tracing::warn!(%error, "the git storage is told later what is on a blacklist");
+    }
 }
 
 /// Reads the lists that are files again at every hangup, until `stop`; `changed` is called when they
@@ -382,9 +391,11 @@ pub async fn run(
             () = stop.cancelled() => return,
             _ = hangups.recv() => {}
         }
-        if !read_again(&curation).await {
+        let Some(rules) = read_again(&curation).await else {
             continue;
-        }
+        };
+        tell_first(&*release.git, &rules).await;
+        curation.replace(rules);
         match apply(&release, &serial, &curation).await {
             Ok(_) => {
                 curation.rules().tell();

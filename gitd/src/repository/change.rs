@@ -212,6 +212,7 @@ impl Repositories {
             let head = head.filter(|head| refs::head(&git) != *head);
             // Most repositories of a set are as they should be when it is judged again.
             if !changes.is_empty() || head.is_some() {
+                self.note_former(&address, &objects, &changes)?;
                 self.tips.during(&address, || {
                     refs::apply(&view, &changes)?;
                     head.map_or(Ok(false), |head| refs::set_head(&git, head))
@@ -223,7 +224,7 @@ impl Repositories {
                     tracing::warn!(%repo, %error, "refs not packed");
                 }
             }
-            self.note_aligned(&address, &objects, &changes)?;
+            self.note_aligned(&address, &objects)?;
             self.consolidator.consider(&pool);
             Ok(u32::try_from(changes.len()).unwrap_or(u32::MAX))
         })
@@ -313,12 +314,6 @@ impl Repositories {
                 }
             }
         }
-        if old != Some(put.oid) {
-            let new = Some(put.oid);
-            let name = put.name.to_string();
-            refs::apply(&view, &[Change { name, old, new }])?;
-        }
-        self.note_shown(address, put.oid)?;
         let mut left: BTreeSet<Oid> = old.into_iter().collect();
         if put.signed_for {
             // They came into the pool with the one that was signed for.
@@ -326,6 +321,12 @@ impl Repositories {
         }
         left.remove(&put.oid);
         self.note_left(address, left)?;
+        if old != Some(put.oid) {
+            let new = Some(put.oid);
+            let name = put.name.to_string();
+            refs::apply(&view, &[Change { name, old, new }])?;
+        }
+        self.note_shown(address, put.oid)?;
         if put.signed_for {
             staging::forget(&view, event)?;
             self.unsigned.recount(address, &view)?;
@@ -356,15 +357,13 @@ impl Repositories {
             if !expected.allows(old) && old.is_some() {
                 return Err(not_where_expected(name));
             }
-            if old.is_some() {
-                let new = None;
-                let name = name.to_string();
+            if let Some(old) = old {
+                if !staging::events(&view).is_ok_and(|staged| staged.contains(&event)) {
+                    self.note_withdrawn(address, event, old)?;
+                }
+                let (name, new) = (name.to_string(), None);
+                let old = Some(old);
                 refs::apply(&view, &[Change { name, old, new }])?;
-            }
-            if let Some(old) =
-                old.filter(|_| !staging::events(&view).is_ok_and(|s| s.contains(&event)))
-            {
-                self.note_withdrawn(address, event, old)?;
             }
             staging::forget(&view, &event)?;
             self.unsigned.recount(address, &view)?;

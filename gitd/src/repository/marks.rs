@@ -3,8 +3,8 @@
 //! Refs alone say what a view shows. Between a pack's coming and the ref that leads to it, and where one of
 //! several packs has come, something has to remember that it was brought, and for whom: it would be taken for
 //! hidden otherwise (`public.rs`). A mark stands for the object and all it leads to. It is written before the
-//! pack is seen, goes when a ref leads there, and holds for a while at most: a process that is killed in
-//! between finds it, and repeats its work.
+//! pack is seen, or the ref is moved that led there; it goes when a ref leads there, and holds for a while at
+//! most: a process that is killed in between finds it, and repeats its work.
 //!
 //! One that holds no more stays where it is until the pool is pruned: what it stands for may be reached by
 //! nothing (`prune.rs`).
@@ -334,7 +334,7 @@ impl Repositories {
         self.mark(address.identifier(), fate, Vec::new())
     }
 
-    /// A ref leads there no more, or never did.
+    /// A ref is to lead there no more, or never did.
     pub(super) fn note_left(
         &self,
         address: &Address,
@@ -347,7 +347,7 @@ impl Repositories {
         }
     }
 
-    /// The ref of a pull request, which led there, is gone from a view. Where that went with a repository, it
+    /// The ref of a pull request, which leads there, is to go from a view. Where that goes with a repository, it
     /// comes back with it: the same event's, nobody else's.
     pub(super) fn note_withdrawn(
         &self,
@@ -363,8 +363,9 @@ impl Repositories {
         self.mark(address.identifier(), |_| Fate::Stays, vec![offered])
     }
 
-    /// The branches and tags of a view lead to these, and no more to where they led before.
-    pub(super) fn note_aligned(
+    /// The branches and tags of a view are to be moved from where they lead: a signed state that counts again
+    /// may want that back. Of no object that is to be shown.
+    pub(super) fn note_former(
         &self,
         address: &Address,
         shown: &[(Oid, bool)],
@@ -373,13 +374,29 @@ impl Repositories {
         let Some(view) = self.marker(address)? else {
             return Ok(());
         };
+        let mut former: HashSet<Oid> = moved.iter().filter_map(|change| change.old).collect();
+        for (oid, _) in shown {
+            former.remove(oid);
+        }
+        if former.is_empty() {
+            return Ok(());
+        }
+        let former = former.into_iter();
+        let former = former.map(|oid| Mark::new(Kind::Former, oid, Some(&view)));
+        self.mark(address.identifier(), |_| Fate::Stays, former.collect())
+    }
+
+    /// The branches and tags of a view lead to these.
+    pub(super) fn note_aligned(
+        &self,
+        address: &Address,
+        shown: &[(Oid, bool)],
+    ) -> Result<(), Error> {
+        let Some(view) = self.marker(address)? else {
+            return Ok(());
+        };
         let is_public = !self.withheld.covers(&address.repo);
         let shown: HashSet<Oid> = shown.iter().map(|(oid, _)| *oid).collect();
-        let former = moved.iter().filter_map(|change| change.old);
-        let former: HashSet<Oid> = former.filter(|oid| !shown.contains(oid)).collect();
-        let former = former
-            .into_iter()
-            .map(|oid| Mark::new(Kind::Former, oid, Some(&view)));
         let fate = |mark: &Mark| {
             let is_shown = match mark.kind {
                 // Of several states that come back, one may be behind the others.
@@ -389,7 +406,7 @@ impl Repositories {
             };
             Fate::goes_if(is_shown && shown.contains(&mark.oid))
         };
-        self.mark(address.identifier(), fate, former.collect())
+        self.mark(address.identifier(), fate, Vec::new())
     }
 }
 

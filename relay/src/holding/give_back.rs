@@ -62,7 +62,14 @@ impl Holding {
         }
     }
 
-    /// The same, when whatever comes next, or some time has passed: it has just failed.
+    /// What failed to come back is tried again.
+    pub fn try_again(&self) {
+        if !self.index().returning.is_empty() {
+            self.work.notify_one();
+        }
+    }
+
+    /// The same as [`Holding::returns`], when whatever comes next, or some time has passed: it has just failed.
     fn returns_later(&self, repo: &RepoId) {
         let mut index = self.index();
         if index.holds.contains_key(repo) {

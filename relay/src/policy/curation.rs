@@ -396,11 +396,9 @@ impl Curation {
         lists.into_iter().any(is_file)
     }
 
-    /// Reads the files again. Blocks. If something is wrong with one, everything stays as it was.
-    pub fn read_again(&self) -> Result<(), BadSetting> {
-        let rules = Rules::from_settings(&self.settings, self.rules().ours())?;
-        self.replace(rules);
-        Ok(())
+    /// The rules by the files as they are now. Blocks.
+    pub fn read_again(&self) -> Result<Rules, BadSetting> {
+        Rules::from_settings(&self.settings, self.rules().ours())
     }
 }
 
@@ -587,7 +585,7 @@ mod tests {
         let curation = Curation::from_settings(&settings, &domain).unwrap();
         assert!(curation.has_files() && curation.rules().blocks_nothing());
         write("bad # since today\n");
-        curation.read_again().unwrap();
+        curation.replace(curation.read_again().unwrap());
         assert!(curation.rules().blocks(&ours(1, "bad").repo));
         for wrong in ["npub1nonsense", "good"] {
             write(&format!("worse\n{wrong}\n"));
