@@ -159,12 +159,12 @@ pub trait Git: Send + Sync + 'static {
         commits: &'a BTreeSet<Oid>,
     ) -> BoxFuture<'a, Result<Absent, GitError>>;
 
-    /// Makes branches, tags and HEAD of a repository what they shall be.
+    /// Makes branches, tags and HEAD of a repository what they shall be; gives how many refs moved.
     fn align<'a>(
         &'a self,
         repo: &'a RepoId,
         alignment: Alignment,
-    ) -> BoxFuture<'a, Result<(), GitError>>;
+    ) -> BoxFuture<'a, Result<u32, GitError>>;
 
     /// Sets a ref under `refs/nostr/`; `signed_for`: what is staged for it belongs in the pool, and a
     /// repository below `/prs/` is made if it is not there.
@@ -469,7 +469,7 @@ impl Git for Gitd {
         &'a self,
         repo: &'a RepoId,
         alignment: Alignment,
-    ) -> BoxFuture<'a, Result<(), GitError>> {
+    ) -> BoxFuture<'a, Result<u32, GitError>> {
         let mut client = self.client.clone();
         let entry = |(name, oid): &(RefName, Oid)| wire::Ref::new(name, Some(*oid));
         let mut request = tonic::Request::new(wire::AlignRequest {
@@ -489,8 +489,8 @@ impl Git for Gitd {
         // Thousands of refs take a while to write.
         request.set_timeout(std::time::Duration::from_secs(120));
         Box::pin(async move {
-            client.align(request).await?;
-            Ok(())
+            let answer = client.align(request).await?;
+            Ok(answer.into_inner().changed)
         })
     }
 

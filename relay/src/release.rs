@@ -91,6 +91,8 @@ pub struct Aim {
 pub struct Released {
     /// It is served.
     pub served: bool,
+    /// Refs that it moved.
+    pub moved: u32,
     /// More repositories want it than one turn has room for.
     pub more: Option<SoFar>,
 }
@@ -98,6 +100,7 @@ pub struct Released {
 impl Released {
     const NOTHING: Self = Self {
         served: false,
+        moved: 0,
         more: None,
     };
 }
@@ -105,8 +108,8 @@ impl Released {
 /// How far the turns of a release came before.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SoFar {
-    /// The last repository that was seen to.
-    behind: RepoId,
+    /// The last repository that was seen to; `None`: only the one that was aimed at.
+    behind: Option<RepoId>,
     /// Every one of them could be.
     all_settled: bool,
 }
@@ -116,14 +119,14 @@ pub struct SoFar {
 pub struct GoOn {
     /// What is being released.
     pub state: State,
-    /// How far it came.
-    pub so_far: SoFar,
+    /// How far it came; `None`: it is to begin.
+    pub so_far: Option<SoFar>,
 }
 
 /// What a release of all that waits under an identifier leaves to be done.
 #[derive(Debug, Clone, Default)]
 pub struct Left {
-    /// States that more repositories want than one turn has room for.
+    /// States that one turn has no room for, or whose repositories it has not.
     pub go_on: Vec<GoOn>,
     /// Events that could not be released though their data is here: they do not expire for that.
     pub failed: BTreeSet<EventId>,
@@ -131,6 +134,8 @@ pub struct Left {
 
 /// Repositories that one turn of the queue aligns at most, so that a push waits for no more.
 const ALIGNED_A_TURN: usize = 64;
+/// Refs moved with which a turn has done enough: of a state of thousands it aligns one repository.
+const REFS_A_TURN: u32 = 1000;
 /// Objects asked for at once.
 const OBJECTS_A_CALL: usize = 20_000;
 
@@ -222,8 +227,8 @@ impl Release {
     }
 
     /// Releases whatever waits under an identifier and can be: states oldest first, then pull
-    /// requests. One that cannot be released does not hold up the next. Gives the states that more
-    /// repositories want than one turn has room for.
+    /// requests. One that cannot be released does not hold up the next. Gives the states that one turn has no
+    /// room for.
     ///
     /// # Errors
     /// Only if the git storage cannot be reached: then nothing is known.
@@ -243,14 +248,23 @@ impl Release {
             wanted.pull_request(request);
         }
         let absent = self.absent(identifier, &wanted).await?;
-        let mut left = Left::default();
+        let (mut left, mut moved) = (Left::default(), 0_u32);
         for state in states {
             if !satisfiable(&state, &absent) {
                 continue;
             }
+            if moved >= REFS_A_TURN {
+                let so_far = None;
+                left.go_on.push(GoOn { state, so_far });
+                continue;
+            }
             match self.state(&state, None, None).await {
-                Ok(Released { more, .. }) => {
-                    left.go_on.extend(more.map(|so_far| GoOn { state, so_far }));
+                Ok(released) => {
+                    moved = moved.saturating_add(released.moved);
+                    if released.more.is_some() {
+                        let so_far = released.more;
+                        left.go_on.push(GoOn { state, so_far });
+                    }
                 }
                 Err(error) if error.is_unreachable() => return Err(error),
                 Err(error) => {
@@ -277,7 +291,8 @@ impl Release {
     }
 
     /// Releases a state whose objects are all here: aligns every repository here for which it is
-    /// the latest authorised state, the one aimed at first; promotes those that wait; serves it.
+    /// the latest authorised state, the one aimed at first, then its author's; promotes those that wait;
+    /// serves it. What is too much for one turn is left to the next.
     ///
     /// A repository other than the one aimed at that cannot be aligned keeps the state in
     /// purgatory, served or not, so that it is tried again.
@@ -310,18 +325,21 @@ impl Release {
         }
         let here = trusting.iter().filter(|(_, standing)| standing.is_here());
         let mut here: Vec<(RepoId, Standing)> = here.cloned().collect();
-        here.sort_by(|a, b| a.0.cmp(&b.0));
+        let place = |repo: &RepoId| (repo.owner != state.author, repo.clone());
+        here.sort_by_key(|(repo, _)| place(repo));
         if let Some(so_far) = so_far {
-            here.retain(|(repo, _)| *repo > so_far.behind);
+            let behind = so_far.behind.as_ref();
+            here.retain(|(repo, _)| behind.is_none_or(|behind| place(repo) > place(behind)));
         }
-        let is_last_turn = here.len() <= ALIGNED_A_TURN;
+        let mut is_last_turn = here.len() <= ALIGNED_A_TURN;
         here.truncate(ALIGNED_A_TURN);
-        let last = here.last().map(|(repo, _)| repo.clone());
+        let mut moved = 0_u32;
         if let Some(aim) = aim {
             here.retain(|(repo, _)| *repo != aim.repo);
             if let Some(standing) = self.repositories.standing(&aim.repo) {
                 let stored = self.stored_for([&aim.repo]).await?;
-                self.settle(&aim.repo, standing, Some(state), Some(aim), &stored)
+                moved = self
+                    .settle(&aim.repo, standing, Some(state), Some(aim), &stored)
                     .await?;
             }
         }
@@ -329,12 +347,20 @@ impl Release {
         let mut all_settled = so_far.is_none_or(|so_far| so_far.all_settled);
         let mut last_error = None;
         let mut settled = usize::from(aim.is_some() || so_far.is_some());
+        let mut behind = so_far.and_then(|so_far| so_far.behind.clone());
         for (repo, standing) in here {
+            if moved >= REFS_A_TURN {
+                is_last_turn = false;
+                break;
+            }
             match self
                 .settle(&repo, standing, Some(state), None, &stored)
                 .await
             {
-                Ok(()) => settled += 1,
+                Ok(refs) => {
+                    settled += 1;
+                    moved = moved.saturating_add(refs);
+                }
                 Err(error) if error.is_unreachable() => return Err(error),
                 Err(error) => {
                     all_settled = false;
@@ -342,6 +368,7 @@ impl Release {
                     last_error = Some(error);
                 }
             }
+            behind = Some(repo);
         }
         // Served only where its refs have moved.
         if let Some(error) = last_error.filter(|_| settled == 0) {
@@ -362,11 +389,15 @@ impl Release {
                 meters::released("states", now.since(waited.created));
             }
         }
-        let more = last.filter(|_| !is_last_turn).map(|behind| SoFar {
+        let more = (!is_last_turn).then_some(SoFar {
             behind,
             all_settled,
         });
-        Ok(Released { served, more })
+        Ok(Released {
+            served,
+            moved,
+            more,
+        })
     }
 
     /// Earlier versions of a state that is served wait for nothing: they will never be served, and
@@ -386,7 +417,7 @@ impl Release {
     }
 
     /// Makes a repository equal to its latest authorised state, among the stored ones and the one
-    /// being released, and promotes its announcement if that names something.
+    /// being released, and promotes its announcement if that names something. Gives how many refs moved.
     async fn settle(
         &self,
         repo: &RepoId,
@@ -394,26 +425,31 @@ impl Release {
         releasing: Option<&State>,
         aim: Option<&Aim>,
         stored: &StoredFor,
-    ) -> Result<(), ReleaseError> {
+    ) -> Result<u32, ReleaseError> {
         let latest_stored = stored.latest(repo);
         let Some(target) = latest(latest_stored.into_iter().chain(releasing.cloned())) else {
-            return Ok(());
+            return Ok(0);
         };
         let is_new = releasing.is_some_and(|state| state.id() == target.id());
         if !is_new && standing == Standing::Active {
-            return Ok(());
+            return Ok(0);
         }
         if self.retains_a_later_state(repo, &target).await? {
-            return Ok(());
+            return Ok(0);
         }
-        self.align(repo, &target, aim).await?;
+        let moved = self.align(repo, &target, aim).await?;
         if standing == Standing::Waiting && target.names_something() {
             self.promote(repo, stored).await?;
         }
-        Ok(())
+        Ok(moved)
     }
 
-    async fn align(&self, repo: &RepoId, state: &State, aim: Option<&Aim>) -> Result<(), GitError> {
+    async fn align(
+        &self,
+        repo: &RepoId,
+        state: &State,
+        aim: Option<&Aim>,
+    ) -> Result<u32, GitError> {
         let alignment = Alignment {
             refs: state
                 .objects()
@@ -423,16 +459,16 @@ impl Release {
             expected: aim.map(|aim| aim.expected.clone()).unwrap_or_default(),
             incarnation: aim.map(|aim| aim.incarnation.clone()).unwrap_or_default(),
         };
-        match self.git.align(repo, alignment.clone()).await {
+        let moved = match self.git.align(repo, alignment.clone()).await {
             // It was soft-expired, or never made because the git storage was away.
             Err(GitError::NotFound) if aim.is_none() => {
                 self.make(repo).await?;
-                self.git.align(repo, alignment).await?;
+                self.git.align(repo, alignment).await?
             }
             result => result?,
-        }
+        };
         self.purgatory.note_applied(repo, state);
-        Ok(())
+        Ok(moved)
     }
 
     /// Its git data is here: the announcement is served.
@@ -458,6 +494,7 @@ impl Release {
     pub async fn promote_if_here(&self, repo: &RepoId) -> Result<(), ReleaseError> {
         let stored = self.stored_for([repo]).await?;
         self.settle(repo, Standing::Waiting, None, None, &stored)
-            .await
+            .await?;
+        Ok(())
     }
 }

@@ -187,6 +187,14 @@ impl Repositories {
         (taken, is_more)
     }
 
+    /// Some that were taken are still to be judged.
+    pub fn leave_changed(&self, identifier: &Identifier, repos: &[RepoId]) {
+        if let Some(mut project) = self.projects.get_mut(identifier) {
+            let owners = repos.iter().map(|repo| repo.owner).collect();
+            self.note_changed(identifier, &mut project, owners);
+        }
+    }
+
     /// For the start, which looks through everything: nothing is to be judged again for having been read.
     pub fn forget_changed(&self) {
         for identifier in self.changed() {

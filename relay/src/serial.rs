@@ -24,30 +24,42 @@ pub enum Turn {
     Urgent,
     /// Everything else.
     Normal,
+    /// What goes on from an earlier turn: whoever has had none goes before it.
+    Later,
 }
 
 #[derive(Debug, Default)]
 struct Lane {
-    urgent: VecDeque<oneshot::Sender<Pass>>,
-    normal: VecDeque<oneshot::Sender<Pass>>,
-    /// Urgent ones since the last normal one.
-    in_a_row: usize,
+    /// By [`Turn`].
+    queues: [VecDeque<oneshot::Sender<Pass>>; TURNS],
+    /// How many of each have gone since one behind it had its turn.
+    in_a_row: [usize; TURNS],
 }
 
-/// Urgent pieces of work that go before a normal one that waits: pushes, which anybody can begin,
+const TURNS: usize = 3;
+
+/// Pieces of work that go before one behind them that waits: pushes, which anybody can begin,
 /// do not hold up the others for ever.
-const URGENT_IN_A_ROW: usize = 8;
+const IN_A_ROW: usize = 8;
 
 impl Lane {
+    fn queue(&mut self, turn: Turn) -> &mut VecDeque<oneshot::Sender<Pass>> {
+        &mut self.queues[turn as usize]
+    }
+
     fn next(&mut self) -> Option<oneshot::Sender<Pass>> {
-        if self.in_a_row < URGENT_IN_A_ROW || self.normal.is_empty() {
-            self.in_a_row += 1;
-            if let Some(urgent) = self.urgent.pop_front() {
-                return Some(urgent);
+        for turn in 0..TURNS {
+            let others_wait = self.queues[turn + 1..]
+                .iter()
+                .any(|queue| !queue.is_empty());
+            if self.in_a_row[turn] >= IN_A_ROW && others_wait {
+                self.in_a_row[turn] = 0;
+            } else if let Some(next) = self.queues[turn].pop_front() {
+                self.in_a_row[turn] += usize::from(others_wait);
+                return Some(next);
             }
         }
-        self.in_a_row = 0;
-        self.normal.pop_front()
+        None
     }
 }
 
@@ -122,10 +134,7 @@ impl Serial {
                 let lane = occupied.get_mut().get_mut();
                 let lane = lane.unwrap_or_else(PoisonError::into_inner);
                 let (sender, receiver) = oneshot::channel();
-                match turn {
-                    Turn::Urgent => lane.urgent.push_back(sender),
-                    Turn::Normal => lane.normal.push_back(sender),
-                }
+                lane.queue(turn).push_back(sender);
                 Some(receiver)
             }
         };
@@ -180,7 +189,7 @@ mod tests {
     fn queued(serial: &Serial, identifier: &Identifier) -> usize {
         serial.lanes.get(identifier).map_or(0, |lane| {
             let lane = lane.lock().unwrap();
-            lane.urgent.len() + lane.normal.len()
+            lane.queues.iter().map(VecDeque::len).sum()
         })
     }
 
@@ -257,10 +266,8 @@ mod tests {
             tokio::task::yield_now().await;
         }
         let mut waiting = Vec::new();
-        for (n, turn) in [Turn::Normal, Turn::Normal, Turn::Urgent]
-            .into_iter()
-            .enumerate()
-        {
+        let turns = [Turn::Later, Turn::Normal, Turn::Normal, Turn::Urgent];
+        for (n, turn) in turns.into_iter().enumerate() {
             let (behind, x, order) = (serial.clone(), x.clone(), order.clone());
             waiting.push(tokio::spawn(async move {
                 let work = async move { order.lock().unwrap().push(n) };
@@ -276,6 +283,30 @@ mod tests {
         for one in waiting {
             one.await.unwrap();
         }
-        assert_eq!(*order.lock().unwrap(), [2, 0, 1]);
+        assert_eq!(*order.lock().unwrap(), [3, 1, 2, 0]);
+    }
+
+    #[test]
+    fn nobody_is_held_up_for_ever() {
+        let mut lane = Lane::default();
+        for turn in [Turn::Urgent, Turn::Normal, Turn::Later] {
+            for _ in 0..100 {
+                lane.queue(turn).push_back(oneshot::channel().0);
+            }
+        }
+        let mut waited = [0_usize; TURNS];
+        while lane.queues.iter().all(|queue| !queue.is_empty()) {
+            let before = lane.queues.each_ref().map(VecDeque::len);
+            lane.next().unwrap();
+            for (turn, waited) in waited.iter_mut().enumerate() {
+                match lane.queues[turn].len() < before[turn] {
+                    true => *waited = 0,
+                    false => *waited += 1,
+                }
+                assert!(*waited <= (IN_A_ROW + 1).pow(2), "turn {turn}");
+            }
+        }
+        while lane.next().is_some() {}
+        assert!(lane.queues.iter().all(VecDeque::is_empty));
     }
 }

@@ -101,6 +101,8 @@ impl Admit {
                 repositories.set(&announcement, Standing::Active);
                 tell_what_is_dropped(before.as_ref(), &announcement);
                 self.settle_after(repo).await;
+                // Whose events belonged to nothing when it came back may count for it now.
+                self.release.holding.returns(repo);
                 self.hunt_on(repo, origin);
                 return Ok(verdict);
             }

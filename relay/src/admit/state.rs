@@ -175,8 +175,8 @@ impl Admit {
                 return Ok(false);
             }
             let released = self.release.state(state, None, None).await?;
-            if let Some(so_far) = released.more {
-                let state = state.clone();
+            if released.more.is_some() {
+                let (state, so_far) = (state.clone(), released.more);
                 go_on(&self.release, &self.serial, GoOn { state, so_far });
             }
             Ok::<_, ReleaseError>(released.served)

@@ -592,7 +592,8 @@ impl PushService {
             match refusal(released.map_err(Failed::from))? {
                 Ok(released) => {
                     answer.fulfilled = Some(state.id());
-                    if let Some(so_far) = released.more {
+                    if released.more.is_some() {
+                        let so_far = released.more;
                         go_on(&self.release, &self.serial, GoOn { state, so_far });
                     }
                 }

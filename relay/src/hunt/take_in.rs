@@ -121,8 +121,8 @@ async fn release_some(
         let result = match &one {
             Satisfied::State(state) => match release.state(state, None, None).await {
                 Ok(released) => {
-                    if let Some(so_far) = released.more {
-                        let state = state.clone();
+                    if released.more.is_some() {
+                        let (state, so_far) = (state.clone(), released.more);
                         go_on(&release, &serial, GoOn { state, so_far });
                     }
                     Ok(())

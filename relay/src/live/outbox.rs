@@ -3,7 +3,8 @@
 //! Two kinds of senders fill it. Live events are put in at once or not at all: if they find no room,
 //! the connection is over, and its client is told. Everything else (answers from the store, `OK`,
 //! `NOTICE`) waits for room, and is let in only while the queue is short, so that a long answer
-//! never takes the place that live events need.
+//! never takes the place that live events need. Live events that are held until an answer is complete do not
+//! make the queue longer: the answer would wait for itself.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -176,6 +177,8 @@ struct State {
     /// Live events of subscriptions whose stored events are still being sent.
     held: HashMap<u64, Vec<(EventId, Outgoing)>>,
     held_messages: usize,
+    held_bytes: usize,
+    /// All of them, those that are held included.
     bytes: usize,
     ending: Option<Farewell>,
 }
@@ -186,7 +189,7 @@ impl State {
     }
 
     fn has_room(&self) -> bool {
-        self.messages() < ANSWER_MESSAGES && self.bytes < ANSWER_BYTES
+        self.queue.len() < ANSWER_MESSAGES && self.bytes - self.held_bytes < ANSWER_BYTES
     }
 
     fn push(&mut self, message: Outgoing) {
@@ -205,13 +208,16 @@ impl State {
         self.queue = VecDeque::new();
         self.held = HashMap::new();
         self.held_messages = 0;
+        self.held_bytes = 0;
         self.bytes = 0;
     }
 
     fn unhold(&mut self, subscription: u64) -> Vec<(EventId, Outgoing)> {
         let held = self.held.remove(&subscription).unwrap_or_default();
+        let bytes: usize = held.iter().map(|(_, m)| m.bytes()).sum();
         self.held_messages -= held.len();
-        self.bytes -= held.iter().map(|(_, m)| m.bytes()).sum::<usize>();
+        self.held_bytes -= bytes;
+        self.bytes -= bytes;
         held
     }
 }
@@ -253,6 +259,7 @@ impl Outbox {
             let bytes = message.bytes();
             held.push((id, message));
             state.held_messages += 1;
+            state.held_bytes += bytes;
             state.bytes += bytes;
             return;
         }
@@ -471,6 +478,26 @@ mod tests {
         assert!(!outbox.release(7, text("eose"), &HashSet::new()));
         assert_eq!(outbox.state().bytes, 0);
         assert_eq!(outbox.state().held_messages, 0);
+    }
+
+    #[test]
+    fn an_answer_does_not_wait_for_the_live_events_that_wait_for_it() {
+        let large = "x".repeat(ANSWER_BYTES);
+        for (count, live) in [(ANSWER_MESSAGES, "x"), (1, large.as_str())] {
+            let outbox = Outbox::new();
+            outbox.hold(7);
+            for number in (0..=u8::MAX).take(count) {
+                outbox.live(7, id(number), text(live));
+            }
+            assert_eq!(outbox.say(text("stored")).now_or_never(), Some(true));
+            assert_eq!(outbox.try_next(), Next::Send(text("stored")));
+            assert!(outbox.release(7, text("eose"), &HashSet::new()));
+            assert_eq!(outbox.try_next(), Next::Send(text("eose")));
+            assert_eq!(outbox.say(text("more")).now_or_never(), None);
+            while outbox.try_next() != Next::Idle {}
+            let state = outbox.state();
+            assert_eq!((state.bytes, state.held_bytes), (0, 0));
+        }
     }
 
     #[test]

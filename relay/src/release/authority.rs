@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use grasp_proto::words::{Identifier, RepoId};
 
-use super::{ALIGNED_A_TURN, Release, ReleaseError, stored::StoredFor};
+use super::{ALIGNED_A_TURN, REFS_A_TURN, Release, ReleaseError, stored::StoredFor};
 use crate::{
     nip34::state::State, policy::satisfiable::latest, purgatory::applied::AppliedState,
     repository::Standing, store::StoreError,
@@ -70,14 +70,15 @@ impl Release {
     /// maintainers changed.
     pub async fn realign(&self, repo: &RepoId) -> Result<(), ReleaseError> {
         match self.latest_stored(repo).await? {
-            Some(state) => self.realign_to(repo, &state).await,
+            Some(state) => self.realign_to(repo, &state).await.map(drop),
             None => Ok(()),
         }
     }
 
-    async fn realign_to(&self, repo: &RepoId, state: &State) -> Result<(), ReleaseError> {
+    /// Gives how many refs moved.
+    async fn realign_to(&self, repo: &RepoId, state: &State) -> Result<u32, ReleaseError> {
         match self.retains_a_later_state(repo, state).await? {
-            true => Ok(()),
+            true => Ok(0),
             false => Ok(self.align(repo, state, None).await?),
         }
     }
@@ -91,15 +92,22 @@ impl Release {
         }
         trusting.truncate(ALIGNED_A_TURN);
         let repos: Vec<RepoId> = trusting.into_iter().map(|(repo, _)| repo).collect();
-        self.judge_again(&repos).await;
+        let left = self.judge_again(&repos).await;
+        if let Some(repo) = left.first() {
+            self.unfinished.insert(repo.identifier.clone(), ());
+        }
     }
 
     /// Judges every repository under an identifier again whose maintainers have changed, whatever changed
     /// them. Those there is no room for in this turn have theirs soon ([`crate::sweep`]).
     pub async fn judge_changed_sets(&self, identifier: &Identifier) -> ChangedSets {
-        let (changed, is_more) = self.repositories.take_changed(identifier, ALIGNED_A_TURN);
+        let (changed, mut is_more) = self.repositories.take_changed(identifier, ALIGNED_A_TURN);
         let mut may_release = false;
-        self.judge_again(&changed).await;
+        let left = self.judge_again(&changed).await;
+        if !left.is_empty() {
+            self.repositories.leave_changed(identifier, left);
+            is_more = true;
+        }
         for repo in &changed {
             may_release |= self.authorises_what_waits(repo);
         }
@@ -129,35 +137,47 @@ impl Release {
         authors.any(|author| !states.by_author(&repo.identifier, &author).is_empty())
     }
 
-    /// Judges repositories of one identifier again.
-    async fn judge_again(&self, repos: &[RepoId]) {
-        let Some(first) = repos.first() else { return };
+    /// Judges repositories of one identifier again. Gives those that this turn has no room for.
+    async fn judge_again<'a>(&self, repos: &'a [RepoId]) -> &'a [RepoId] {
+        let Some(first) = repos.first() else {
+            return &[];
+        };
         let what = "a repository was not aligned";
         let stored = match self.stored_for(repos).await {
             Ok(stored) => stored,
-            Err(error) => return self.note(&first.identifier, &error.into(), what),
+            Err(error) => {
+                self.note(&first.identifier, &error.into(), what);
+                return &[];
+            }
         };
-        for repo in repos {
+        let mut moved = 0_u32;
+        for (at, repo) in repos.iter().enumerate() {
+            if moved >= REFS_A_TURN {
+                return &repos[at..];
+            }
             let result = match self.repositories.standing(repo) {
                 Some(Standing::Active) => self.judge_served(repo, &stored).await,
                 Some(standing @ Standing::Waiting) => {
                     self.settle(repo, standing, None, None, &stored).await
                 }
-                _ => Ok(()),
+                _ => Ok(0),
             };
-            if let Err(error) = result {
-                self.note(&repo.identifier, &error, what);
+            match result {
+                Ok(refs) => moved = moved.saturating_add(refs),
+                Err(error) => self.note(&repo.identifier, &error, what),
             }
         }
+        &[]
     }
 
-    async fn judge_served(&self, repo: &RepoId, stored: &StoredFor) -> Result<(), ReleaseError> {
+    async fn judge_served(&self, repo: &RepoId, stored: &StoredFor) -> Result<u32, ReleaseError> {
         let shown = self.purgatory.applied_state(repo);
-        let latest = stored.latest(repo);
+        let (latest, mut moved) = (stored.latest(repo), 0);
         // Of a thousand that one announcement changes the sets of, few show other refs for it.
         if let Some(state) = latest.filter(|state| shown != Some(AppliedState::from(state))) {
-            self.realign_to(repo, &state).await?;
+            moved = self.realign_to(repo, &state).await?;
         }
-        self.put_stored_pull_requests(repo, stored).await
+        self.put_stored_pull_requests(repo, stored).await?;
+        Ok(moved)
     }
 }

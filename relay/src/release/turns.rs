@@ -52,22 +52,25 @@ pub fn go_on(release: &Release, serial: &Serial, from: GoOn) {
     tokio::spawn(async move {
         let GoOn { state, so_far } = from;
         let identifier = state.identifier.clone();
-        let mut more = Some(so_far);
-        while let Some(so_far) = more {
+        let mut so_far = so_far;
+        loop {
             let (worker, state) = (release.clone(), state.clone());
             let work = async move {
                 // It may have been deleted, or taken over by another way, since the last turn.
                 match worker.is_kept(&state.id()).await? {
-                    true => worker.state(&state, None, Some(&so_far)).await,
+                    true => worker.state(&state, None, so_far.as_ref()).await,
                     false => Ok(Released::NOTHING),
                 }
             };
-            match serial.run(&identifier, Turn::Normal, work).await {
-                Ok(released) => more = released.more,
+            match serial.run(&identifier, Turn::Later, work).await {
+                Ok(Released {
+                    more: Some(more), ..
+                }) => so_far = Some(more),
+                Ok(_) => break,
                 Err(error) => {
                     // It is still in purgatory: the next release begins anew.
                     release.note(&identifier, &error, "a release stopped half-way");
-                    more = None;
+                    break;
                 }
             }
         }

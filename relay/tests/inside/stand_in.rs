@@ -322,7 +322,7 @@ impl Git for StandIn {
         &'a self,
         repo: &'a RepoId,
         alignment: Alignment,
-    ) -> BoxFuture<'a, Result<(), GitError>> {
+    ) -> BoxFuture<'a, Result<u32, GitError>> {
         self.answer(move |world| {
             if world.broken.contains(repo) {
                 return Err(GitError::Refused("it is broken".to_owned()));
@@ -352,11 +352,15 @@ impl Git for StandIn {
             {
                 return Err(GitError::Refused(format!("{name} has no object")));
             }
+            let before = repo.refs.clone();
             repo.refs
                 .retain(|name, _| matches!(name.kind(), RefKind::Nostr(_)));
             repo.refs.extend(alignment.refs);
             repo.head = alignment.head.or(repo.head.take());
-            Ok(())
+            let names: BTreeSet<&RefName> = before.keys().chain(repo.refs.keys()).collect();
+            let moved = names.into_iter();
+            let moved = moved.filter(|name| before.get(*name) != repo.refs.get(*name));
+            Ok(u32::try_from(moved.count()).unwrap_or(u32::MAX))
         })
     }
 

@@ -551,6 +551,34 @@ async fn whose_latest_state_another_change_takes_away_follows_turn_by_turn() {
 }
 
 #[tokio::test]
+async fn of_a_state_of_many_refs_each_repository_has_a_turn_and_its_authors_is_the_first() {
+    let inside = Inside::new().await;
+    inside.git.bring(&identifier("x"), &[oid(1), oid(2)]);
+    let crowd: Vec<u8> = (1..=5).collect();
+    inside.waits(&announcement(250, "x", 10, &crowd)).await;
+    inside.served(&state(250, "x", 10, &[("main", 1)])).await;
+    for seed in &crowd {
+        inside.served(&announcement(*seed, "x", 10, &[250])).await;
+    }
+    let names: Vec<String> = (0..1200).map(|n| format!("b{n}")).collect();
+    let many: Vec<(&str, u8)> = names.iter().map(|name| (name.as_str(), 2)).collect();
+    let aligned = || inside.git.world().aligned;
+    let before = aligned();
+    inside.served(&state(250, "x", 20, &many)).await;
+    assert_eq!(aligned() - before, 1);
+    assert_eq!(inside.git.refs_of(repo(250, "x")).len(), 1200);
+    // What nobody waited for in a turn of its own comes between.
+    inside.waits(&announcement(9, "x", 10, &[])).await;
+    assert!(!inside.release.going_on.is_empty());
+    while !inside.release.going_on.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    for seed in &crowd {
+        assert_eq!(inside.git.refs_of(repo(*seed, "x")).len(), 1200);
+    }
+}
+
+#[tokio::test]
 async fn an_earlier_version_waits_no_more_once_a_later_one_is_served() {
     let inside = Inside::new().await;
     inside.active(1, "x", &[]).await;

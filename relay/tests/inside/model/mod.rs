@@ -223,7 +223,7 @@ fn a_script_is_read_as_it_was_written() {
 }
 
 /// The shortest that were found for faults, most of them made on purpose.
-const KEPT: [(&str, &str); 9] = [
+const KEPT: [(&str, &str); 10] = [
     (
         "an older state is taken",
         "
@@ -333,6 +333,23 @@ const KEPT: [(&str, &str); 9] = [
         4: state 3/x @14 dev=101
         offer 1/x 5=101
         5: pr 5 @12 for 1/x at 101
+        ",
+    ),
+    (
+        "what is held of who does not count goes on being held when he counts again",
+        "
+        6: announce 2/x @6 here roles m1:since
+        7: state 2/x @13 main=101
+        8: announce 3/x @14 here roles M1 fork
+        21: state 3/x @19 main=101 dev=5
+        push 3/x dev=5 main=101
+        31: announce 1/x @27 elsewhere maintainers 4
+        46: state 1/x @36 main=5
+        47: announce 2/x @37 elsewhere
+        48: announce 4/x @32 here roles m3
+        54: announce 3/x @42 elsewhere maintainers 1,2
+        56: announce 2/x @42 here maintainers 3
+        60: announce 2/x @43 here maintainers 3,4
         ",
     ),
 ];
