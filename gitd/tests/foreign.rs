@@ -239,6 +239,7 @@ async fn what_another_server_left_is_moved_aside_rather_than_deleted() {
 async fn refused(service: &Service, repo: &RepoId, word: &str) {
     let request = CreateRequest {
         repository: Some(repo.into()),
+        ..CreateRequest::default()
     };
     let answer = service.git.clone().create(request).await.unwrap_err();
     assert_eq!(answer.code(), Code::FailedPrecondition, "{answer}");

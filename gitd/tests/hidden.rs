@@ -15,8 +15,8 @@ use std::{
 use common::*;
 use grasp_proto::{
     contract::git::{
-        Grant, RestoreRequest, RetireRequest, StorePackRequest, StorePackResponse, Withheld,
-        WithholdRequest, store_pack_request::Part,
+        CreateRequest, Grant, RestoreRequest, RetireRequest, ShownBefore, StorePackRequest,
+        StorePackResponse, Withheld, WithholdRequest, store_pack_request::Part,
     },
     transport::Role,
     words::{Oid, RepoId},
@@ -537,6 +537,40 @@ async fn what_is_withheld_or_retired_is_told_to_nobody() {
         .await
         .unwrap();
     attempt(true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repository_that_was_taken_away_may_show_what_it_showed_and_nobody_else_may() {
+    let stage = Stage::set().await;
+    let (service, owner) = (&stage.service, &stage.owner);
+    let main = [("refs/heads/main", stage.base)];
+    let make = async |repo: &RepoId, oids: &[Oid]| {
+        let shown = |oid: &Oid| ShownBefore {
+            oid: oid.as_bytes().to_vec(),
+            event: Vec::new(),
+        };
+        let request = CreateRequest {
+            repository: Some(repo.into()),
+            shown_before: oids.iter().map(shown).collect(),
+        };
+        service.git.clone().create(request).await.unwrap();
+    };
+    std::fs::remove_dir_all(service.view(owner)).unwrap();
+    // It was not made for this: what it says does not count.
+    make(&stage.stranger, &[stage.base]).await;
+    make(owner, &[]).await;
+    for repo in [owner, &stage.stranger] {
+        let refused = service.align(repo, &main, &[]).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
+    }
+    std::fs::remove_dir_all(service.view(owner)).unwrap();
+    make(owner, &[stage.base, Oid::from_bytes([7; 20])]).await;
+    let refused = service.align(&stage.stranger, &main, &[]).await;
+    assert!(refused.is_err());
+    service.align(owner, &main, &[]).await.unwrap();
+    stage.nothing_is_shown().await;
+    let directory = service.directory.path();
+    git(directory, &["clone", "-q", &service.url(owner), "clone"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

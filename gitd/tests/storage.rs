@@ -614,6 +614,7 @@ async fn what_is_of_another_kind_is_not_adopted() {
     for repo in [&other, &shallow] {
         let request = grasp_proto::contract::git::CreateRequest {
             repository: Some(repo.into()),
+            ..Default::default()
         };
         let refused = service.git.clone().create(request).await.unwrap_err();
         assert_eq!(refused.code(), Code::FailedPrecondition);

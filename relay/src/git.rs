@@ -10,7 +10,7 @@ use futures::{StreamExt, future::BoxFuture, stream::BoxStream};
 use grasp_proto::{
     contract::git::{self as wire, repositories_client::RepositoriesClient},
     transport::{AuthorizedChannel, Endpoint, Token},
-    words::{Address, Identifier, Npub, Oid, RefName, RepoId},
+    words::{Address, EventId, Identifier, Npub, Oid, RefName, RepoId},
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -99,6 +99,14 @@ pub type SnapshotAnswers = BoxStream<'static, Result<wire::snapshot_response::An
 pub trait Git: Send + Sync + 'static {
     /// Makes a repository if it is not there; gives its incarnation.
     fn create<'a>(&'a self, repo: &'a RepoId) -> BoxFuture<'a, Result<String, GitError>>;
+
+    /// Makes one that somebody took away. What it showed, of pull requests and of branches and tags, it may
+    /// show again.
+    fn make_again<'a>(
+        &'a self,
+        repo: &'a RepoId,
+        shown_before: &'a BTreeSet<(Oid, Option<EventId>)>,
+    ) -> BoxFuture<'a, Result<(), GitError>>;
 
     /// Moves a repository aside that was served once.
     fn retire<'a>(&'a self, repo: &'a RepoId) -> BoxFuture<'a, Result<(), GitError>>;
@@ -288,8 +296,32 @@ impl Git for Gitd {
         let mut client = self.client.clone();
         let repository = Some(repo.into());
         Box::pin(async move {
-            let answer = client.create(wire::CreateRequest { repository }).await?;
+            let request = wire::CreateRequest {
+                repository,
+                shown_before: Vec::new(),
+            };
+            let answer = client.create(request).await?;
             Ok(answer.into_inner().incarnation)
+        })
+    }
+
+    fn make_again<'a>(
+        &'a self,
+        repo: &'a RepoId,
+        shown_before: &'a BTreeSet<(Oid, Option<EventId>)>,
+    ) -> BoxFuture<'a, Result<(), GitError>> {
+        let mut client = self.client.clone();
+        let shown = |(oid, event): &(Oid, Option<EventId>)| wire::ShownBefore {
+            oid: oid.as_bytes().to_vec(),
+            event: event.map_or_else(Vec::new, |event| event.as_bytes().to_vec()),
+        };
+        let request = wire::CreateRequest {
+            repository: Some(repo.into()),
+            shown_before: shown_before.iter().map(shown).collect(),
+        };
+        Box::pin(async move {
+            client.create(request).await?;
+            Ok(())
         })
     }
 

@@ -467,6 +467,10 @@ pub async fn run_on_locked_data(
             disks: disks.clone(),
         }),
         patience: Patience::default(),
+        missed: {
+            let release = release.clone();
+            Arc::new(move |repo| release.is_missed(repo))
+        },
     };
     standing.is_up(face.ready.clone());
     let joined = Standing::showing(Role::Relay, stop.clone(), http::metrics_of_all(&config));

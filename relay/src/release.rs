@@ -175,6 +175,14 @@ impl Release {
         }
     }
 
+    /// gitd does not have a repository that was asked for. If it is served, that is seen to within seconds
+    /// ([`crate::hunt::heal`]).
+    pub fn is_missed(&self, repo: &RepoId) {
+        if self.repositories.standing(repo) == Some(Standing::Active) {
+            self.unfinished.insert(repo.identifier.clone(), ());
+        }
+    }
+
     /// Says why something under an identifier was not done, and has it tried again if that may
     /// help.
     pub fn note(&self, identifier: &Identifier, error: &ReleaseError, what: &str) {

@@ -2,7 +2,9 @@
 
 use std::{fs, process::Output};
 
-use crate::support::{Client, Keys, Project, Repo, Service, events, soon};
+use crate::support::{
+    Client, Keys, Project, Repo, Service, events, events::pull_request, git, soon, until,
+};
 
 async fn run(service: &Service, arguments: &[&str]) -> Output {
     let command = tokio::process::Command::from(service.command(arguments))
@@ -193,4 +195,76 @@ async fn a_full_disk_refuses_what_is_new_with_words_and_goes_on_by_itself() {
     assert_eq!(service.get("/readyz").await.unwrap().text(), "ready\n");
     service.kill();
     drop(mounted);
+}
+
+/// A repository that is served, and the ref of a pull request in it.
+async fn with_pull_request(service: &Service, client: &mut Client) -> Project {
+    let project = Project::active(service, client, "taken").await;
+    project
+        .repo
+        .git(&["checkout", "-q", "-b", "topic"])
+        .await
+        .good();
+    let commit = project.repo.commit().await;
+    let contributor = Keys::generate();
+    let request = pull_request(&project.coordinate(), &commit).sign(&contributor);
+    client.publish(&request).await.waits();
+    let spec = format!("topic:refs/nostr/{}", request.id.to_hex());
+    project.push(service, &[&spec]).await.good();
+    let repo = &project.repo;
+    repo.git(&["checkout", "-q", "main"]).await.good();
+    repo.git(&["branch", "-q", "-D", "topic"]).await.good();
+    project
+}
+
+#[tokio::test]
+async fn a_repository_that_was_taken_from_the_disk_is_there_again() {
+    let service = Service::start().await;
+    let mut client = Client::connect(&service).await;
+    let project = with_pull_request(&service, &mut client).await;
+    let shown = git::ls_remote(&project.url(&service)).await;
+    assert!(shown.iter().any(|(name, _)| name.contains("refs/nostr/")));
+    let path = Service::repository_path(&project.owner, &project.identifier);
+    let view = service
+        .directory()
+        .join("git")
+        .join(path.trim_start_matches('/'));
+    for _ in 0..2 {
+        fs::remove_dir_all(&view).unwrap();
+        until("it shows what it showed", || async {
+            project.hosted(&service).await && git::ls_remote(&project.url(&service)).await == shown
+        })
+        .await;
+        let (_, out) = Repo::clone(&project.url(&service), &[]).await;
+        out.good();
+        project.repo.commit().await;
+        project.update(&service, &mut client, &["main"]).await;
+        project
+            .repo
+            .git(&["reset", "-q", "--hard", "HEAD~1"])
+            .await
+            .good();
+        let back = project.state().await.sign(&project.owner);
+        client.publish(&back).await.served();
+    }
+}
+
+#[tokio::test]
+async fn a_repository_that_was_taken_with_its_pool_is_pushed_again() {
+    let service = Service::start().await;
+    let mut client = Client::connect(&service).await;
+    let project = Project::active(&service, &mut client, "taken").await;
+    let refs = project.remote_refs(&service).await;
+    let data = service.directory().join("git");
+    let path = Service::repository_path(&project.owner, &project.identifier);
+    fs::remove_dir_all(data.join(path.trim_start_matches('/'))).unwrap();
+    fs::remove_dir_all(data.join(".pools")).unwrap();
+    until("it can be pushed to", || async {
+        project.hosted(&service).await
+    })
+    .await;
+    project.push(&service, &["main"]).await.good();
+    assert_eq!(project.remote_refs(&service).await, refs);
+    let (_, out) = Repo::clone(&project.url(&service), &[]).await;
+    out.good();
 }

@@ -56,7 +56,7 @@ const USUAL: Bounds = Bounds {
     handles: 64,
 };
 
-fn attacks() -> [Attack; 12] {
+fn attacks() -> [Attack; 13] {
     attacks! {
         "packs_that_are_bombs": git_attacks::bombs, USUAL;
         "deltas_of_deltas": git_attacks::delta_chain, USUAL;
@@ -69,6 +69,7 @@ fn attacks() -> [Attack; 12] {
         "subscribers_who_do_not_read": relay_attacks::slow_subscribers, Bounds { disk_bytes: 96 * MB, ..USUAL };
         "events_of_strangers": relay_attacks::strangers, Bounds { disk_bytes: 32 * MB, ..USUAL };
         "announcements_of_many_urls": relay_attacks::many_urls, Bounds { disk_bytes: 32 * MB, ..USUAL };
+        "states_that_move_thousands_of_refs_of_many": relay_attacks::swapped_refs, USUAL;
         "events_that_nobody_signed": relay_attacks::forged, USUAL;
     }
 }

@@ -230,3 +230,34 @@ pub async fn forged(stage: &Stage) {
     let all = sockets(&stage.service, scaled(20)).await;
     join_all(all.into_iter().map(send_all)).await;
 }
+
+/// Owners who follow the attacker's states.
+const FOLLOWERS: usize = 12;
+/// Refs of a state.
+const SWAPPED: usize = 2_500;
+
+/// States that make a directory of each of thousands of refs, and a ref of each such directory, in many
+/// repositories of the neighbour's identifier.
+pub async fn swapped_refs(stage: &Stage) {
+    let service = &stage.service;
+    let mut client = Client::connect(service).await;
+    let lead = Project::active(service, &mut client, "neighbour").await;
+    let tip = lead.repo.oid("main").await;
+    let followers: Vec<Keys> = (0..scaled(FOLLOWERS)).map(|_| Keys::generate()).collect();
+    let named: Vec<&Keys> = followers.iter().collect();
+    let mut socket = socket(service).await;
+    let invitation = lead.announcement(service).maintainers(&named);
+    assert!(publish(&mut socket, &invitation.sign(&lead.owner)).await);
+    for follower in &followers {
+        let answer =
+            events::announcement(service, follower, "neighbour").maintainers(&[&lead.owner]);
+        assert!(publish(&mut socket, &answer.sign(follower)).await);
+    }
+    for round in 0..4 {
+        let below = ["", "/x"][round % 2];
+        let name = |number| (format!("refs/heads/a{number}{below}"), tip.clone());
+        let refs: Vec<(String, String)> = (0..SWAPPED).map(name).collect();
+        let state = events::state("neighbour", &refs).sign(&lead.owner);
+        assert!(publish(&mut socket, &state).await);
+    }
+}

@@ -3,7 +3,11 @@
 //! What changes something runs on a thread of its own: a caller that goes away does not stop it
 //! half-way.
 
-use std::{collections::HashSet, pin::Pin, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashSet},
+    pin::Pin,
+    sync::Arc,
+};
 
 use futures::Stream;
 use grasp_proto::{
@@ -21,7 +25,7 @@ use grasp_proto::{
         },
         repository,
     },
-    words::{Identifier, Npub, Oid, RefName, RepoId},
+    words::{EventId, Identifier, Npub, Oid, RefName, RepoId},
 };
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
@@ -33,6 +37,7 @@ use crate::{
         Repositories,
         change::{self, Alignment, Expected, Put},
         copied::Copier,
+        marks::ShownBefore,
         public::For,
         refs::Entry,
         retired::Incarnation,
@@ -93,14 +98,33 @@ fn expected(message: Option<Vec<u8>>) -> Result<Expected, Status> {
     })
 }
 
+fn shown_before(message: wire::ShownBefore) -> Result<ShownBefore, Status> {
+    Ok(ShownBefore {
+        oid: Oid::from_slice(&message.oid)?,
+        event: match message.event.as_slice() {
+            [] => None,
+            event => Some(EventId::from_slice(event)?),
+        },
+    })
+}
+
 #[tonic::async_trait]
 impl repositories_server::Repositories for Service {
     async fn create(
         &self,
         request: Request<CreateRequest>,
     ) -> Result<Response<CreateResponse>, Status> {
-        let repo = repository(request.into_inner().repository)?;
-        let made = self.repositories.blocking(move |r| r.create(&repo));
+        let request = request.into_inner();
+        let repo = repository(request.repository)?;
+        let shown_before: BTreeSet<ShownBefore> = request
+            .shown_before
+            .into_iter()
+            .map(shown_before)
+            .collect::<Result<_, Status>>()?;
+        let shown_before: Vec<ShownBefore> = shown_before.into_iter().collect();
+        let made = self
+            .repositories
+            .blocking(move |r| r.create(&repo, &shown_before));
         let (incarnation, created) = made.await?;
         Ok(Response::new(CreateResponse {
             incarnation,

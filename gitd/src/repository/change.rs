@@ -253,7 +253,7 @@ impl Repositories {
         let mut rubbish = Vec::new();
         let done = self.change(address, || {
             if address.is_prs() && put.signed_for {
-                self.make(address)?;
+                self.make(address, &[])?;
             }
             let done = self.put(address, put, &event);
             if done.is_err() && address.is_prs() {

@@ -36,7 +36,8 @@ pub enum Kind {
     Arrived,
     /// A push into the view brought it.
     Pushed,
-    /// The view's branches and tags led to it when it was moved aside. It is back, and shows none yet.
+    /// The view's branches and tags led to it when it was moved aside, or taken away from outside. It is back,
+    /// and shows none yet.
     Held,
     /// The ref of a pull request led to it in the view then: for that one alone.
     Offered,
@@ -77,6 +78,26 @@ pub struct Mark {
     pub event: Option<EventId>,
     /// Since when, in milliseconds since 1970.
     pub since: u64,
+}
+
+/// An object that a ref of a view led to: of a pull request, or a branch or tag.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ShownBefore {
+    /// The object.
+    pub oid: Oid,
+    /// Of which pull request the ref was, if of one.
+    pub event: Option<EventId>,
+}
+
+impl ShownBefore {
+    /// That it may be shown there again.
+    pub fn mark(&self, view: &Marker) -> Mark {
+        let kind = self.event.map_or(Kind::Held, |_| Kind::Offered);
+        Mark {
+            event: self.event,
+            ..Mark::new(kind, self.oid, Some(view))
+        }
+    }
 }
 
 impl Mark {

@@ -61,7 +61,7 @@ use self::{
     intake::IntakeLimits,
     layout::{INCARNATION, Layout, Marker, REPOSITORY},
     locks::{Closing, Locks, Upload, Uploads},
-    marks::Keep,
+    marks::{Fate, Keep, ShownBefore},
     places::Places,
     refs::Entry,
     tips::Tips,
@@ -343,14 +343,22 @@ impl Repositories {
     }
 
     /// Makes a repository if it is not there; says its incarnation and whether it was made.
-    pub fn create(&self, repo: &RepoId) -> Result<(String, bool), Error> {
+    pub fn create(
+        &self,
+        repo: &RepoId,
+        shown_before: &[ShownBefore],
+    ) -> Result<(String, bool), Error> {
         let address = repo.into();
-        self.change(&address, || self.make(&address))
+        self.change(&address, || self.make(&address, shown_before))
     }
 
     /// Makes a view if it is not there; says its incarnation and whether it was made. Under the view's
     /// lock.
-    fn make(&self, address: &Address) -> Result<(String, bool), Error> {
+    fn make(
+        &self,
+        address: &Address,
+        shown_before: &[ShownBefore],
+    ) -> Result<(String, bool), Error> {
         match self.view(address) {
             Err(Error::NotFound) => {}
             view => {
@@ -375,7 +383,12 @@ impl Repositories {
         )?;
         self.identifiers.hold(address.identifier(), || {
             let pool = pool::ensure(&self.layout, address.identifier())?;
-            pool::mark(&pool, &Marker::new(address, incarnation.clone()))?;
+            let marker = Marker::new(address, incarnation.clone());
+            pool::mark(&pool, &marker)?;
+            if !shown_before.is_empty() {
+                let marks = shown_before.iter().map(|shown| shown.mark(&marker));
+                marks::change(&pool, |_| Fate::Stays, marks.collect())?;
+            }
             rename_over_nothing(scratch, &self.layout.view(address))?;
             Ok::<_, Error>(())
         })?;

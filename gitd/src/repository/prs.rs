@@ -39,7 +39,7 @@ impl Repositories {
     pub(super) fn begin_contribution(&self, address: &Address) -> Result<Upload, Error> {
         self.change(address, || {
             let mut upload = self.uploads.begin(address).ok_or(Error::NotFound)?;
-            (upload.incarnation, _) = self.make(address)?;
+            (upload.incarnation, _) = self.make(address, &[])?;
             Ok(upload)
         })
     }

@@ -10,12 +10,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use grasp_proto::words::{Address, EventId, Oid, RefKind, RefName, RepoId};
+use grasp_proto::words::{Address, RefKind, RefName, RepoId};
 
 use super::{
     Error, Repositories, alternates, give_incarnation,
     layout::{Layout, Marker, REPOSITORY},
-    marks::{Fate, Kind, Mark, note_going},
+    marks::{Fate, ShownBefore, note_going},
     read_incarnation,
     refs::{self, Change},
     rename_over_nothing, sweep, sync_directory, throw_away, write_file,
@@ -116,23 +116,17 @@ impl Repositories {
         let git = refs::open(aside)?;
         let shown = refs::list(&git, &[""], false)?;
         let marker = Marker::new(address, incarnation.as_str().to_owned());
-        let held: BTreeSet<(Option<EventId>, Oid)> = shown
+        let held: BTreeSet<ShownBefore> = shown
             .iter()
-            .map(
-                |entry| match RefName::parse(&entry.name).map(|n| n.kind()) {
-                    Ok(RefKind::Nostr(event)) => (Some(event), entry.oid),
-                    _ => (None, entry.oid),
+            .map(|entry| ShownBefore {
+                oid: entry.oid,
+                event: match RefName::parse(&entry.name).map(|name| name.kind()) {
+                    Ok(RefKind::Nostr(event)) => Some(event),
+                    _ => None,
                 },
-            )
+            })
             .collect();
-        let held = held.into_iter().map(|(event, oid)| Mark {
-            event,
-            ..Mark::new(
-                event.map_or(Kind::Held, |_| Kind::Offered),
-                oid,
-                Some(&marker),
-            )
-        });
+        let held = held.iter().map(|shown| shown.mark(&marker));
         self.mark(address.identifier(), |_| Fate::Stays, held.collect())?;
         let gone: Vec<Change> = shown
             .into_iter()

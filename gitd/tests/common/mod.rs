@@ -375,6 +375,7 @@ impl Service {
     pub async fn create(&self, repo: &RepoId) -> String {
         let request = CreateRequest {
             repository: Some(Repository::from(repo)),
+            ..CreateRequest::default()
         };
         let answer = self.git.clone().create(request).await.unwrap();
         answer.into_inner().incarnation

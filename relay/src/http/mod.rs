@@ -80,7 +80,12 @@ pub struct Face {
     pub ready: Arc<dyn Ready>,
     /// When a websocket is taken for dead.
     pub patience: Patience,
+    /// Told of repositories that were asked for and that gitd does not have.
+    pub missed: Missed,
 }
+
+/// Told of a repository; must neither wait nor fail.
+pub type Missed = Arc<dyn Fn(&RepoId) + Send + Sync>;
 
 impl fmt::Debug for Face {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -96,6 +101,7 @@ struct Context {
     sessions: Arc<Sessions>,
     connections: Arc<Connections>,
     git: GitProxy,
+    missed: Missed,
     tasks: TaskTracker,
 }
 
@@ -121,6 +127,7 @@ pub async fn serve(face: Face, listener: TcpListener, stop: CancellationToken, g
         git,
         config: config.clone(),
         ready: face.ready,
+        missed: face.missed,
         sessions: Arc::new(Sessions::new(
             face.config,
             face.door,
@@ -394,5 +401,17 @@ async fn other(State(context): State<Context>, request: Request) -> Response {
         };
     }
     let asker = asker(&context, &request);
-    context.git.pass(request, asker).await
+    let repo = RepoId::from_url_path(path)
+        .filter(|(_, below)| GIT_PATHS.contains(below))
+        .map(|(repo, _)| repo);
+    let response = context.git.pass(request, asker).await;
+    if response.status() == StatusCode::NOT_FOUND
+        && let Some(repo) = repo
+    {
+        (context.missed)(&repo);
+    }
+    response
 }
+
+/// Where every repository has something, below its address.
+const GIT_PATHS: [&str; 3] = ["/info/refs", "/git-upload-pack", "/git-receive-pack"];

@@ -1,9 +1,9 @@
 //! Healing: every repository that is served is compared with its latest authorised state, at least
 //! once an hour. What lacks objects is hunted for; what shows something else is aligned.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
-use grasp_proto::words::{Identifier, RefKind, RefName, RepoId};
+use grasp_proto::words::{Address, Identifier, RefKind, RefName, RepoId};
 use tokio_util::sync::CancellationToken;
 
 use super::Hunt;
@@ -11,6 +11,7 @@ use crate::{
     git::{GitError, Refs},
     nip34::state::State,
     policy::satisfiable::{Wanted, satisfiable},
+    purgatory::applied::AppliedState,
     release::{Release, ReleaseError},
     repository::Standing,
     serial::{Serial, Turn},
@@ -49,6 +50,15 @@ pub async fn identifier(
             identifier: identifier.clone(),
         };
         tokio::time::sleep(PACE).await;
+        let found = match release.git.refs(&(&repo).into(), &[]).await {
+            Err(GitError::NotFound) => {
+                let (worker, gone) = (release.clone(), repo.clone());
+                let work = async move { make_again(&worker, &gone).await };
+                serial.run(identifier, Turn::Normal, work).await?;
+                Refs::default()
+            }
+            found => found?,
+        };
         let Some(state) = release.latest_stored(&repo).await? else {
             continue;
         };
@@ -58,17 +68,19 @@ pub async fn identifier(
         let mut wanted = Wanted::default();
         wanted.state(&state);
         let absent = match wanted.is_empty() {
-            true => std::collections::BTreeSet::new(),
+            true => BTreeSet::new(),
             false => release.absent(identifier, &wanted).await?,
         };
         if !satisfiable(&state, &absent) {
             lacks |= !absent.is_empty();
+            if !absent.is_empty() && !shows(&found, &state) {
+                let work = wait_again(release.clone(), state);
+                serial.run(identifier, Turn::Normal, work).await?;
+            }
             continue;
         }
-        match release.git.refs(&(&repo).into(), &[]).await {
-            Ok(found) if shows(&found, &state) => continue,
-            Ok(_) | Err(GitError::NotFound) => {}
-            Err(error) => return Err(error.into()),
+        if shows(&found, &state) {
+            continue;
         }
         let (release, queue) = (release.clone(), repo.identifier.clone());
         let work = async move {
@@ -83,6 +95,54 @@ pub async fn identifier(
         serial.run(&queue, Turn::Normal, work).await;
     }
     Ok(lacks)
+}
+
+/// In the queue of its identifier: a served repository that somebody took from the git storage is there again,
+/// and may show what it showed as far as the objects are still there. What is not is hunted for, as whatever
+/// lacks objects.
+async fn make_again(release: &Release, repo: &RepoId) -> Result<(), ReleaseError> {
+    if release.repositories.standing(repo) != Some(Standing::Active) {
+        return Ok(());
+    }
+    let address = Address::from(repo);
+    let stored = release.stored_for([repo]).await?;
+    let applied = release.purgatory.applied_state(repo);
+    let mut shown_before = BTreeSet::new();
+    if let Some(state) = stored.latest(repo)
+        && applied == Some(AppliedState::from(&state))
+    {
+        shown_before.extend(state.objects().map(|(_, oid)| (oid, None)));
+    }
+    let mut requests = Vec::new();
+    for request in stored.requests(repo) {
+        let id = request.id();
+        if let Some(commit) = request.commit
+            && release.purgatory.places.of(&id).contains(&address)
+        {
+            shown_before.insert((commit, Some(id)));
+            requests.push((id, commit));
+        }
+    }
+    tracing::warn!(%repo, "a repository that is served is not in the git storage any more: it is made again");
+    metrics::counter!("ngit_repositories_made_again_total").increment(1);
+    release.git.make_again(repo, &shown_before).await?;
+    for (id, commit) in requests {
+        release.put_ref(&address, &id, commit).await?;
+    }
+    Ok(())
+}
+
+/// In the queue of its identifier: a served state whose refs and objects are gone waits for them once more, so
+/// that whoever has them may push them.
+async fn wait_again(release: Release, state: State) -> Result<(), ReleaseError> {
+    let (id, purgatory) = (state.id(), &release.purgatory);
+    if purgatory.states.get(&id).is_none()
+        && purgatory.has_room_for(&state).is_ok()
+        && purgatory.add_state(state)
+    {
+        purgatory.keep_state(&id).await?;
+    }
+    Ok(())
 }
 
 /// Compares everything that is served, one identifier after another.

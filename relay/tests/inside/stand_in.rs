@@ -14,7 +14,7 @@ use grasp_proto::{
         git::{self, snapshot_request::Step, snapshot_response::Answer},
         repository,
     },
-    words::{Address, Identifier, Npub, Oid, RefKind, RefName, RepoId},
+    words::{Address, EventId, Identifier, Npub, Oid, RefKind, RefName, RepoId},
 };
 use grasp_relay::{
     clock::Moment,
@@ -136,6 +136,14 @@ impl Git for StandIn {
             });
             Ok(made.incarnation.clone())
         })
+    }
+
+    fn make_again<'a>(
+        &'a self,
+        repo: &'a RepoId,
+        _: &'a BTreeSet<(Oid, Option<EventId>)>,
+    ) -> BoxFuture<'a, Result<(), GitError>> {
+        Box::pin(async move { self.create(repo).await.map(drop) })
     }
 
     fn retire<'a>(&'a self, repo: &'a RepoId) -> BoxFuture<'a, Result<(), GitError>> {

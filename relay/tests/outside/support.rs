@@ -129,6 +129,7 @@ impl Service {
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let face = Face {
+            missed: Arc::new(|_| {}),
             config,
             door: door.clone(),
             live,

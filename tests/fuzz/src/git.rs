@@ -251,7 +251,7 @@ pub fn http(data: &[u8]) {
             owner: owner(),
             identifier: Identifier::parse("x").expect("a name"),
         };
-        repositories.create(&repo).expect("a repository");
+        repositories.create(&repo, &[]).expect("a repository");
         let kill = CancellationToken::new();
         let server = Arc::new(Server {
             repositories,

@@ -109,6 +109,7 @@ fn answer(data: &[u8]) -> Vec<u8> {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let face = Face {
+            missed: Arc::new(|_| {}),
             config,
             door: Arc::new(TakesAll(database.clone())),
             live: Arc::new(Live::new()),

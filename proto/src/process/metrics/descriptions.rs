@@ -77,6 +77,10 @@ pub static DESCRIPTIONS: &[(&str, &str)] = &[
     ("ngit_release_seconds", "How long it took to release what a push or a fetch completed, in seconds."),
     ("ngit_repo_bytes_total", "Bytes moved by the repositories that move the most."),
     ("ngit_repositories_active", "Repositories that are served."),
+    (
+        "ngit_repositories_made_again_total",
+        "Served repositories that were not in the git storage any more, and were made again.",
+    ),
     ("ngit_repositories_total", "Repositories that are served."),
     ("ngit_strangers_bytes", "Bytes of events stored of authors who have nothing else here, as far as they count."),
     ("ngit_sync_connection_attempts_total", "Attempts to connect to other relays, by relay and result."),
