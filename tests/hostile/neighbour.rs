@@ -72,6 +72,8 @@ impl Neighbour {
 
     /// Does everything once. All of it has to come out right.
     async fn round(&mut self, service: &Service) -> Round {
+        // A minute of rounds is more than one connection may publish.
+        self.client = Client::connect(service).await;
         let begun = Instant::now();
         let issue = events::issue(&self.project.coordinate()).sign(&self.project.owner);
         self.client.publish(&issue).await.served();
